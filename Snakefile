@@ -1,0 +1,48 @@
+# EffOPD: trains a base model, a teacher and students by on-policy distillation, with and without weight
+# extrapolation, and compares them: results/report.html. See README.md; `snakemake --cores all` runs it.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+wildcard_constraints:
+    model=r"[a-z][a-z0-9_]*",
+    run=r"[a-z][a-z0-9_]*",
+    seed=r"\d+",
+    step=r"\d+",
+    figure=r"[a-z][a-z0-9_]*",
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/models.smk"
+include: "workflow/rules/distillation.smk"
+include: "workflow/rules/extrapolation.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    write_config,
+
+
+rule all:
+    input:
+        "results/config.yaml",
+        "results/report.html",
+
+
+onstart:
+    begin_run()
+
+
+onsuccess:
+    end_run()
+
+
+onerror:
+    end_run()

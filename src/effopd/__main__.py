@@ -1,0 +1,25 @@
+"""`python -m effopd` and the `effopd` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run a verb, in a warm process where the workflow offers one (before importing anything slow)."""
+    arguments = sys.argv[1:]
+    address = os.environ.get("EFFOPD_WARM")
+    if address and "WORLD_SIZE" not in os.environ:  # the ranks of one job are processes of torch's launcher
+        from effopd.runtime.warm import run_warm
+
+        status = run_warm(address, arguments)
+        if status is not None:
+            sys.exit(status)
+    from effopd.cli import exit_now, run_verb
+
+    exit_now(run_verb(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Measuring a model on a task: sampled completions, verified, and their exact reverse KL to the teacher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from effopd.engines.base import RolloutEngine, Sampling
+from effopd.runtime.cost import cost_row
+from effopd.scoring import measure_reverse_kl
+from effopd.tasks.base import Task
+from effopd.verification import encode_prompts, verify_rollouts
+
+
+@dataclass
+class Measurement:
+    """Per-item outcomes, a row a completion: index, reward, reason, tokens, finished, reverse_kl (sum over its tokens).
+
+    `reverse_kl` is absent where no teacher was asked.
+    """
+
+    items: pd.DataFrame
+    generation_seconds: float
+    scoring_seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """Mean reward."""
+        return float(self.items["reward"].mean())
+
+    @property
+    def reverse_kl(self) -> float:
+        """Mean KL(student || teacher) per token, in nats: the average of what the loss averages."""
+        return float(self.items["reverse_kl"].sum() / self.items["tokens"].sum())
+
+    @property
+    def tokens(self) -> int:
+        return int(self.items["tokens"].sum())
+
+    def cost(self, stage: str, step: int) -> list[dict[str, Any]]:
+        """Ledger rows of what the measurement took."""
+        rows = [cost_row(f"{stage}: generate", step, self.generation_seconds, generated=self.tokens)]
+        if "reverse_kl" in self.items:
+            rows.append(cost_row(f"{stage}: score", step, self.scoring_seconds, scored=self.tokens))
+        return rows
+
+
+def measure(
+    engine: RolloutEngine,
+    task: Task,
+    tokenizer: PreTrainedTokenizerFast,
+    problems: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    indices: Sequence[int],
+    *,
+    student: PreTrainedModel | None = None,
+    teacher: PreTrainedModel | None = None,
+    batch_size: int = 0,
+) -> Measurement:
+    """Generate a completion for each problem, verify it and, given student and teacher, measure the reverse KL."""
+    started = time.perf_counter()
+    prompts = encode_prompts(tokenizer, problems)
+    rollouts = engine.generate(prompts, seeds, sampling)
+    generated = time.perf_counter()
+    items = pd.DataFrame(
+        {
+            "index": list(indices),
+            **verify_rollouts(task, tokenizer, problems, rollouts),
+            "tokens": [len(c) for c in rollouts.completions],
+            "finished": rollouts.finished,
+        }
+    )
+    if student is not None and teacher is not None:
+        pad_id = int(tokenizer.pad_token_id or 0)
+        per_token = measure_reverse_kl(student, teacher, rollouts, pad_id=pad_id, batch_size=batch_size)
+        items["reverse_kl"] = [float(row.sum(dtype=np.float64)) for row in per_token]
+    return Measurement(items, generated - started, time.perf_counter() - generated)

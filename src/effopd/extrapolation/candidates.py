@@ -1,0 +1,69 @@
+"""Candidates on one ray: current + c * (current - anchor)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+
+# What the released code's name filter catches besides the projections themselves (paper section 2).
+ATTENTION_MLP = r"\.(self_attn|mlp)\.|\.post_attention_layernorm\."
+
+
+def moving_parameters(names: Iterable[str], which: str) -> list[str]:
+    """The parameters that extrapolation moves.
+
+    `which` is "attention_mlp" (projections, q_norm, k_norm and post_attention_layernorm, as released), "all", or a
+    regular expression searched for in each name. Raises ValueError where it is no regular expression or matches none.
+    """
+    pattern = {"attention_mlp": ATTENTION_MLP, "all": ""}.get(which, which)
+    try:
+        moving = [name for name in names if re.search(pattern, name)]
+    except re.error as error:
+        raise ValueError(f"{which!r} is not a regular expression ({error})") from None
+    if not moving:
+        raise ValueError(f"{which!r} matches no parameter of the model")
+    return moving
+
+
+@torch.no_grad()
+def candidate(
+    current: Mapping[str, torch.Tensor],
+    anchor: Mapping[str, torch.Tensor],
+    coefficient: float,
+    moving: Collection[str],
+) -> dict[str, torch.Tensor]:
+    """current + coefficient * (current - anchor) for the moving parameters, the current weights for the others.
+
+    Tensors float32 of equal shapes by name; each operation rounds once to float32, so every caller gets the same bits.
+    Coefficient 0 is the current weights, -1 the anchor. Raises ValueError where names, shapes or types differ.
+    """
+    check_alike(current, anchor)
+    chosen = set(moving)
+    return {
+        name: tensor + (tensor - anchor[name]) * coefficient if name in chosen else tensor
+        for name, tensor in current.items()
+    }
+
+
+@torch.no_grad()
+def delta_norms(
+    current: Mapping[str, torch.Tensor], anchor: Mapping[str, torch.Tensor], moving: Collection[str]
+) -> dict[str, float]:
+    """Frobenius norms of the last update: of all parameters and of the moving ones, accumulated in float64."""
+    check_alike(current, anchor)
+    squares = {name: (current[name].double() - anchor[name].double()).square().sum().item() for name in current}
+    return {"all": sum(squares.values()) ** 0.5, "moving": sum(squares[name] for name in moving) ** 0.5}
+
+
+def check_alike(current: Mapping[str, torch.Tensor], anchor: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError, naming the parameters, unless both are float32 tensors of the same names and shapes."""
+    if differ := sorted(current.keys() ^ anchor.keys()):
+        raise ValueError(f"the checkpoints differ in their parameters: {', '.join(differ[:5])}")
+    for name, tensor in current.items():
+        other = anchor[name]
+        if tensor.shape != other.shape:
+            raise ValueError(f"{name} is {tuple(tensor.shape)} in one checkpoint, {tuple(other.shape)} in the other")
+        if tensor.dtype != torch.float32 or other.dtype != torch.float32:
+            raise ValueError(f"{name} is {tensor.dtype} and {other.dtype}: extrapolate float32 master weights only")

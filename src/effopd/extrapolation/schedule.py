@@ -1,0 +1,35 @@
+"""When to extrapolate."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+
+def powers_of_two(steps: int) -> list[int]:
+    """1, 2, 4, ... up to `steps`."""
+    return [1 << n for n in range(steps.bit_length())]
+
+
+def trigger_steps(setting: str | Sequence[int], steps: int) -> list[int]:
+    """The steps of a run of `steps` steps after which to extrapolate (paper section 2).
+
+    `setting` is "powers_of_two", "none" or an increasing list. Raises ValueError where it does not fit the steps: the
+    message says what to do.
+    """
+    if setting == "none":
+        return []
+    if setting == "powers_of_two":
+        if steps & (steps - 1):
+            below = 1 << (steps.bit_length() - 1)
+            raise ValueError(
+                f"triggers at powers of two need `training.steps` to be one, and it is {steps}. "
+                f"Use {below} or {2 * below}, or list the triggers."
+            )
+        return powers_of_two(steps)
+    triggers = [int(step) for step in setting]
+    if any(later <= earlier for earlier, later in itertools.pairwise(triggers)):
+        raise ValueError(f"{triggers} must increase. Sort the list and drop repeats.")
+    if triggers[-1] > steps:
+        raise ValueError(f"{triggers[-1]} is beyond the last step ({steps}). Drop it or raise `training.steps`.")
+    return triggers

@@ -1,0 +1,97 @@
+"""How far to go: searches over the coefficient, and the rule that accepts."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Score = Callable[[float], float]  # coefficient -> score of its candidate, higher is better
+
+ACCEPT: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, ">": operator.gt}
+LONGEST_STEP = 64.0  # where a line search that keeps improving stops
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate that was scored, and whether it displaced the best so far."""
+
+    coefficient: float
+    score: float
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search tried, in order, and the coefficient it ended with (0: keep the current weights)."""
+
+    trials: list[Trial]
+    coefficient: float
+    reason: str
+
+
+def search(kind: str, score: Score, current: float, coefficients: Sequence[float], accept: str) -> Outcome:
+    """Look for the coefficient to accept, given the score of the current weights.
+
+    `kind`: "first_failure" (paper section 2: in turn, until one is rejected), "all" (the best of all that are
+    accepted) or "line" (this project's, which chooses its own coefficients). Each coefficient is scored at most once,
+    and a score of NaN is never accepted.
+    """
+    tracker = _Tracker(score, current, ACCEPT[accept])
+    if kind == "first_failure":
+        reason = _first_failure(tracker, coefficients)
+    elif kind == "all":
+        for coefficient in coefficients:
+            tracker.trial(coefficient)
+        reason = "the best of all"
+    elif kind == "line":
+        reason = _line(tracker)
+    else:
+        raise ValueError(f"unknown search {kind!r}")
+    if tracker.coefficient == 0:
+        reason = "no candidate was accepted"
+    return Outcome(tracker.trials, tracker.coefficient, reason)
+
+
+class _Tracker:
+    """Keeps the best so far."""
+
+    def __init__(self, score: Score, current: float, accepts: Callable[[float, float], bool]) -> None:
+        self.score, self.best, self.accepts = score, current, accepts
+        self.coefficient = 0.0
+        self.trials: list[Trial] = []
+
+    def trial(self, coefficient: float) -> bool:
+        value = self.score(coefficient)
+        accepted = self.accepts(value, self.best)
+        self.trials.append(Trial(coefficient, value, accepted))
+        if accepted:
+            self.best, self.coefficient = value, coefficient
+        return accepted
+
+
+def _first_failure(tracker: _Tracker, coefficients: Sequence[float]) -> str:
+    for coefficient in coefficients:
+        if not tracker.trial(coefficient):
+            return f"{coefficient:g} was rejected"
+    return "every coefficient was accepted"
+
+
+def _line(tracker: _Tracker) -> str:
+    """Double while it improves, then try the midpoint; if 1 fails try a half, then steps back to the anchor.
+
+    A step back averages noise away where the learning rate is high.
+    """
+    coefficient = 1.0
+    if tracker.trial(coefficient):
+        while coefficient < LONGEST_STEP and tracker.trial(2 * coefficient):
+            coefficient *= 2
+        if coefficient >= LONGEST_STEP:
+            return "the longest step was accepted"
+        tracker.trial(1.5 * coefficient)
+        return f"{2 * coefficient:g} was rejected"
+    if tracker.trial(0.5):
+        return "1 was rejected, a half accepted"
+    if tracker.trial(-0.25):
+        tracker.trial(-0.5)
+    return "forward was rejected, back accepted"

@@ -1,0 +1,95 @@
+"""Models as Hugging Face folders, and their weights as flat dictionaries of float32 tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from effopd.runtime.artifacts import atomic_path
+from effopd.runtime.errors import ArtifactError
+
+Weights = dict[str, torch.Tensor]
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Any:
+    """No progress bar for each of hundreds of loads."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    yield
+
+
+def load_model(folder: str | Path, device: torch.device) -> PreTrainedModel:
+    """A causal language model from a local folder of safetensors, in float32, in evaluation mode.
+
+    Code that comes with a checkpoint is never run. Raises ArtifactError where the folder is not such a model.
+    """
+    with _quiet_transformers():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ArtifactError(f"{folder} is not a loadable Hugging Face model: {error}") from error
+    model = model.to(device)  # type: ignore[arg-type]  # (its wrapper hides the signature)
+    return model.eval()
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+    with _quiet_transformers():
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return tokenizer
+
+
+def save_model(model: PreTrainedModel, weights: Weights, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a folder that AutoModelForCausalLM and AutoTokenizer load."""
+    load_weights_into(model, weights)
+    with _quiet_transformers():
+        model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+
+
+def weights_of(model: torch.nn.Module) -> Weights:
+    """A copy of the trainable parameters by name, float32 on the CPU; tied parameters once."""
+    return {
+        name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in model.named_parameters()
+    }
+
+
+@torch.no_grad()
+def load_weights_into(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy weights into a model's parameters in place. Raises ArtifactError where names or shapes differ."""
+    parameters = dict(model.named_parameters())
+    if differ := sorted(parameters.keys() ^ weights.keys()):
+        raise ArtifactError(f"the weights are not this model's: {', '.join(differ[:5])} on one side only")
+    for name, parameter in parameters.items():
+        if parameter.shape != weights[name].shape:
+            raise ArtifactError(
+                f"the weights are not this model's: {name} is {tuple(weights[name].shape)}, "
+                f"not {tuple(parameter.shape)}"
+            )
+        parameter.copy_(weights[name])
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically."""
+    with atomic_path(path) as temporary:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=dict(facts or {})
+        )
+
+
+def load_tensors(path: Path) -> Weights:
+    """Read a safetensors file. Raises ArtifactError where it is damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}). Delete it and run the workflow again.") from error

@@ -1,0 +1,172 @@
+"""What the configuration amounts to: the steps at which each run stops, and the slice of it that each job depends on.
+
+Light to import (no torch): the Snakefile reads it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from effopd.config import complete, run_settings
+from effopd.extrapolation.schedule import powers_of_two, trigger_steps
+from effopd.runtime.fingerprints import canonical_json, code_digest
+
+FIGURES = ("accuracy_vs_steps", "accuracy_vs_seconds", "gate_vs_coefficient", "reverse_kl_vs_steps")
+TABLES = ("models", "evaluation", "extrapolation", "speedup", "summary")
+
+
+class Plan:
+    """A checked configuration and what follows from it."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = complete(config)
+        self.runs = {run: run_settings(self.config, run) for run in self.config["runs"]}
+        self.seeds: list[int] = self.config["seeds"]
+
+    @cache  # noqa: B019 - one plan a process
+    def triggers(self, run: str) -> tuple[int, ...]:
+        """The steps after which a run extrapolates."""
+        settings = self.runs[run]
+        return tuple(trigger_steps(settings["extrapolation"]["triggers"], settings["training"]["steps"]))
+
+    @cache  # noqa: B019
+    def boundaries(self, run: str) -> tuple[int, ...]:
+        """The steps at which a run leaves a state that is kept and evaluated: powers of two, triggers and the last."""
+        steps = self.runs[run]["training"]["steps"]
+        return tuple(sorted({*powers_of_two(steps), *self.triggers(run), steps}))
+
+    def previous_boundary(self, run: str, step: int) -> int:
+        """The boundary before a boundary; 0 is the untrained student."""
+        return max((b for b in self.boundaries(run) if b < step), default=0)
+
+    def previous_trigger(self, run: str, step: int) -> int:
+        """The trigger before a trigger; 0 is the untrained student."""
+        return max((t for t in self.triggers(run) if t < step), default=0)
+
+    def model_parent(self, name: str) -> Any:
+        """The model that a model is trained from, if any."""
+        return self.config["models"][name].get("init")
+
+    def model_stage(self, name: str) -> str:
+        return {"pretrain": "pretrain_model", "grpo": "train_rl"}[self.config["models"][name]["kind"]]
+
+    def points(self) -> list[tuple[str, int, int]]:
+        """(run, seed, step) of every state that is evaluated."""
+        return [
+            (run, seed, step) for run, seed in itertools.product(self.runs, self.seeds) for step in self.boundaries(run)
+        ]
+
+    def resolved_config(self) -> dict[str, Any]:
+        """The configuration as written to results/config.yaml: everything that results depend on."""
+        return {section: value for section, value in self.config.items() if section != "runtime"}
+
+    def spec(self, stage: str, **wildcards: Any) -> str:
+        """The canonical JSON that decides a job's result: its config slice and its code.
+
+        This one string is both what Snakemake tracks and what the command receives, so neither can differ.
+        """
+        part = getattr(self, f"_{stage}")(**wildcards)
+        return canonical_json({**part, "code": code_digest(f"effopd.stages.{stage}")})
+
+    def _make_data(self) -> dict[str, Any]:
+        return {"task": self.config["task"]}
+
+    def _pretrain_model(self, model: str) -> dict[str, Any]:
+        return {"model": self.config["models"][model], "task": self._verifier()}
+
+    _train_rl = _pretrain_model
+
+    def _train_segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
+        training = {key: value for key, value in self.runs[run]["training"].items() if key != "steps"}
+        start = self.previous_boundary(run, int(step))
+        return {"training": training, "task": self._verifier(), "seed": int(seed), "start": start, "end": int(step)}
+
+    def _evaluate_candidates(self, run: str, seed: str, step: str) -> dict[str, Any]:
+        settings = self.runs[run]
+        extrapolation = {key: value for key, value in settings["extrapolation"].items() if key != "triggers"}
+        sampling = {key: settings["training"][key] for key in ("temperature", "max_new_tokens")}
+        return {
+            "extrapolation": extrapolation,
+            "sampling": sampling,
+            "task": self._verifier(),
+            "seed": int(seed),
+            "step": int(step),
+        }
+
+    def _select_candidate(self, run: str, seed: str, step: str) -> dict[str, Any]:
+        extrapolation = self.runs[run]["extrapolation"]
+        keys = ("coefficients", "search", "accept", "anchor", "parameters")
+        return {"extrapolation": {key: extrapolation[key] for key in keys}, "seed": int(seed), "step": int(step)}
+
+    def _evaluate(self, max_new_tokens: int) -> dict[str, Any]:
+        evaluation = {k: self.config["evaluation"][k] for k in ("temperature", "samples", "seed", "batch_size")}
+        return {"evaluation": {**evaluation, "max_new_tokens": max_new_tokens}, "task": self._verifier()}
+
+    def evaluate_run_spec(self, run: str) -> str:
+        return self.spec("evaluate", max_new_tokens=self.runs[run]["training"]["max_new_tokens"])
+
+    def evaluate_model_spec(self) -> str:
+        """Models are evaluated with the longest completions that any run allows."""
+        lengths = [settings["training"]["max_new_tokens"] for settings in self.runs.values()]
+        return self.spec("evaluate", max_new_tokens=max(lengths))
+
+    def reference_teacher(self) -> str:
+        """The teacher that models are compared with: the baseline run's."""
+        return str(self.runs[self.config["evaluation"]["baseline"]]["training"]["teacher"])
+
+    def _collect_run(self, run: str, seed: str) -> dict[str, Any]:
+        return {
+            "run": run,
+            "seed": int(seed),
+            "boundaries": list(self.boundaries(run)),
+            "triggers": list(self.triggers(run)),
+        }
+
+    def _outline(self) -> dict[str, Any]:
+        """What the tables need to know of the runs."""
+        return {
+            "runs": {
+                run: {
+                    "label": self.config["runs"][run].get("label", run),
+                    "student": self.runs[run]["training"]["student"],
+                    "boundaries": list(self.boundaries(run)),
+                    "triggers": list(self.triggers(run)),
+                }
+                for run in self.runs
+            },
+            "seeds": self.seeds,
+        }
+
+    def _make_tables(self) -> dict[str, Any]:
+        evaluation = {key: self.config["evaluation"][key] for key in ("baseline", "confidence")}
+        return {**self._outline(), "models": list(self.config["models"]), "evaluation": evaluation}
+
+    def _plot_figure(self, figure: str) -> dict[str, Any]:
+        labels = {run: settings.get("label", run) for run, settings in self.config["runs"].items()}
+        return {
+            "figure": figure,
+            "options": self.config["figures"][figure],
+            "labels": labels,
+            "baseline": self.config["evaluation"]["baseline"],
+            "confidence": self.config["evaluation"]["confidence"],
+        }
+
+    def _write_config(self) -> dict[str, Any]:
+        return {"config": self.resolved_config()}
+
+    def _write_report(self) -> dict[str, Any]:
+        return {"config": self.resolved_config(), "template": _template_digest()}
+
+    def _verifier(self) -> dict[str, Any]:
+        """What of the task the verifier depends on."""
+        return {"name": self.config["task"]["name"]}
+
+
+def _template_digest() -> str:
+    import hashlib
+
+    return hashlib.sha256(Path(__file__).with_name("report.html.jinja").read_bytes()).hexdigest()[:16]

@@ -1,0 +1,120 @@
+"""Rollouts: prompts with sampled completions, ragged, as the engine made them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from effopd.runtime.artifacts import atomic_path
+
+
+@dataclass
+class Rollouts:
+    """N prompts and their completions.
+
+    Completions end with the end-of-sequence token where `finished`, and are cut at the length limit where not.
+    """
+
+    prompts: list[list[int]]  # N lists of token ids
+    completions: list[list[int]]  # N lists of token ids, none empty
+    logprobs: list[np.ndarray]  # N float32 arrays, log pi(token) under the distribution sampled from
+    finished: list[bool]  # N
+    indices: list[int] = field(default_factory=list)  # N, row of the prompt in its split
+
+    def __post_init__(self) -> None:
+        size = len(self.prompts)
+        for name in ("completions", "logprobs", "finished"):
+            if (got := len(getattr(self, name))) != size:
+                raise ValueError(f"{name} has {got} rows where there are {size} prompts")
+        self.indices = self.indices or list(range(size))
+        for row, (completion, logprobs) in enumerate(zip(self.completions, self.logprobs, strict=True)):
+            if len(completion) != len(logprobs) or not completion:
+                raise ValueError(f"rollout {row}: {len(completion)} completion tokens, {len(logprobs)} log-probs")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(len(c) for c in self.completions)
+
+    def select(self, rows: Sequence[int]) -> Rollouts:
+        def pick(values: list[Any]) -> list[Any]:
+            return [values[i] for i in rows]
+
+        return Rollouts(
+            pick(self.prompts), pick(self.completions), pick(self.logprobs), pick(self.finished), pick(self.indices)
+        )
+
+    def batches(self, size: int) -> list[Rollouts]:
+        """Fixed batches of `size` rows in order: the unit of all floating-point work on rollouts."""
+        return [self.select(range(i, min(i + size, len(self)))) for i in range(0, len(self), size)]
+
+    @staticmethod
+    def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
+        return Rollouts(*([item for part in parts for item in getattr(part, name)] for name in _COLUMNS))
+
+    def write(self, path: Path, facts: Mapping[str, str]) -> None:
+        """Write a parquet file with a row a rollout; `facts` go into its metadata."""
+        table = pa.table(
+            {
+                "prompts": pa.array(self.prompts, pa.list_(pa.int32())),
+                "completions": pa.array(self.completions, pa.list_(pa.int32())),
+                "logprobs": pa.array(self.logprobs, pa.list_(pa.float32())),
+                "finished": pa.array(self.finished, pa.bool_()),
+                "indices": pa.array(self.indices, pa.int64()),
+            },
+            metadata=dict(facts),
+        )
+        with atomic_path(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    @staticmethod
+    def read(path: Path) -> tuple[Rollouts, dict[str, str]]:
+        """The rollouts of a parquet file and its facts. Raises pyarrow.ArrowException where it is damaged."""
+        table = pq.read_table(path)
+        columns = {name: table.column(name).to_pylist() for name in _COLUMNS if name != "logprobs"}
+        logprobs = [np.asarray(row.as_py(), np.float32) for row in table.column("logprobs")]
+        facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        return Rollouts(logprobs=logprobs, **columns), facts
+
+
+_COLUMNS = ("prompts", "completions", "logprobs", "finished", "indices")
+
+
+@dataclass
+class PaddedBatch:
+    """B sequences of prompt and completion, padded on the right to T tokens.
+
+    Under causal attention nothing sees the padding behind it, so no attention mask is needed.
+    """
+
+    tokens: torch.Tensor  # int64 [B, T]
+    mask: torch.Tensor  # bool [B, T-1]; True where tokens[:, 1:] is a completion token
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """The next tokens, int64 [B, T-1]."""
+        return self.tokens[:, 1:]
+
+    def flatten(self, values: Sequence[np.ndarray]) -> torch.Tensor:
+        """Ragged per-token values as float32 [number of True in mask], in the mask's order."""
+        return torch.from_numpy(np.concatenate(values)).to(self.tokens.device)
+
+    @staticmethod
+    def of(rollouts: Rollouts, pad_id: int, device: torch.device) -> PaddedBatch:
+        lengths = [len(p) + len(c) for p, c in zip(rollouts.prompts, rollouts.completions, strict=True)]
+        tokens = np.full((len(rollouts), max(lengths)), pad_id, np.int64)
+        mask = np.zeros((len(rollouts), max(lengths) - 1), bool)
+        for row, (prompt, completion) in enumerate(zip(rollouts.prompts, rollouts.completions, strict=True)):
+            end = len(prompt) + len(completion)
+            tokens[row, :end] = prompt + completion
+            mask[row, len(prompt) - 1 : end - 1] = True
+        return PaddedBatch(torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device))

@@ -1,0 +1,1 @@
+"""How stages run, never what they compute: no module of this package is part of a fingerprint."""

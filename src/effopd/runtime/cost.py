@@ -1,0 +1,19 @@
+"""The cost ledger: what each stage call took."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def cost_row(
+    stage: str, step: int, seconds: float, *, generated: int = 0, scored: int = 0, trained: int = 0
+) -> dict[str, Any]:
+    """One row of the cost ledger: a stage call, its seconds, and the tokens it generated, scored and trained on."""
+    return {
+        "stage": stage,
+        "step": step,
+        "seconds": round(seconds, 4),
+        "generated_tokens": generated,
+        "scored_tokens": scored,
+        "trained_tokens": trained,
+    }

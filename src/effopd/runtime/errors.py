@@ -1,0 +1,34 @@
+"""Errors that a person caused and can mend: one clear line, no traceback."""
+
+from __future__ import annotations
+
+import errno
+
+
+class UserError(Exception):
+    """Bad input. The message names the key or file, the value found and the remedy."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run."""
+
+
+class ArtifactError(UserError):
+    """A results file that is missing, truncated, altered or not the one expected."""
+
+
+class DivergenceError(UserError):
+    """Training produced a number that is not finite."""
+
+
+def describe_os_error(error: OSError) -> str | None:
+    """One line for the file-system failures that users meet; None for any other OSError."""
+    place = f" ({error.filename})" if error.filename else ""
+    kept = "Everything finished so far is kept; run the same command again"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{place}. {kept} once there is space."
+    if error.errno == errno.EROFS:
+        return f"the results folder is on a read-only file system{place}. {kept} where it can be written."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"no permission to write{place}. {kept} once the permissions are mended."
+    return None

@@ -1,0 +1,29 @@
+"""What a job says while it works: plain lines on standard error, which the workflow keeps in the job's log."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+INTERVAL_SECONDS = 2.0
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Says how far a loop is, at most every two seconds, with what it found and the time left."""
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self.what, self.total, self.first = what, total, done
+        self.started = self.last = time.monotonic()
+
+    def update(self, done: int, **facts: float) -> None:
+        now = time.monotonic()
+        if done < self.total and now - self.last < INTERVAL_SECONDS:
+            return
+        self.last = now
+        left = (now - self.started) / max(1, done - self.first) * (self.total - done)
+        shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in facts.items())
+        say(f"{self.what} {done}/{self.total}" + (f" ({left:.0f} s left)" if left >= 1 else "") + f": {shown}")

@@ -1,0 +1,49 @@
+"""One run of the workflow: the claim on its results folder, and the warm server that its jobs start from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import IO, Any
+
+from effopd.runtime import warm
+from effopd.runtime.locks import claim_results
+
+_claim: IO[str] | None = None
+_server: subprocess.Popen[bytes] | None = None
+
+
+def announce(runtime: dict[str, Any]) -> None:
+    """Tell jobs how to run, through the environment: nothing of it is part of a fingerprint."""
+    os.environ["EFFOPD_DEVICE"] = runtime["device"]
+    os.environ["EFFOPD_THREADS"] = str(runtime["threads"])
+    for name, value in warm.MALLOC.items():
+        os.environ.setdefault(name, value)
+
+
+def begin(results: Path, runtime: dict[str, Any]) -> None:
+    """Claim the results folder, and start the warm server unless it is off or a GPU is used.
+
+    Raises UserError where another workflow has claimed the folder.
+    """
+    global _claim, _server
+    _claim = claim_results(results)
+    if runtime["warm"] == "off" or runtime["device"] == "cuda" or not warm.supported():
+        return
+    if runtime["warm"] == "auto" and runtime["device"] == "auto" and shutil.which("nvidia-smi"):
+        return
+    _server = warm.start_server()
+
+
+def end() -> None:
+    """Stop the warm server and give the folder back."""
+    global _claim, _server
+    if _server is not None:
+        _server.kill()
+        _server.wait()
+        _server = None
+    if _claim is not None:
+        _claim.close()
+        _claim = None

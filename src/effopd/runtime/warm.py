@@ -1,0 +1,212 @@
+"""Warm jobs: one server process loads the libraries once and forks a child for each job.
+
+Importing torch, transformers and DeepSpeed costs seconds, more than most of the jobs of a small experiment. The server
+belongs to one workflow: it dies with it, and its children with it. A job sees its own arguments, environment, folder
+and files; nothing else is shared, since nothing has computed before the fork. Linux only, and never with a GPU, whose
+driver does not survive a fork; everywhere else jobs start cold.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from typing import Any
+
+MALLOC = {  # fewer page faults: keep freed memory instead of handing it back; halves a small model's step
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+}
+LOST = 70  # exit status of a job whose warm process was lost
+_PR_SET_PDEATHSIG = 1
+
+
+def supported() -> bool:
+    return sys.platform == "linux"
+
+
+def start_server() -> subprocess.Popen[bytes]:
+    """Start the server as a child of this process and announce its address to later children in EFFOPD_WARM."""
+    address = f"effopd-{os.getpid()}-{os.urandom(8).hex()}"
+    environment = {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment.pop("EFFOPD_WARM", None)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind("\0" + address)  # abstract: leaves no file behind
+    listener.listen(128)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "effopd.runtime.warm", str(listener.fileno()), str(os.getpid())],
+        env=environment,
+        pass_fds=[listener.fileno()],
+        stdin=subprocess.DEVNULL,
+    )
+    listener.close()
+    os.environ["EFFOPD_WARM"] = address
+    return server
+
+
+def run_warm(address: str, arguments: list[str]) -> int | None:
+    """Run a verb in a fork of the server and return its exit status; None where no server answers (start cold).
+
+    If this process dies, the server ends the job.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect("\0" + address)
+    except OSError:
+        return None
+    request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    payload = json.dumps(request).encode()
+    descriptors = array.array("i", [0, 1, 2])
+    connection.sendmsg(
+        [struct.pack("!I", len(payload))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors.tobytes())]
+    )
+    connection.sendall(payload)
+    answer = _receive(connection, 4)
+    if answer is None:
+        print("error: the warm process of this job was lost; run the workflow again", file=sys.stderr)
+        return LOST
+    return int(struct.unpack("!i", answer)[0])
+
+
+def _receive(connection: socket.socket, count: int) -> bytes | None:
+    """Exactly `count` bytes, or None where the other side closed first."""
+    received = b""
+    while len(received) < count:
+        try:
+            part = connection.recv(count - len(received))
+        except ConnectionError:
+            return None
+        if not part:
+            return None
+        received += part
+    return received
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent ends, however it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(LOST)
+
+
+def _accept(listener: socket.socket) -> tuple[socket.socket, dict[str, Any], list[int]] | None:
+    """A connection of this user, its request, and its standard files; None for any other."""
+    connection, _ = listener.accept()
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", credentials)
+    if user != os.getuid():  # an abstract address can be reached by every user of the machine
+        connection.close()
+        return None
+    header, descriptors, _, _ = socket.recv_fds(connection, 4, 3)
+    payload = _receive(connection, struct.unpack("!I", header)[0]) if len(header) == 4 else None
+    if payload is None or len(descriptors) != 3:
+        connection.close()
+        return None
+    return connection, json.loads(payload), descriptors
+
+
+def _run_child(request: dict[str, Any], descriptors: list[int], server: int) -> None:
+    """What a forked child does: become the job."""
+    os.setpgid(0, 0)
+    _die_with_parent(server)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    for target, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, target)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.environ.pop("EFFOPD_WARM", None)
+    os.chdir(request["folder"])
+    sys.argv = ["effopd", *request["arguments"]]
+    from effopd.cli import exit_now, run_verb
+
+    status = 1
+    try:
+        status = run_verb(request["arguments"])
+    finally:
+        exit_now(status)
+
+
+def serve(descriptor: int, parent: int) -> None:
+    """Fork a child for each request, until the parent ends."""
+    import gc
+
+    _die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the workflow's to handle
+    listener = socket.socket(fileno=descriptor)
+    _preload()
+    gc.freeze()
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if selector.get_map().get(key.fd) is not key:
+                continue  # closed while this batch of events was handled
+            if key.fileobj is listener:
+                if (accepted := _accept(listener)) is None:
+                    continue
+                connection, request, descriptors = accepted
+                child = os.fork()
+                if child == 0:
+                    selector.close()
+                    listener.close()
+                    connection.close()
+                    _run_child(request, descriptors, os.getppid())
+                for held in descriptors:
+                    os.close(held)
+                ended = os.pidfd_open(child)
+                selector.register(ended, selectors.EVENT_READ, (child, connection, ended))
+                selector.register(connection, selectors.EVENT_READ, (child, connection, ended))
+            else:
+                child, connection, ended = key.data
+                if key.fd == ended:
+                    _, status = os.waitpid(child, 0)
+                    code = os.waitstatus_to_exitcode(status)
+                    try:
+                        connection.sendall(struct.pack("!i", 128 - code if code < 0 else code))
+                    except OSError:
+                        pass  # the client is gone; so is its job
+                    selector.unregister(ended)
+                    os.close(ended)
+                    if connection.fileno() in selector.get_map():
+                        selector.unregister(connection)
+                    connection.close()
+                else:  # the client ended first: so does its job
+                    selector.unregister(connection)
+                    _kill_group(child)
+
+
+def _kill_group(leader: int) -> None:
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            kill(leader, signal.SIGKILL)
+
+
+def _preload() -> None:
+    """Import what jobs use. Imports only: a thread or a device opened here would not survive the fork."""
+    import pandas  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)
+    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+
+    import effopd.cli
+    import effopd.stages.evaluate_candidates
+    import effopd.stages.plot_figure
+    import effopd.stages.train_rl
+    import effopd.stages.train_segment  # noqa: F401
+    from effopd.trainer import import_deepspeed
+
+    import_deepspeed()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,29 @@
+"""A run's metrics and costs in one place: a row a step, and a row a stage call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from effopd.runtime.artifacts import atomic_path, read_manifest
+from effopd.runtime.progress import say
+
+
+def collect_run(spec: dict[str, Any], run_folder: Path, out: Path) -> None:
+    """Write metrics.parquet to `out` and cost.parquet beside it, from the run's states and ledgers."""
+    metrics, costs = [], []
+    for step in spec["boundaries"]:
+        state = read_manifest(run_folder / f"state/{step}/state.json", "state")
+        metrics.append(pd.read_parquet(state.file("metrics.parquet")))
+        costs += state.recorded["cost"]
+        ledger = run_folder / f"extrapolation/{step}/ledger.json"
+        if step in spec["triggers"]:
+            costs += read_manifest(ledger, "ledger").recorded["cost"]
+    for table, path in ((pd.concat(metrics), out), (pd.DataFrame(costs), out.with_name("cost.parquet"))):
+        table.insert(0, "run", spec["run"])
+        table.insert(1, "seed", spec["seed"])
+        with atomic_path(path) as temporary:
+            table.to_parquet(temporary, index=False)
+    say(f"done: {sum(len(m) for m in metrics)} steps, {len(costs)} stage calls")

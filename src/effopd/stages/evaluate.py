@@ -1,0 +1,85 @@
+"""Evaluation of a model or state on the held-out problems: accuracy and reverse KL to the teacher."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from effopd.engines.base import Sampling
+from effopd.engines.transformers_engine import TransformersEngine
+from effopd.evaluation import measure
+from effopd.models import load_model, load_tokenizer, load_weights_into
+from effopd.randomness import seed_of
+from effopd.runtime.artifacts import atomic_path, read_manifest, write_manifest
+from effopd.runtime.progress import say
+from effopd.states import Point
+from effopd.tasks.base import build_task
+
+
+def evaluate(
+    spec: dict[str, Any],
+    *,
+    student: Path,
+    teacher: Path,
+    data: Path,
+    state: Path,
+    ledger: Path | None,
+    out: Path,
+    device: torch.device,
+) -> None:
+    """Evaluate the weights from which training goes on after `state` (a model's manifest for a model itself).
+
+    The random numbers depend on the problem alone, so all states meet the same ones. Writes the manifest `out` and the
+    per-item outcomes beside it.
+    """
+    started = time.time()
+    settings = spec["evaluation"]
+    data_manifest, teacher_manifest = read_manifest(data, "data"), read_manifest(teacher, "model")
+    point = Point.open(state, ledger)
+    problems = pd.read_parquet(data_manifest.file("test.parquet"))["problem"].tolist()
+    rows = [i for i in range(len(problems)) for _ in range(settings["samples"])]
+    seeds = [seed_of(settings["seed"], "evaluation", position) for position in range(len(rows))]
+    model, tokenizer = load_model(student.parent, device), load_tokenizer(student.parent)
+    load_weights_into(model, point.weights())
+    engine = TransformersEngine(
+        model, eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, batch_size=settings["batch_size"]
+    )
+    measured = measure(
+        engine,
+        build_task(spec["task"]),
+        tokenizer,
+        [problems[i] for i in rows],
+        seeds,
+        Sampling(settings["temperature"], settings["max_new_tokens"]),
+        rows,
+        student=model,
+        teacher=load_model(teacher.parent, device),
+        batch_size=settings["batch_size"],
+    )
+    items = out.with_suffix(".items.parquet")
+    with atomic_path(items) as temporary:
+        measured.items.to_parquet(temporary, index=False)
+    result = {
+        "step": point.step,
+        "accuracy": measured.accuracy,
+        "reverse_kl": measured.reverse_kl,
+        "completions": len(measured.items),
+        "completion_length": float(measured.items["tokens"].mean()),
+        "finished": float(measured.items["finished"].mean()),
+    }
+    parents = {"data": data_manifest.fingerprint, "teacher": teacher_manifest.fingerprint, **point.parents}
+    write_manifest(
+        out,
+        kind="evaluation",
+        spec=spec,
+        parents=parents,
+        files={items.name: items},
+        result=result,
+        cost=measured.cost("evaluation", point.step),
+        started=started,
+    )
+    say(f"done: accuracy {measured.accuracy:.3f}, reverse KL {measured.reverse_kl:.4f}")

@@ -1,0 +1,160 @@
+"""The gate: scores the current weights and, as far as the search asks, candidates on the ray of the last update."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from effopd.engines.base import Sampling
+from effopd.engines.transformers_engine import TransformersEngine
+from effopd.evaluation import measure
+from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
+from effopd.extrapolation.search import search
+from effopd.models import Weights, load_model, load_tokenizer
+from effopd.randomness import generator, seed_of
+from effopd.runtime.artifacts import read_manifest, write_manifest
+from effopd.runtime.errors import ArtifactError, ConfigError
+from effopd.runtime.progress import say
+from effopd.states import Point
+from effopd.tasks.base import build_task
+
+NEVER = -math.inf  # the score of a candidate whose metric is not finite
+
+
+def evaluate_candidates(
+    spec: dict[str, Any],
+    *,
+    student: Path,
+    teacher: Path,
+    data: Path,
+    state: Path,
+    anchor: Path,
+    anchor_ledger: Path | None,
+    out: Path,
+    device: torch.device,
+) -> None:
+    """Score candidates of the state at spec["step"] and write the manifest `out` with every gate value.
+
+    `anchor` is the state (or model) of the previous trigger and `anchor_ledger` what was accepted there.
+    """
+    started = time.time()
+    extrapolation = spec["extrapolation"]
+    data_manifest, teacher_manifest = read_manifest(data, "data"), read_manifest(teacher, "model")
+    point = Point.open(state)
+    if point.step != spec["step"]:
+        raise ArtifactError(f"{state} is at step {point.step} where step {spec['step']} is needed.")
+    current, anchor_point = point.weights(), Point.open(anchor, anchor_ledger)
+    anchor_weights = anchor_of(anchor_point, extrapolation["anchor"])
+    moving = moving_or_refuse(current, extrapolation["parameters"])
+    source = f"{extrapolation['gate']['source']}.parquet"
+    gate = _Gate(spec, pd.read_parquet(data_manifest.file(source))["problem"].tolist(), student, teacher, device)
+
+    def score(coefficient: float) -> float:
+        weights = candidate(current, anchor_weights, coefficient, moving)
+        return gate.score(weights, coefficient)
+
+    outcome = search(
+        extrapolation["search"],
+        score,
+        gate.score(current, 0.0),
+        extrapolation["coefficients"],
+        extrapolation["accept"],
+    )
+    parents = {"data": data_manifest.fingerprint, "teacher": teacher_manifest.fingerprint, **point.parents}
+    parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
+    result = {"step": spec["step"], "update_norm": delta_norms(current, anchor_weights, moving), "values": gate.values}
+    write_manifest(out, kind="candidates", spec=spec, parents=parents, result=result, cost=gate.costs, started=started)
+    tried = ", ".join(f"x{t.coefficient:g} {'accepted' if t.accepted else 'rejected'}" for t in outcome.trials)
+    say(f"done: {tried}")
+
+
+def anchor_of(point: Point, which: str) -> Weights:
+    """The weights from which the last update is measured: "accepted" or "raw" (paper section 2)."""
+    return point.weights() if which == "accepted" else point.raw_weights()
+
+
+def moving_or_refuse(weights: Weights, which: str) -> list[str]:
+    """The parameters that move. Raises ConfigError where the setting fits none of them."""
+    try:
+        return moving_parameters(weights, which)
+    except ValueError as error:
+        raise ConfigError(f"config: `extrapolation.parameters`: {error}.") from None
+
+
+class _Gate:
+    """Scores weights on the gate's problems, and remembers every value with its cost."""
+
+    def __init__(
+        self, spec: dict[str, Any], problems: list[str], student: Path, teacher: Path, device: torch.device
+    ) -> None:
+        self.spec, self.settings = spec, spec["extrapolation"]["gate"]
+        self.values: list[dict[str, Any]] = []
+        self.costs: list[dict[str, Any]] = []
+        if self.settings["metric"] in ("random", "always"):
+            return
+        chosen = generator(spec["seed"], "gate examples", self.settings["source"]).choice(
+            len(problems), self.settings["examples"], replace=False
+        )
+        self.rows = [int(i) for i in sorted(chosen) for _ in range(self.settings["samples"])]
+        self.problems = [problems[i] for i in self.rows]
+        self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(student.parent)
+        self.model = load_model(student.parent, device)
+        self.teacher = load_model(teacher.parent, device) if self.settings["metric"] == "reverse_kl" else None
+        self.engine = TransformersEngine(
+            self.model,
+            eos_id=self.tokenizer.eos_token_id,
+            pad_id=self.tokenizer.pad_token_id,
+            batch_size=len(self.rows),
+        )
+
+    def score(self, weights: Weights, coefficient: float) -> float:
+        """The score of a candidate (0: the current weights), higher is better."""
+        metric = self.settings["metric"]
+        per_item: list[float] = []
+        if metric == "always":
+            value = score = abs(coefficient)
+        elif metric == "random":
+            value = float(generator(self.spec["seed"], "random gate", self.spec["step"], f"{coefficient:g}").random())
+            score = value
+        else:
+            value, per_item = self._measure(weights, coefficient)
+            score = value if metric == "accuracy" else -value
+        finite = math.isfinite(score)
+        self.values.append(
+            {
+                "coefficient": coefficient,
+                "value": value if finite else None,
+                "score": score if finite else None,
+                "per_item": per_item if finite else [],
+            }
+        )
+        return score if finite else NEVER
+
+    def _measure(self, weights: Weights, coefficient: float) -> tuple[float, list[float]]:
+        self.engine.load_weights(weights)
+        sampling = Sampling(**self.spec["sampling"])
+        # Unpaired, each candidate has draws of its own, as in the released code.
+        draw = "paired" if self.settings["paired"] else f"{coefficient:g}"
+        seed, step = self.spec["seed"], self.spec["step"]
+        seeds = [seed_of(seed, "gate", step, draw, position) for position in range(len(self.rows))]
+        measured = measure(
+            self.engine,
+            self.task,
+            self.tokenizer,
+            self.problems,
+            seeds,
+            sampling,
+            self.rows,
+            student=self.model,
+            teacher=self.teacher,
+            batch_size=len(self.rows),
+        )
+        self.costs += [{**row, "coefficient": coefficient} for row in measured.cost("gate", step)]
+        if self.teacher is None:
+            return measured.accuracy, measured.items["reward"].tolist()
+        return measured.reverse_kl, measured.items["reverse_kl"].tolist()

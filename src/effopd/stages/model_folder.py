@@ -1,0 +1,97 @@
+"""What the stages that make a model share: training into a Hugging Face folder, and resuming a killed attempt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from effopd.models import load_weights_into, save_model, save_tensors, weights_of
+from effopd.runtime.artifacts import atomic_path, fingerprint_of, write_manifest
+from effopd.runtime.locks import exclusive
+from effopd.runtime.progress import Progress, say
+from effopd.states import ResumePoint
+from effopd.trainer import OptimizerSettings, Trainer
+
+RESUME_EVERY_SECONDS = 10.0
+
+
+def optimizer_settings(section: dict[str, Any]) -> OptimizerSettings:
+    """The optimizer that a model or training section describes."""
+    return OptimizerSettings(
+        lr=section["lr"],
+        betas=tuple(section["betas"]),
+        weight_decay=section["weight_decay"],
+        gradient_clipping=section["gradient_clipping"],
+    )
+
+
+Item = TypeVar("Item")
+
+
+def share_of(trainer: Trainer, items: Sequence[Item]) -> list[Item]:
+    """This rank's share of a batch: every n-th item. With one rank, all."""
+    return list(items[trainer.rank :: trainer.ranks])
+
+
+def train_into_folder(
+    out: Path,
+    *,
+    spec: dict[str, Any],
+    parents: dict[str, str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    train_step: Callable[[Trainer, int], dict[str, float]],
+    checkpoints: Collection[int],
+    what: str,
+    shown: Sequence[str],
+) -> None:
+    """Train a model and write it as a Hugging Face folder with the manifest `out`.
+
+    `train_step(trainer, step)` does one step (from 1) and returns its metrics, which go to training.parquet; those
+    named in `shown` are said on the way. After the steps in `checkpoints` the weights are kept as
+    checkpoints/step<n>.safetensors. A killed attempt goes on from the last resume point, a few seconds back, to bitwise
+    the same model. Under several ranks the first writes.
+    """
+    started = time.time()
+    folder, steps = out.parent, spec["model"]["steps"]
+    kept = {f"checkpoints/step{step}.safetensors": step for step in sorted(checkpoints)}
+    trainer = Trainer(model, optimizer_settings(spec["model"]))
+    first = trainer.rank == 0
+    with exclusive(folder) if first else nullcontext():
+        resume = ResumePoint(folder / "resume.safetensors", fingerprint_of("model", spec, parents))
+        rows: list[dict[str, Any]] = []
+        if saved := resume.load():
+            weights, optimizer, rows = saved
+            load_weights_into(model, weights)
+            trainer.load_optimizer_state(optimizer)
+            say(f"{what}: going on after step {len(rows)}")
+        progress = Progress(what, steps, done=len(rows))
+        last_saved = time.monotonic()
+        for step in range(len(rows) + 1, steps + 1):
+            facts = train_step(trainer, step)
+            rows.append({"step": step, **facts})
+            if not first:
+                continue
+            if step in checkpoints:
+                save_tensors(folder / f"checkpoints/step{step}.safetensors", weights_of(model))
+            progress.update(step, **{name: facts[name] for name in shown})
+            if time.monotonic() - last_saved > RESUME_EVERY_SECONDS and step < steps:
+                resume.save(weights_of(model), trainer.optimizer_state(), rows)
+                last_saved = time.monotonic()
+        if not first:
+            return
+        save_model(model, weights_of(model), tokenizer, folder)
+        with atomic_path(folder / "training.parquet") as temporary:
+            pd.DataFrame(rows).to_parquet(temporary, index=False)
+        own = {path.name: path for path in sorted(folder.glob("[!.]*.*")) if path not in (out, resume.path)}
+        files = own | {name: folder / name for name in kept}
+        result = {"steps": steps, "parameters": sum(p.numel() for p in model.parameters()), "last_step": rows[-1]}
+        write_manifest(out, kind="model", spec=spec, parents=parents, files=files, result=result, started=started)
+        resume.discard()
+        say("done: " + ", ".join(f"{name} {rows[-1][name]:.3f}" for name in shown) + f" after {steps} steps")

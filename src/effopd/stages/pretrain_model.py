@@ -1,0 +1,90 @@
+"""The base model: a small Qwen3-shaped language model, trained from scratch on the task's corpus."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+
+from effopd.losses import negative_log_likelihood, token_logprobs
+from effopd.randomness import epoch_order, seed_of
+from effopd.rollouts import PaddedBatch, Rollouts
+from effopd.runtime.artifacts import read_manifest
+from effopd.stages.model_folder import share_of, train_into_folder
+from effopd.tasks.base import build_task
+from effopd.trainer import Trainer, warmed_up
+from effopd.verification import encode_prompts
+
+FINAL_LR_SHARE = 0.05  # what the cosine decays to
+
+
+def pretrain_model(spec: dict[str, Any], data: Path, out: Path, device: torch.device) -> None:
+    """Train spec["model"] on the corpus of the data manifest and write it beside the manifest `out`."""
+    settings, corpus_manifest = spec["model"], read_manifest(data, "data")
+    tokenizer = build_task(spec["task"]).make_tokenizer()
+    corpus = pd.read_parquet(corpus_manifest.file("corpus.parquet"))
+    prompts = encode_prompts(tokenizer, corpus["prompt"].tolist())
+    eos_id = tokenizer.eos_token_id
+    completions = [[*ids, eos_id] for ids in encode_prompts(tokenizer, corpus["completion"].tolist())]
+    longest = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+    model = _new_model(settings, tokenizer, positions=4 * longest)
+    model.to(device)  # type: ignore[arg-type]  # (its wrapper hides the signature)
+
+    def train_step(trainer: Trainer, step: int) -> dict[str, float]:
+        size = settings["batch_size"]
+        rows = epoch_order(settings["seed"], "pretraining order", len(prompts), (step - 1) * size, size)
+        total = sum(len(completions[i]) for i in rows)
+        share = share_of(trainer, rows)
+        text = Rollouts(
+            prompts=[prompts[i] for i in share],
+            completions=[completions[i] for i in share],
+            logprobs=[np.zeros(len(completions[i]), np.float32) for i in share],
+            finished=[True] * len(share),
+        )
+        batch = PaddedBatch.of(text, tokenizer.pad_token_id, device)
+        progress = step / settings["steps"]
+        decay = FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2
+        lr = warmed_up(settings["lr"], step, settings["warmup_steps"]) * decay
+        return trainer.step([batch], lambda m, b: _loss(m, b, total), lr)
+
+    train_into_folder(
+        out,
+        spec=spec,
+        parents={"data": corpus_manifest.fingerprint},
+        model=model,
+        tokenizer=tokenizer,
+        train_step=train_step,
+        checkpoints=(),
+        what="pretraining step",
+        shown=("loss",),
+    )
+
+
+def _loss(model: PreTrainedModel, batch: PaddedBatch, total_tokens: int) -> torch.Tensor:
+    logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits[batch.mask]
+    return negative_log_likelihood(token_logprobs(logits, batch.targets[batch.mask]), total_tokens)
+
+
+def _new_model(settings: dict[str, Any], tokenizer: Any, positions: int) -> PreTrainedModel:
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=settings["hidden_size"],
+        intermediate_size=settings["intermediate_size"],
+        num_hidden_layers=settings["layers"],
+        num_attention_heads=settings["heads"],
+        num_key_value_heads=settings["kv_heads"],
+        head_dim=settings["head_dim"],
+        max_position_embeddings=positions,
+        tie_word_embeddings=False,
+        initializer_range=settings["initial_deviation"],
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    torch.manual_seed(seed_of(settings["seed"], "initial weights"))
+    return AutoModelForCausalLM.from_config(config)

@@ -1,0 +1,70 @@
+"""The decision at a trigger: replays the search over the recorded gate values and writes what training goes on from."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from effopd.extrapolation.candidates import candidate
+from effopd.extrapolation.search import search
+from effopd.models import save_tensors
+from effopd.runtime.artifacts import read_manifest, write_manifest
+from effopd.runtime.errors import ArtifactError
+from effopd.runtime.progress import say
+from effopd.stages.evaluate_candidates import NEVER, anchor_of, moving_or_refuse
+from effopd.states import LEDGER_WEIGHTS, Point
+
+
+def select_candidate(
+    spec: dict[str, Any], *, state: Path, anchor: Path, anchor_ledger: Path | None, candidates: Path, out: Path
+) -> None:
+    """Write the ledger `out` of the trigger at spec["step"] and, where a candidate is accepted, its weights beside it.
+
+    Raises ArtifactError where the candidates were scored for another state, or lack a value that the search needs.
+    """
+    started = time.time()
+    settings = spec["extrapolation"]
+    point, anchor_point = Point.open(state), Point.open(anchor, anchor_ledger)
+    scored = read_manifest(candidates, "candidates")
+    if scored.parents["state"] != point.manifest.fingerprint:
+        raise ArtifactError(f"{candidates} was scored for another state than {state}. Delete it and run again.")
+    values = {entry["coefficient"]: entry for entry in scored.result["values"]}
+    scores = {c: NEVER if entry["score"] is None else entry["score"] for c, entry in values.items()}
+
+    def recorded(coefficient: float) -> float:
+        if coefficient not in scores:
+            raise ArtifactError(f"{candidates} has no value for coefficient {coefficient:g}. Delete it and run again.")
+        return scores[coefficient]
+
+    outcome = search(settings["search"], recorded, recorded(0.0), settings["coefficients"], settings["accept"])
+    files = {}
+    if outcome.coefficient != 0:
+        current = point.weights()
+        moving = moving_or_refuse(current, settings["parameters"])
+        accepted = candidate(current, anchor_of(anchor_point, settings["anchor"]), outcome.coefficient, moving)
+        files[LEDGER_WEIGHTS] = out.parent / LEDGER_WEIGHTS
+        save_tensors(files[LEDGER_WEIGHTS], accepted)
+    result = {
+        "step": spec["step"],
+        "coefficient": outcome.coefficient,
+        "reason": outcome.reason,
+        "accept": settings["accept"],
+        "metric": scored.spec["extrapolation"]["gate"]["metric"],
+        "current": values[0.0],
+        "trials": [{**values[t.coefficient], "accepted": t.accepted} for t in outcome.trials],
+        "update_norm": scored.result["update_norm"],
+    }
+    parents = {"candidates": scored.fingerprint, **point.parents}
+    parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
+    write_manifest(
+        out,
+        kind="ledger",
+        spec=spec,
+        parents=parents,
+        files=files,
+        result=result,
+        cost=scored.recorded["cost"],
+        started=started,
+    )
+    say(f"done: coefficient {outcome.coefficient:g} ({outcome.reason})")

@@ -1,0 +1,77 @@
+"""The teacher: a model of the workflow after reinforcement learning with verifiable rewards (GRPO)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+
+from effopd.engines.base import Sampling
+from effopd.engines.transformers_engine import TransformersEngine
+from effopd.extrapolation.schedule import powers_of_two
+from effopd.losses import group_advantages, policy_gradient_loss, token_logprobs
+from effopd.models import load_model, load_tokenizer
+from effopd.randomness import epoch_order, seed_of
+from effopd.rollouts import PaddedBatch
+from effopd.runtime.artifacts import read_manifest
+from effopd.stages.model_folder import share_of, train_into_folder
+from effopd.tasks.base import build_task
+from effopd.trainer import Trainer, warmed_up
+from effopd.verification import encode_prompts, verify_rollouts
+
+
+def train_rl(spec: dict[str, Any], data: Path, init: Path, out: Path, device: torch.device) -> None:
+    """Train the model of the manifest `init` with GRPO and write it, and its checkpoints at powers of two."""
+    settings = spec["model"]
+    data_manifest, init_manifest = read_manifest(data, "data"), read_manifest(init, "model")
+    task = build_task(spec["task"])
+    problems = pd.read_parquet(data_manifest.file("train.parquet"))["problem"].tolist()
+    model, tokenizer = load_model(init.parent, device), load_tokenizer(init.parent)
+    prompts = encode_prompts(tokenizer, problems)
+    group, count = settings["samples_per_prompt"], settings["prompts_per_step"]
+    engine = TransformersEngine(
+        model, eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, batch_size=group * count
+    )
+    sampling = Sampling(settings["temperature"], settings["max_new_tokens"])
+
+    def train_step(trainer: Trainer, step: int) -> dict[str, float]:
+        order = epoch_order(settings["seed"], "reinforcement order", len(prompts), (step - 1) * count, count)
+        groups = share_of(trainer, list(enumerate(order)))  # whole groups: their mean is the baseline
+        rows = [i for _, i in groups for _ in range(group)]
+        seeds = [
+            seed_of(settings["seed"], "reinforcement rollout", step, position, sample)
+            for position, _ in groups
+            for sample in range(group)
+        ]
+        rollouts = engine.generate([prompts[i] for i in rows], seeds, sampling)
+        rewards = torch.tensor(verify_rollouts(task, tokenizer, [problems[i] for i in rows], rollouts)["reward"])
+        lengths = torch.tensor([len(c) for c in rollouts.completions])
+        advantages = group_advantages(rewards, group).repeat_interleave(lengths).to(device)
+        batch = PaddedBatch.of(rollouts, tokenizer.pad_token_id, device)
+        total = int(trainer.sum_over_ranks(rollouts.completion_tokens))
+        lr = warmed_up(settings["lr"], step, settings["warmup_steps"])
+        facts = trainer.step([batch], lambda m, b: _loss(m, b, advantages, total), lr)
+        reward = trainer.sum_over_ranks(rewards.sum().item()) / (count * group)
+        return {**facts, "reward": reward, "completion_length": total / (count * group)}
+
+    train_into_folder(
+        out,
+        spec=spec,
+        parents={"data": data_manifest.fingerprint, "init": init_manifest.fingerprint},
+        model=model,
+        tokenizer=tokenizer,
+        train_step=train_step,
+        checkpoints=powers_of_two(settings["steps"]),
+        what="reinforcement learning step",
+        shown=("reward",),
+    )
+
+
+def _loss(model: PreTrainedModel, batch: PaddedBatch, advantages: torch.Tensor, total_tokens: int) -> torch.Tensor:
+    """GRPO with one update per batch: the ratio to the sampling policy is 1 and its clip inert."""
+    logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits[batch.mask]
+    logprobs = token_logprobs(logits, batch.targets[batch.mask])
+    return policy_gradient_loss(logprobs, advantages, torch.ones_like(advantages), total_tokens)

@@ -1,0 +1,236 @@
+"""The report: one page with what was found, how sure it is, and what made it; opens without a network."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+
+from effopd.runtime.artifacts import Manifest, package_versions, read_manifest, write_text
+from effopd.runtime.progress import say
+
+CAPTIONS = {
+    "accuracy_vs_steps": (
+        "Accuracy against optimizer steps",
+        "A curve further left learns in fewer steps. A point at a trigger is the model after the gate decided. Dashed: "
+        "the base model and the teacher.",
+    ),
+    "accuracy_vs_seconds": (
+        "Accuracy against computing time",
+        "The same points against the seconds spent on rollouts, scores, updates and gates (start-up of jobs left out). "
+        "What a gate costs moves a curve to the right.",
+    ),
+    "reverse_kl_vs_steps": (
+        "Reverse KL to the teacher against optimizer steps",
+        "What on-policy distillation minimises, measured exactly over the vocabulary on completions of held-out "
+        "problems. It is smoother than accuracy, and a gate on it sees progress that 50 graded answers do not.",
+    ),
+    "gate_vs_coefficient": (
+        "What the gate saw",
+        "Gate value of the current weights (0) and of each candidate tried, for each run and trigger. The selected "
+        "coefficient is filled. For accuracy higher is better, for the reverse KL lower.",
+    ),
+}
+
+
+def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
+    """Write the report `out` from the tables, figures and manifests of the results folder."""
+    config = spec["config"]
+    tables = {path.stem: pd.read_csv(path) for path in sorted((results / "tables").glob("*.csv"))}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("effopd", "."), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    page = environment.get_template("report.html.jinja").render(
+        confidence=f"{config['evaluation']['confidence']:.0%}",
+        baseline=_label(config, config["evaluation"]["baseline"]),
+        findings=findings(config, tables),
+        figures=[
+            {
+                "name": name,
+                "title": title,
+                "caption": caption,
+                "svg": _inline_svg(results / f"figures/{name}.svg", name),
+            }
+            for name, (title, caption) in CAPTIONS.items()
+        ],
+        speedup=_speedup_rows(config, tables["speedup"]),
+        summary=_summary_rows(config, tables["summary"]),
+        models=_model_rows(tables["models"]),
+        chain=_chain(config, results),
+        config_yaml=yaml.safe_dump(config, sort_keys=False),
+        seeds=config["seeds"],
+        problems=config["task"]["splits"]["test"],
+        versions=package_versions(),
+    )
+    write_text(out, page)
+    say(f"done: {len(page) // 1024} kB")
+
+
+def _label(config: dict[str, Any], run: str) -> str:
+    return str(config["runs"][run].get("label", run))
+
+
+def findings(config: dict[str, Any], tables: dict[str, pd.DataFrame]) -> list[str]:
+    """What the tables support, a sentence a run; a difference is claimed only where its interval excludes none."""
+    speedup, summary = tables["speedup"], tables["summary"].set_index("run")
+    baseline = config["evaluation"]["baseline"]
+    seeds = len(config["seeds"])
+    sentences = []
+    for run in config["runs"]:
+        end = summary.loc[run]
+        last = f"It ends at {_interval(end, 'accuracy', percent=True)} accuracy after {end['steps']:.0f} steps."
+        if run == baseline:
+            sentences.append(f"{_label(config, run)} is the baseline. {last}")
+            continue
+        mean = speedup[(speedup["run"] == run) & (speedup["seed"] == "mean")].iloc[0]
+        reached = int(mean["reached"])
+        if reached == 0:
+            claim = f"never reaches the accuracy at which {_label(config, baseline)} ends"
+        else:
+            claim = (
+                f"reaches the accuracy at which {_label(config, baseline)} ends in {reached} of {seeds} seeds: "
+                f"{_ratio(mean, 'step')} in steps, {_ratio(mean, 'tokens')} in generated tokens and "
+                f"{_ratio(mean, 'seconds')} in seconds, gates counted"
+            )
+        sentences.append(f"{_label(config, run)} {claim}. {last}")
+    return sentences
+
+
+def _ratio(row: pd.Series, what: str) -> str:
+    """A ratio in words, with what its interval supports."""
+    centre, low, high = (row[f"{what}_ratio{bound}"] for bound in ("", "_low", "_high"))
+    if math.isnan(low):
+        return f"{centre:.1f} times better (one seed, so no interval)" if centre >= 1 else f"{centre:.2f} times as good"
+    interval = f"interval {low:.1f} to {high:.1f}"
+    if low > 1:
+        return f"{centre:.1f} times better ({interval})"
+    if high < 1:
+        return f"{1 / centre:.1f} times worse (ratio {centre:.2f}, {interval})"
+    return f"not shown to differ (ratio {centre:.1f}, {interval})"
+
+
+def _interval(row: pd.Series, column: str, percent: bool = False) -> str:
+    """A mean with its interval."""
+    scale, digits, unit = (100, 1, " %") if percent else (1, 3, "")
+    mean, low, high = (row[f"{column}{bound}"] * scale for bound in ("", "_low", "_high"))
+    if math.isnan(low):
+        return f"{mean:.{digits}f}{unit}"
+    return f"{mean:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _speedup_rows(config: dict[str, Any], speedup: pd.DataFrame) -> list[dict[str, str]]:
+    rows = []
+    for run in config["runs"]:
+        of_run = speedup[speedup["run"] == run]
+        mean = of_run[of_run["seed"] == "mean"].iloc[0]
+        firsts = [
+            "not reached" if math.isnan(value) else f"{value:.0f}"
+            for value in of_run.loc[of_run["seed"] != "mean", "first_step"]
+        ]
+        cells = {"run": _label(config, run), "first step, by seed": ", ".join(firsts)}
+        for name, column in (("steps", "step"), ("tokens", "tokens"), ("seconds", "seconds")):
+            centre, low, high = (mean[f"{column}_ratio{bound}"] for bound in ("", "_low", "_high"))
+            shown = "" if math.isnan(centre) else f"{centre:.2f}"
+            cells[f"ratio in {name}"] = shown if math.isnan(low) else f"{shown} ({low:.2f} to {high:.2f})"
+        rows.append(cells)
+    return rows
+
+
+def _summary_rows(config: dict[str, Any], summary: pd.DataFrame) -> list[dict[str, str]]:
+    return [
+        {
+            "run": _label(config, row["run"]),
+            "steps": f"{row['steps']:.0f}",
+            "accuracy": _interval(row, "accuracy", percent=True),
+            "reverse KL (nats per token)": _interval(row, "reverse_kl"),
+            "generated tokens": f"{row['generated_tokens']:,.0f}",
+            "of them in gates": f"{row['gate_token_share']:.1%}",
+            "scored tokens": f"{row['scored_tokens']:,.0f}",
+            "seconds": f"{row['seconds']:.1f}",
+        }
+        for _, row in summary.iterrows()
+    ]
+
+
+def _model_rows(models: pd.DataFrame) -> list[dict[str, str]]:
+    return [
+        {
+            "model": row["model"],
+            "accuracy": f"{row['accuracy']:.1%}",
+            "reverse KL to the teacher": f"{row['reverse_kl']:.4f}",
+            "completion length (tokens)": f"{row['completion_length']:.1f}",
+        }
+        for _, row in models.iterrows()
+    ]
+
+
+def _inline_svg(path: Path, prefix: str) -> str:
+    """An SVG to stand inside a page: without its XML header, its ids made unique to the figure."""
+    text = path.read_text(encoding="utf-8")
+    text = text[text.index("<svg") :]
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
+    text = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{prefix}-\2"', text)
+    return re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
+
+
+ROWS = {"model": 0, "state": 1, "candidates": 2, "ledger": 3, "evaluation": 4}
+NAMES = {"state": "train_segment", "candidates": "evaluate_candidates", "ledger": "select_candidate",
+         "evaluation": "evaluate"}  # fmt: skip
+
+
+def _chain(config: dict[str, Any], results: Path) -> dict[str, Any]:
+    """The DAG of one run and seed, read from its manifests: nodes on a grid (a column a step) and their parents.
+
+    Shows the first run that extrapolates, or else the first run.
+    """
+    seed = config["seeds"][0]
+    folders = [results / f"runs/{run}/seed{seed}" for run in config["runs"]]
+    folder = next((f for f in folders if any(f.glob("extrapolation/*/ledger.json"))), folders[0])
+    evaluations = results / "evaluation" / folder.parent.name / folder.name
+    own: list[Manifest] = [read_manifest(path) for path in sorted(folder.glob("state/*/state.json"))]
+    own += [read_manifest(path) for path in sorted(folder.glob("extrapolation/*/*.json"))]
+    own += [read_manifest(path) for path in sorted(evaluations.glob("*.json"))]
+    steps = sorted({manifest.result["step"] for manifest in own})
+    columns = {step: column for column, step in enumerate(steps, start=2)}
+    shared = [read_manifest(path) for path in sorted((results / "models").glob("*/manifest.json"))]
+    shared += [read_manifest(path) for path in sorted((results / "data").glob("*/manifest.json"))]
+    places: dict[str, tuple[float, float]] = {}
+    nodes = []
+    for position, manifest in enumerate(shared):
+        name = manifest.path.parent.name
+        column = 0 if manifest.kind == "data" else 1
+        row = 2.0 if manifest.kind == "data" else 0.0 + 1.5 * position
+        places[manifest.fingerprint] = (column, row)
+        nodes.append({"label": name, "title": f"{manifest.path}\n{manifest.fingerprint}", "kind": manifest.kind,
+                      "column": column, "row": row})  # fmt: skip
+    for manifest in own:
+        column, row = columns[manifest.result["step"]], ROWS[manifest.kind]
+        places[manifest.fingerprint] = (column, row)
+        label = f"step {manifest.result['step']}"
+        if manifest.kind == "ledger":
+            coefficient = manifest.result["coefficient"]
+            label = f"×{coefficient:g}" if coefficient else "kept"
+        nodes.append({"label": label, "title": f"{manifest.path}\n{manifest.fingerprint}", "kind": manifest.kind,
+                      "column": column, "row": row})  # fmt: skip
+    edges = [
+        (places[parent], places[manifest.fingerprint])
+        for manifest in [*shared, *own]
+        for name, parent in manifest.parents.items()
+        # every artifact depends on data and teacher: drawn for the models and first segment only
+        if parent in places and (manifest in shared or name not in ("data", "teacher", "student") or manifest is own[0])
+    ]
+    return {
+        "run": _label(config, folder.parent.name),
+        "seed": seed,
+        "nodes": nodes,
+        "edges": edges,
+        "columns": len(steps) + 2,
+        "rows": [{"name": html.escape(NAMES[kind]), "row": row} for kind, row in ROWS.items() if kind in NAMES],
+    }

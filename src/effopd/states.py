@@ -1,0 +1,107 @@
+"""Training states on disk: the weights, optimizer and step with which a segment ends and the next one starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from effopd.models import Weights, load_tensors, save_tensors
+from effopd.runtime.artifacts import Manifest, read_manifest
+from effopd.runtime.errors import ArtifactError
+from effopd.trainer import OptimizerState
+
+WEIGHTS, OPTIMIZER, LEDGER_WEIGHTS = "weights.safetensors", "optimizer.safetensors", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a run: a model (step 0) or a state, and the ledger of the trigger at it, where there was one."""
+
+    manifest: Manifest
+    ledger: Manifest | None
+
+    @staticmethod
+    def open(state: str | Path, ledger: str | Path | None = None) -> Point:
+        """Read the manifests. Raises ArtifactError unless the ledger is of this very state."""
+        manifest = read_manifest(state)
+        if manifest.kind not in ("model", "state"):
+            raise ArtifactError(f"{state} is a {manifest.kind!r} artifact where a model or a state is needed.")
+        if ledger is None:
+            return Point(manifest, None)
+        decided = read_manifest(ledger, "ledger")
+        if decided.parents["state"] != manifest.fingerprint:
+            raise ArtifactError(
+                f"{ledger} was decided for another state than {state} (fingerprint {decided.parents['state']}, "
+                f"not {manifest.fingerprint}). Delete it and run the workflow again."
+            )
+        return Point(manifest, decided)
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest.result["step"]) if self.manifest.kind == "state" else 0
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """The fingerprints that name the weights from which training goes on."""
+        return {"state": self.manifest.fingerprint, **({"ledger": self.ledger.fingerprint} if self.ledger else {})}
+
+    def raw_weights(self) -> Weights:
+        """The weights before any extrapolation at this step."""
+        if self.manifest.kind == "state":
+            return load_tensors(self.manifest.file(WEIGHTS))
+        shards = [name for name in self.manifest.files if name.startswith("model") and name.endswith(".safetensors")]
+        return {name: tensor for shard in shards for name, tensor in load_tensors(self.manifest.file(shard)).items()}
+
+    def weights(self) -> Weights:
+        """The weights from which training goes on: the accepted candidate's, or the raw ones."""
+        if self.ledger is not None and self.ledger.result["coefficient"] != 0:
+            return load_tensors(self.ledger.file(LEDGER_WEIGHTS))
+        return self.raw_weights()
+
+    def optimizer(self) -> OptimizerState | None:
+        """AdamW's moments; None at step 0. An acceptance leaves them untouched (paper section 2)."""
+        if self.manifest.kind == "model":
+            return None
+        return OptimizerState(self.step, load_tensors(self.manifest.file(OPTIMIZER)))
+
+
+def save_state(folder: Path, weights: Weights, optimizer: OptimizerState) -> dict[str, Path]:
+    """Write a state's heavy files; the manifest that makes them valid is the caller's to write afterwards."""
+    files = {WEIGHTS: folder / WEIGHTS, OPTIMIZER: folder / OPTIMIZER}
+    save_tensors(files[WEIGHTS], weights)
+    save_tensors(files[OPTIMIZER], optimizer.moments)
+    return files
+
+
+class ResumePoint:
+    """One file from which a killed training job goes on, valid for one fingerprint."""
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path, self.fingerprint = path, fingerprint
+
+    def save(self, weights: Weights, optimizer: OptimizerState, rows: list[dict[str, Any]]) -> None:
+        """Replace the file atomically; `rows` are the metrics so far."""
+        tensors = {f"weights.{name}": tensor for name, tensor in weights.items()} | optimizer.moments
+        facts = {"fingerprint": self.fingerprint, "step": str(optimizer.step), "rows": json.dumps(rows)}
+        save_tensors(self.path, tensors, facts)
+
+    def load(self) -> tuple[Weights, OptimizerState, list[dict[str, Any]]] | None:
+        """What was saved, or None where nothing usable of this fingerprint is there."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                facts = file.metadata() or {}
+                if facts.get("fingerprint") != self.fingerprint:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file}
+        except (OSError, SafetensorError):
+            return None
+        weights = {n.removeprefix("weights."): t for n, t in tensors.items() if n.startswith("weights.")}
+        moments = {n: t for n, t in tensors.items() if not n.startswith("weights.")}
+        return weights, OptimizerState(int(facts["step"]), moments), json.loads(facts["rows"])
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""The arithmetic task."""
+
+import pandas as pd
+import pytest
+from tiny_models import TASK_SECTION
+
+from effopd.tasks.arithmetic import split_of
+from effopd.tasks.base import build_task
+
+
+def test_splits_are_disjoint_and_have_the_sizes_asked_for(task):
+    splits = {split: task.make_split(split) for split in ("train", "validation", "test")}
+    for split, table in splits.items():
+        assert len(table) == TASK_SECTION["splits"][split]
+        assert {split_of(problem) for problem in table["problem"]} == {split}
+    for held_out in ("validation", "test"):
+        assert splits[held_out]["problem"].is_unique
+    assert not set(task.make_corpus()["prompt"]) & set(splits["test"]["problem"])
+    assert set(splits["test"]["problem"].str.count(r"\d")) == {3, 4, 5, 6}
+
+
+def test_answers_are_right_and_the_verifier_accepts_them(task):
+    for row in task.make_split("test").itertuples():
+        terms = row.problem.rstrip("=").split("+")
+        assert int(row.answer) == sum(map(int, terms))
+        assert task.verify(row.problem, f"#{row.answer}").reward == 1
+
+
+@pytest.mark.parametrize(
+    ("completion", "reward", "reason"),
+    [
+        ("15,20#20", 1, "right"),
+        ("#20", 1, "right, without working"),
+        ("15,21#21", 0, "wrong sum"),
+        ("15,20", 0, "no answer: '#' is missing"),
+        ("15,20#", 0, "the answer after '#' is not a number"),
+        ("15#20#20", 0, "the answer after '#' is not a number"),
+        ("", 0, "no answer: '#' is missing"),
+    ],
+)
+def test_verdicts(task, completion, reward, reason):
+    verdict = task.verify("7+8+5=", completion)
+    assert (verdict.reward, verdict.reason) == (reward, reason)
+
+
+def test_the_corpus_is_as_careless_as_configured():
+    section = {**TASK_SECTION, "corpus": {"size": 6000, "slips": 0.15, "direct_answers": 0.3, "direct_error": 0.8}}
+    task = build_task(section)
+    corpus = task.make_corpus()
+    direct = corpus["completion"].str.startswith("#")
+    assert direct.mean() == pytest.approx(0.3, abs=0.03)
+    right = pd.Series([task.verify(p, c).reward for p, c in zip(corpus["prompt"], corpus["completion"], strict=True)])
+    assert right[direct].mean() == pytest.approx(0.2, abs=0.04)
+    first_sum = corpus[~direct]["completion"].str.extract(r"^(\d+)")[0].astype(int)
+    wanted = corpus[~direct]["prompt"].str.extract(r"^(\d)\+(\d)").astype(int).sum(axis=1)
+    # a slip below zero is raised to zero and may be right by accident
+    assert (first_sum == wanted).mean() == pytest.approx(0.85, abs=0.02)
+
+
+def test_the_tokenizer_is_one_character_a_token_and_round_trips(task, tmp_path):
+    from transformers import AutoTokenizer
+
+    task.make_tokenizer().save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer("7+8+5=")["input_ids"]
+    assert len(ids) == 6
+    assert tokenizer.decode(ids) == "7+8+5="
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, len(tokenizer)) == (0, 1, 16)

@@ -1,0 +1,92 @@
+"""The DeepSpeed trainer against plain torch, and what must not change a step."""
+
+import pytest
+import torch
+from tiny_models import make_model
+
+from effopd.losses import negative_log_likelihood, token_logprobs
+from effopd.models import load_weights_into, weights_of
+from effopd.runtime.errors import DivergenceError
+from effopd.trainer import OptimizerSettings, OptimizerState, Trainer, warmed_up
+
+SETTINGS = OptimizerSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, gradient_clipping=1.0)
+
+
+def data(step: int, size: int = 8) -> torch.Tensor:
+    return torch.randint(2, 16, (size, 12), generator=torch.Generator().manual_seed(step))
+
+
+def loss_of(model, tokens, total=8 * 11):
+    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits.flatten(0, 1)
+    return negative_log_likelihood(token_logprobs(logits, tokens[:, 1:].flatten()), total)
+
+
+def test_steps_equal_plain_adamw(model):
+    plain = make_model(0)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    trainer = Trainer(model, SETTINGS)
+    for step in range(5):
+        lr = 1e-3 * (step + 1)
+        facts = trainer.step([data(step)], loss_of, lr)
+        loss = loss_of(plain, data(step))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        assert facts["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert facts["gradient_norm"] == pytest.approx(norm.item(), rel=1e-5)
+    for name, tensor in weights_of(plain).items():
+        torch.testing.assert_close(weights_of(model)[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_micro_batches_add_up_to_the_whole_batch(model):
+    whole, split = Trainer(make_model(0), SETTINGS), Trainer(model, SETTINGS)
+    for step in range(3):
+        a = whole.step([data(step)], loss_of, 1e-3)
+        b = split.step([data(step)[:3], data(step)[3:4], data(step)[4:]], loss_of, 1e-3)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-4)
+    for name, tensor in weights_of(whole.model).items():
+        torch.testing.assert_close(weights_of(model)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_resumed_trainer_goes_on_bitwise():
+    through = Trainer(make_model(0), SETTINGS)
+    for step in range(6):
+        through.step([data(step)], loss_of, 1e-3)
+        if step == 2:
+            weights, optimizer = weights_of(through.model), through.optimizer_state()
+    resumed = Trainer(make_model(5), SETTINGS)
+    load_weights_into(resumed.model, weights)
+    resumed.load_optimizer_state(optimizer)
+    for step in range(3, 6):
+        resumed.step([data(step)], loss_of, 1e-3)
+    for name, tensor in weights_of(through.model).items():
+        assert torch.equal(weights_of(resumed.model)[name], tensor), name
+    assert resumed.optimizer_state().step == 6
+    for name, tensor in through.optimizer_state().moments.items():
+        assert torch.equal(resumed.optimizer_state().moments[name], tensor), name
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(model):
+    before = weights_of(model)
+    trainer = Trainer(model, SETTINGS)
+    with pytest.raises(DivergenceError, match=r"loss of optimizer step 1 is nan. Lower `lr` \(now 0.001\)"):
+        trainer.step([data(0)], lambda m, t: loss_of(m, t) * float("nan"), 1e-3)
+    for name, tensor in weights_of(model).items():
+        assert torch.equal(before[name], tensor)
+
+
+def test_the_optimizer_state_is_a_copy(model):
+    trainer = Trainer(model, SETTINGS)
+    trainer.step([data(0)], loss_of, 1e-3)
+    state: OptimizerState = trainer.optimizer_state()
+    kept = {name: tensor.clone() for name, tensor in state.moments.items()}
+    trainer.step([data(1)], loss_of, 1e-3)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in state.moments.items())
+
+
+def test_warm_up_is_linear_then_constant():
+    assert [warmed_up(2.0, step, 4) for step in (1, 2, 4, 5, 100)] == [0.5, 1.0, 2.0, 2.0, 2.0]
+    assert warmed_up(2.0, 1, 0) == 2.0

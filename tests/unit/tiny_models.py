@@ -1,0 +1,36 @@
+"""A tiny model and task for the unit tests."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+TASK_SECTION = {
+    "name": "arithmetic",
+    "min_terms": 3,
+    "max_terms": 6,
+    "seed": 0,
+    "splits": {"train": 300, "validation": 60, "test": 100},
+    "corpus": {"size": 400, "slips": 0.15, "direct_answers": 0.3, "direct_error": 0.8},
+}
+
+
+def make_model(seed: int, vocabulary: int = 16) -> PreTrainedModel:
+    """A random two-layer model whose distributions are far from uniform."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        initializer_range=0.3,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    return Qwen3ForCausalLM(config).eval()

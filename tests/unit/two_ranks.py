@@ -1,0 +1,30 @@
+"""Run by test_two_ranks.py under torch.distributed.run: trains on this rank's share and writes what came out."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_trainer import SETTINGS, data, loss_of
+from tiny_models import make_model
+
+from effopd.models import save_tensors, weights_of
+from effopd.trainer import Trainer
+
+torch.set_num_threads(1)
+trainer = Trainer(make_model(0), SETTINGS)
+rank, ranks = trainer.rank, trainer.ranks
+assert ranks == 2
+losses = []
+for step in range(4):
+    # an uneven share, in two micro-batches on one rank and one on the other
+    share = [data(step)[:2], data(step)[2:5]] if rank == 0 else [data(step)[5:]]
+    losses.append(trainer.step(share, loss_of, 1e-3)["loss"])
+assert trainer.sum_over_ranks(rank + 1.0) == 3.0
+state = trainer.optimizer_state()
+save_tensors(
+    Path(sys.argv[1]) / f"rank{rank}.safetensors", weights_of(trainer.model) | state.moments, {"losses": repr(losses)}
+)
+os._exit(0)

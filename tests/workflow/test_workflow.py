@@ -1,0 +1,272 @@
+"""The promises of the DAG, on real runs of the tiny experiment."""
+
+import copy as copying
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import pytest
+from workflow_runs import ROOT, Workflow
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+
+
+def test_everything_promised_is_there_and_makes_sense(undisturbed):
+    for name in (
+        "config.yaml",
+        "report.html",
+        "data/arithmetic/test.parquet",
+        "models/teacher/config.json",
+        "models/teacher/checkpoints/step4.safetensors",
+        "runs/effopd/seed1/rollouts/step3.parquet",
+        "runs/effopd/seed1/scores/step3.safetensors",
+        "runs/effopd/seed1/state/4/state.json",
+        "runs/effopd/seed1/extrapolation/4/ledger.json",
+        "runs/effopd/seed1/metrics.parquet",
+        "runs/effopd/seed1/cost.parquet",
+        "evaluation/effopd/seed1/4.json",
+        "tables/speedup.csv",
+        "figures/accuracy_vs_steps.svg",
+        "figures/accuracy_vs_steps.png",
+    ):
+        assert undisturbed.path(name).is_file(), name
+    metrics = pd.read_parquet(undisturbed.path("runs/effopd/seed1/metrics.parquet"))
+    assert metrics["step"].tolist() == [1, 2, 3, 4]
+    assert metrics["importance_weight"].between(0.999, 1.001).all(), "engine and trainer disagree on log-probs"
+    ledger = json.loads(undisturbed.path("runs/line/seed0/extrapolation/2/ledger.json").read_text())["result"]
+    assert ledger["trials"][0]["coefficient"] == 1
+    assert len(ledger["current"]["per_item"]) == 8
+    speedup = pd.read_csv(undisturbed.path("tables/speedup.csv"))
+    assert set(speedup["run"]) == {"opd", "effopd", "line"}
+    assert (speedup.loc[speedup["run"] == "opd", "step_ratio"] == 1).all()
+
+
+def test_both_kinds_of_anchor_and_the_first_segment_are_shared(undisturbed):
+    """Runs that differ only in extrapolation train their first segment alike, bitwise."""
+    contents = undisturbed.contents()
+    for name in ("weights.safetensors", "optimizer.safetensors", "metrics.parquet"):
+        first = {contents[f"results/runs/{run}/seed0/state/1/{name}"] for run in ("opd", "effopd", "line")}
+        assert len(first) == 1
+    assert (
+        contents["results/runs/opd/seed0/state/1/weights.safetensors"]
+        != (contents["results/runs/opd/seed1/state/1/weights.safetensors"])
+    )
+
+
+def test_a_second_run_does_nothing_quickly(copy):
+    started = time.monotonic()
+    output = copy.run()
+    assert "nothing to be done" in output
+    assert time.monotonic() - started < 10
+    assert copy.planned() == {}
+
+
+def test_two_runs_are_bitwise_equal_warm_or_cold(undisturbed, tmp_path):
+    cold = Workflow(tmp_path)
+    cold.config["runtime"]["warm"] = "off"
+    cold.config["seeds"] = [0]
+    cold.config["runs"] = {name: cold.config["runs"][name] for name in ("opd", "effopd")}
+    cold.run()
+    mine, theirs = cold.contents(), undisturbed.contents()
+    compared = [name for name in mine if re.search(r"results/(data|models|runs|evaluation)/", name)]
+    assert len(compared) > 60
+    assert {name: mine[name] for name in compared} == {name: theirs[name] for name in compared}
+
+
+CHANGES = [
+    ("runtime", {"device": "cpu", "threads": 2, "warm": "off"}, {}),
+    ("figures", {"accuracy_vs_steps": {"width": 7.0}}, {"plot_figure": 1, "write_report": 1, "write_config": 1}),
+    ("evaluation", {"batch_size": 24, "confidence": 0.9}, {"make_tables": 1, "plot_figure": 4, "write_report": 1, "write_config": 1}),
+    ("runs.effopd", {"label": "Jump"}, {"make_tables": 1, "plot_figure": 4, "write_report": 1, "write_config": 1}),
+    ("runs.effopd", {"extrapolation": {"gate": {"samples": 2}}},
+     {"evaluate_candidates": 6, "select_candidate": 6, "train_segment": 4, "evaluate": 6, "collect_run": 2,
+      "make_tables": 1, "plot_figure": 4, "write_report": 1, "write_config": 1}),
+    ("runs.opd", {"training": {"lr": 1.0e-3}, "extrapolation": {"triggers": "none"}},
+     {"train_segment": 6, "evaluate": 6, "collect_run": 2, "make_tables": 1, "plot_figure": 4, "write_report": 1, "write_config": 1}),
+    ("seeds", [0, 1, 2],
+     {"train_segment": 9, "evaluate": 9, "evaluate_candidates": 6, "select_candidate": 6, "collect_run": 3,
+      "make_tables": 1, "plot_figure": 4, "write_report": 1, "write_config": 1}),
+    ("training", {"steps": 8},
+     {"train_segment": 6, "evaluate": 6, "evaluate_candidates": 4, "select_candidate": 4, "collect_run": 6,
+      "make_tables": 1, "plot_figure": 4, "write_report": 1, "write_config": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "value", "rules"), CHANGES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CHANGES)])
+def test_a_change_reruns_exactly_what_depends_on_it(copy, section, value, rules):
+    config = copying.deepcopy(copy.config)
+    *parents, last = section.split(".")
+    place = config
+    for parent in parents:
+        place = place[parent]
+    place[last] = {**place.get(last, {}), **value} if isinstance(value, dict) else value
+    copy.config = config
+    planned = copy.planned()
+    planned.pop("all", None)
+    assert planned == rules
+
+
+def test_a_model_setting_reruns_what_is_trained_from_it_and_not_the_data(copy):
+    copy.config["models"]["teacher"]["lr"] = 1.0e-3
+    planned = copy.planned()
+    assert "make_data" not in planned
+    assert "pretrain_model" not in planned
+    assert planned["train_rl"] == 1
+    assert planned["train_segment"] == 18
+
+
+def test_swapping_two_values_is_noticed(copy):
+    copy.config["models"]["base"]["betas"] = [0.9, 0.95]
+    assert copy.planned() == {}, "the default, written out, is no change"
+    copy.config["models"]["base"]["betas"] = [0.95, 0.9]
+    assert copy.planned()["pretrain_model"] == 1
+
+
+@pytest.mark.parametrize("kill", range(6))
+def test_a_killed_workflow_goes_on_to_the_same_bits(undisturbed, tmp_path, kill):
+    """kill -9 of the workflow and all of its jobs, at seeded moments, twice; then one more run finishes."""
+    workflow, moments = Workflow(tmp_path), random.Random(kill)
+    for _ in range(2):
+        process = workflow.start()
+        try:
+            process.communicate(timeout=moments.uniform(4, 30))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    workflow.run()
+    assert workflow.contents() == undisturbed.contents()
+    assert workflow.planned() == {}
+
+
+def test_a_killed_segment_replays_its_rollouts(copy):
+    """Artifacts of finished steps are kept and used again; only what is missing is made."""
+    run = copy.path("runs/opd/seed0")
+    before = {path: path.stat().st_mtime_ns for path in run.glob("rollouts/*")}
+    scores = {path: path.stat().st_mtime_ns for path in run.glob("scores/*")}
+    contents = copy.contents()
+    (run / "state/4/state.json").unlink()
+    (run / "scores/step4.safetensors").write_bytes(b"torn")
+    copy.run("results/runs/opd/seed0/state/4/state.json")
+    assert {path: path.stat().st_mtime_ns for path in run.glob("rollouts/*")} == before
+    changed = [path.name for path, time in scores.items() if path.stat().st_mtime_ns != time]
+    assert changed == ["step4.safetensors"]
+    assert copy.contents() == contents
+
+
+def test_a_killed_job_fails_alone_with_one_line_and_is_made_good(undisturbed, tmp_path):
+    workflow = Workflow(tmp_path)
+    process = workflow.start()
+    victim = None
+    while victim is None and process.poll() is None:
+        found = subprocess.run(["pgrep", "-g", "0", "-f", "nothing"], capture_output=True, text=True)
+        del found
+        for line in subprocess.run(["ps", "-eo", "pid,sid,args"], capture_output=True, text=True).stdout.splitlines()[
+            1:
+        ]:
+            pid, session, command = line.split(None, 2)
+            if int(session) == process.pid and "effopd train-segment" in command and "python" in command.split()[0]:
+                victim = int(pid)
+        time.sleep(0.02)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 1, output
+    assert "train_segment" in output
+    workflow.run()
+    assert workflow.contents() == undisturbed.contents()
+
+
+def test_a_second_workflow_on_the_same_results_says_so_and_leaves(tmp_path):
+    workflow = Workflow(tmp_path)
+    first = workflow.start()
+    while not (tmp_path / "results/.workflow.lock").exists() and first.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    output = workflow.run(status=1)
+    assert re.search(r"another workflow \(process \d+, since .*\) is working on results", output)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+
+
+def test_bad_configuration_is_one_line_and_touches_nothing(copy):
+    before = copy.contents()
+    copy.config["training"]["lr"] = "1e-5"
+    output = copy.run(status=1)
+    lines = [line for line in output.splitlines() if "config:" in line]
+    assert len(lines) == 1
+    assert "`training.lr` is '1e-5', which YAML reads as text. Write 1.0e-5" in lines[0]
+    assert "Traceback" not in output
+    assert copy.contents() == before
+
+
+def test_a_truncated_state_is_named_and_earlier_artifacts_are_untouched(copy):
+    weights = copy.path("runs/opd/seed0/state/2/weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-9])
+    copy.path("runs/opd/seed0/state/4/state.json").unlink()
+    before = copy.contents()
+    output = copy.run("results/runs/opd/seed0/state/4/state.json", status=1)
+    assert "seed0/state/2/weights.safetensors is truncated or altered" in output
+    assert "Delete results/runs/opd/seed0/state/2/state.json and run the workflow again" in output
+    assert copy.contents() == before
+
+
+def test_a_diverging_run_ends_with_one_line_and_the_others_go_on(copy):
+    copy.config["runs"]["opd"]["training"] = {"lr": 1.0e30}
+    output = copy.run(status=1)
+    assert re.search(
+        r"train_segment opd 0 2: error: the (loss|gradient) of optimizer step 2 (is|has norm) \w+. Lower `lr`", output
+    )
+    assert copy.path("runs/effopd/seed0/state/4/state.json").is_file()
+    assert copy.path("models/base/manifest.json").is_file()
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small file system")
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(undisturbed, tmp_path):
+    workflow = Workflow(tmp_path)
+    command = " ".join(f"'{part}'" for part in workflow.command())
+    (tmp_path / "results").mkdir()
+    script = f"mount -t tmpfs -o size=600k none results && {command}; code=$?; cp -a results kept; exit $code"
+    ended = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    output = ended.stdout + ended.stderr
+    if "mount" in output and "denied" in output:
+        pytest.skip("may not mount here")
+    assert ended.returncode == 1, output
+    assert "error: the disk is full" in output
+    assert "Traceback" not in output
+    shutil.rmtree(tmp_path / "results")
+    (tmp_path / "kept").rename(tmp_path / "results")
+    workflow.run()
+    assert workflow.contents() == undisturbed.contents()
+
+
+def test_an_exported_state_loads_and_is_the_accepted_candidate(undisturbed, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from effopd.models import load_tensors
+
+    out = tmp_path / "model"
+    effopd = ROOT / ".venv/bin/effopd"
+    command = [str(effopd) if effopd.exists() else "effopd", "export", "--run", "line", "--seed", "0", "--step", "4"]
+    subprocess.run([*command, "--out", str(out)], cwd=undisturbed.folder, check=True)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert AutoTokenizer.from_pretrained(out)("7+8=")["input_ids"]
+    trigger = undisturbed.path("runs/line/seed0/extrapolation/4")
+    ledger = json.loads((trigger / "ledger.json").read_text())["result"]
+    source = trigger if ledger["coefficient"] else undisturbed.path("runs/line/seed0/state/4")
+    for name, tensor in load_tensors(source / "weights.safetensors").items():
+        assert (dict(model.named_parameters())[name] == tensor).all()
+    again = subprocess.run([*command, "--out", str(out)], cwd=undisturbed.folder, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr

@@ -1,0 +1,104 @@
+"""Runs the real workflow on a tiny experiment, and compares what two results folders hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[2]
+TINY = Path(__file__).with_name("tiny.yaml")
+# Columns and keys that hold wall times; everything else must be equal.
+TIMES = ("seconds", "gate_seconds", "first_seconds", "seconds_ratio", "seconds_ratio_low", "seconds_ratio_high")
+
+
+@dataclass
+class Workflow:
+    """The workflow in a folder of its own, with the tiny experiment's configuration."""
+
+    folder: Path
+    config: dict[str, Any] = field(default_factory=lambda: yaml.safe_load(TINY.read_text()))
+
+    def command(self, *arguments: str) -> list[str]:
+        (self.folder / "config").mkdir(parents=True, exist_ok=True)
+        (self.folder / "config/config.yaml").write_text(yaml.safe_dump(self.config))
+        return [
+            str(Path(sys.executable).with_name("snakemake")),
+            *("--snakefile", str(ROOT / "Snakefile"), "--directory", str(self.folder)),
+            *("--cores", "2", *arguments),
+        ]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start it in a process group of its own, so that a kill hits nothing else."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            env={k: v for k, v in os.environ.items() if k != "EFFOPD_WARM"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str, status: int = 0) -> str:
+        process = self.start(*arguments)
+        try:
+            output, _ = process.communicate(timeout=400)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        assert process.returncode == status, output
+        return output
+
+    def planned(self) -> dict[str, int]:
+        """The jobs that a run would do now, by rule."""
+        output = self.run("--dry-run")
+        line = next((line for line in output.splitlines() if " jobs: " in line), None)
+        if line is None:
+            assert "nothing to be done" in output, output
+            return {}
+        counts = (entry.split(" ") for entry in line.split(" jobs: ")[1].split(", "))
+        return {rule: int(count) for count, rule in counts}
+
+    def path(self, name: str) -> Path:
+        return self.folder / "results" / name
+
+    def contents(self) -> dict[str, str]:
+        """A digest of every artifact, wall times and host facts left out."""
+        return {
+            str(path.relative_to(self.folder)): _digest(path)
+            for path in sorted(self.folder.glob("results/**/*"))
+            if path.is_file() and not path.name.startswith(".") and path.suffix != ".html"
+            and "seconds" not in path.name and not path.match("figures/*")
+        }  # fmt: skip
+
+
+def _digest(path: Path) -> str:
+    if path.suffix == ".json":
+        entry = json.loads(path.read_text())
+        if isinstance(entry, dict):
+            entry.pop("recorded", None)
+        content: Any = json.dumps(entry, sort_keys=True).encode()
+    elif path.suffix == ".safetensors":
+        tensors = load_file(path)
+        content = b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors))
+    elif path.suffix == ".parquet":
+        table = pq.read_table(path)
+        content = repr(table.drop_columns([c for c in TIMES if c in table.column_names]).to_pydict()).encode()
+    elif path.suffix == ".csv":
+        import pandas as pd
+
+        content = pd.read_csv(path).drop(columns=list(TIMES), errors="ignore").to_csv().encode()
+    else:
+        content = path.read_bytes()
+    return hashlib.sha256(content).hexdigest()

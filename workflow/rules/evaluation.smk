@@ -1,0 +1,59 @@
+# Evaluation. In: a point of a run, or a model. Out: accuracy and reverse KL on the held-out problems, with the per-item
+# outcomes (results/evaluation/), and each run's metrics and costs in one table (results/runs/<run>/seed<s>/).
+
+
+rule evaluate:
+    input:
+        unpack(end_of),
+        student=model_of("student"),
+        teacher=model_of("teacher"),
+        data=DATA,
+    output:
+        evaluation="results/evaluation/{run}/seed{seed}/{step}.json",
+    params:
+        spec=evaluation_spec,
+        ledger=optional("--ledger", "ledger"),
+    log:
+        "logs/evaluate/{run}.seed{seed}.{step}.log",
+    conda:
+        "../../envs/effopd.yaml"
+    shell:
+        "effopd evaluate --student {input.student} --teacher {input.teacher} --data {input.data}"
+        " --state {input.state} {params.ledger} --spec {params.spec:q} --out {output.evaluation} 2> {log}"
+
+
+rule evaluate_model:
+    input:
+        model=MODEL,
+        teacher=expand(MODEL, model=PLAN.reference_teacher()),
+        data=DATA,
+    output:
+        evaluation="results/evaluation/models/{model}.json",
+    params:
+        spec=PLAN.evaluate_model_spec(),
+    log:
+        "logs/evaluate_model/{model}.log",
+    conda:
+        "../../envs/effopd.yaml"
+    shell:
+        "effopd evaluate --student {input.model} --teacher {input.teacher} --data {input.data}"
+        " --state {input.model} --spec {params.spec:q} --out {output.evaluation} 2> {log}"
+
+
+rule collect_run:
+    input:
+        states=states_of,
+        ledgers=ledgers_of,
+    output:
+        metrics=RUN + "/metrics.parquet",
+        cost=RUN + "/cost.parquet",
+    params:
+        spec=spec("collect_run"),
+        run_folder=RUN,
+    log:
+        "logs/collect_run/{run}.seed{seed}.log",
+    conda:
+        "../../envs/effopd.yaml"
+    shell:
+        "effopd collect-run --run-folder {params.run_folder} --spec {params.spec:q}"
+        " --out {output.metrics} 2> {log}"

@@ -1,0 +1,43 @@
+# Extrapolation. In: the state at a trigger, the anchor, the gate's data and teacher. Out: the gate's values and the
+# ledger that says how far training jumps (results/runs/<run>/seed<s>/extrapolation/<step>/).
+
+
+rule evaluate_candidates:
+    input:
+        unpack(anchor_of),
+        state=STATE,
+        student=model_of("student"),
+        teacher=model_of("teacher"),
+        data=DATA,
+    output:
+        candidates=RUN + "/extrapolation/{step}/candidates.json",
+    params:
+        spec=spec("evaluate_candidates"),
+        anchor_ledger=optional("--anchor-ledger", "anchor_ledger"),
+    log:
+        "logs/evaluate_candidates/{run}.seed{seed}.{step}.log",
+    conda:
+        "../../envs/effopd.yaml"
+    shell:
+        "effopd evaluate-candidates --student {input.student} --teacher {input.teacher} --data {input.data}"
+        " --state {input.state} --anchor {input.anchor} {params.anchor_ledger}"
+        " --spec {params.spec:q} --out {output.candidates} 2> {log}"
+
+
+rule select_candidate:
+    input:
+        unpack(anchor_of),
+        state=STATE,
+        candidates=rules.evaluate_candidates.output.candidates,
+    output:
+        ledger=LEDGER,
+    params:
+        spec=spec("select_candidate"),
+        anchor_ledger=optional("--anchor-ledger", "anchor_ledger"),
+    log:
+        "logs/select_candidate/{run}.seed{seed}.{step}.log",
+    conda:
+        "../../envs/effopd.yaml"
+    shell:
+        "effopd select-candidate --state {input.state} --anchor {input.anchor} {params.anchor_ledger}"
+        " --candidates {input.candidates} --spec {params.spec:q} --out {output.ledger} 2> {log}"

@@ -1,0 +1,71 @@
+# Tables, figures and report. In: evaluations, ledgers, metrics and costs. Out: results/tables/, results/figures/,
+# results/report.html and results/config.yaml.
+
+
+rule write_config:
+    output:
+        "results/config.yaml",
+    params:
+        spec=spec("write_config"),
+    log:
+        "logs/write_config.log",
+    conda:
+        "../../envs/effopd.yaml"
+    shell:
+        "effopd write-config --spec {params.spec:q} --out {output} 2> {log}"
+
+
+rule make_tables:
+    input:
+        evaluations=evaluations,
+        models=expand("results/evaluation/models/{model}.json", model=PLAN.config["models"]),
+        ledgers=all_ledgers,
+        costs=expand(RUN + "/cost.parquet", run=PLAN.runs, seed=PLAN.seeds),
+    output:
+        expand("results/tables/{table}.csv", table=TABLES),
+    params:
+        spec=spec("make_tables"),
+        folder="results/tables",
+    log:
+        "logs/make_tables.log",
+    conda:
+        "../../envs/effopd.yaml"
+    shell:
+        "effopd make-tables --results results --spec {params.spec:q} --out {params.folder} 2> {log}"
+
+
+rule plot_figure:
+    input:
+        tables=rules.make_tables.output,
+    output:
+        svg="results/figures/{figure}.svg",
+        png="results/figures/{figure}.png",
+    params:
+        spec=spec("plot_figure"),
+    log:
+        "logs/plot_figure/{figure}.log",
+    conda:
+        "../../envs/effopd.yaml"
+    shell:
+        "effopd plot-figure --tables results/tables --spec {params.spec:q} --out {output.svg} 2> {log}"
+
+
+rule write_report:
+    input:
+        tables=rules.make_tables.output,
+        figures=expand("results/figures/{figure}.svg", figure=FIGURES),
+        metrics=expand(RUN + "/metrics.parquet", run=PLAN.runs, seed=PLAN.seeds),
+    output:
+        report(
+            "results/report.html",
+            caption="../report/report.rst",
+            category="Report",
+        ),
+    params:
+        spec=spec("write_report"),
+    log:
+        "logs/write_report.log",
+    conda:
+        "../../envs/effopd.yaml"
+    shell:
+        "effopd write-report --results results --spec {params.spec:q} --out {output} 2> {log}"
