@@ -187,7 +187,7 @@ def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
             if model["batch_size"] < model["ranks"]:
                 yield f"`models.{name}.ranks` is {model['ranks']}, more than the sequences of a step. Lower it."
             if model["heads"] % model["kv_heads"]:
-                yield f"`models.{name}.heads` must be a multiple of `kv_heads` ({model['kv_heads']}), not {model['heads']}."
+                yield f"`models.{name}.heads` is {model['heads']}, not a multiple of `kv_heads` ({model['kv_heads']})."
             continue
         if model["prompts_per_step"] < model["ranks"]:
             yield f"`models.{name}.ranks` is {model['ranks']}, more than the prompts of a step. Lower it."

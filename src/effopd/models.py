@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from effopd.runtime.artifacts import atomic_path
@@ -40,6 +40,18 @@ def load_model(folder: str | Path, device: torch.device) -> PreTrainedModel:
         except (OSError, ValueError, SafetensorError) as error:
             raise ArtifactError(f"{folder} is not a loadable Hugging Face model: {error}") from error
     model = model.to(device)  # type: ignore[arg-type]  # (its wrapper hides the signature)
+    return model.eval()
+
+
+def model_with(folder: str | Path, weights: Mapping[str, torch.Tensor], device: torch.device) -> PreTrainedModel:
+    """The architecture of a model folder with other weights, whose own weight files are then not read.
+
+    Raises ArtifactError where the weights are not of this architecture.
+    """
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    load_weights_into(model, weights)
+    model = model.to(device)
     return model.eval()
 
 

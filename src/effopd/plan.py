@@ -129,15 +129,15 @@ class Plan:
     def _outline(self) -> dict[str, Any]:
         """What the tables need to know of the runs."""
         return {
-            "runs": {
-                run: {
-                    "label": self.config["runs"][run].get("label", run),
+            "runs": [
+                {
+                    "run": run,
                     "student": self.runs[run]["training"]["student"],
                     "boundaries": list(self.boundaries(run)),
                     "triggers": list(self.triggers(run)),
                 }
-                for run in self.runs
-            },
+                for run in self.runs  # a list: canonical JSON sorts mappings, and tables keep the configured order
+            ],
             "seeds": self.seeds,
         }
 
@@ -159,7 +159,7 @@ class Plan:
         return {"config": self.resolved_config()}
 
     def _write_report(self) -> dict[str, Any]:
-        return {"config": self.resolved_config(), "template": _template_digest()}
+        return {"config": self.resolved_config(), "runs": list(self.runs), "template": _template_digest()}
 
     def _verifier(self) -> dict[str, Any]:
         """What of the task the verifier depends on."""

@@ -6,10 +6,10 @@ import importlib
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,12 @@ class OptimizerSettings:
     betas: tuple[float, float]
     weight_decay: float
     gradient_clipping: float
+
+    @staticmethod
+    def of(section: Mapping[str, Any]) -> OptimizerSettings:
+        """The optimizer that a `models` or `training` section of the configuration describes."""
+        first, second = section["betas"]
+        return OptimizerSettings(section["lr"], (first, second), section["weight_decay"], section["gradient_clipping"])
 
 
 @dataclass

@@ -35,7 +35,8 @@ MILESTONES = {
     "pretrain_model": "{model}",
     "train_rl": "{model}",
     "evaluate_model": "{model}",
-    "evaluate": "{run} seed {seed} step {step}",
+    "collect_run": "{run} seed {seed}",
+    "make_tables": "accuracy at the end",
     "write_report": "report",
 }
 
@@ -71,7 +72,6 @@ class LogHandler(LogHandlerBase):
         self.running: dict[int, _Job] = {}
         self.done = self.total = 0
         self.failed = False
-        self.last_steps: dict[tuple[str, str], int] = {}
         self.spoke = time.monotonic()
         self.guard = threading.Lock()
         self.stopping = threading.Event()

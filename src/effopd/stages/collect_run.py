@@ -13,17 +13,21 @@ from effopd.runtime.progress import say
 
 def collect_run(spec: dict[str, Any], run_folder: Path, out: Path) -> None:
     """Write metrics.parquet to `out` and cost.parquet beside it, from the run's states and ledgers."""
-    metrics, costs = [], []
+    metrics, costs, jumps = [], [], []
     for step in spec["boundaries"]:
         state = read_manifest(run_folder / f"state/{step}/state.json", "state")
         metrics.append(pd.read_parquet(state.file("metrics.parquet")))
         costs += state.recorded["cost"]
         ledger = run_folder / f"extrapolation/{step}/ledger.json"
         if step in spec["triggers"]:
-            costs += read_manifest(ledger, "ledger").recorded["cost"]
+            decided = read_manifest(ledger, "ledger")
+            costs += decided.recorded["cost"]
+            jumps.append(f"{decided.result['coefficient']:g}")
     for table, path in ((pd.concat(metrics), out), (pd.DataFrame(costs), out.with_name("cost.parquet"))):
         table.insert(0, "run", spec["run"])
         table.insert(1, "seed", spec["seed"])
         with atomic_path(path) as temporary:
             table.to_parquet(temporary, index=False)
-    say(f"done: {sum(len(m) for m in metrics)} steps, {len(costs)} stage calls")
+    kls = pd.concat(metrics)["reverse_kl"]
+    accepted = f"; accepted coefficients {' '.join(jumps)}" if jumps else ""
+    say(f"done: {len(kls)} steps, reverse KL of the rollouts {kls.iloc[0]:.3f} -> {kls.iloc[-1]:.3f}{accepted}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.evaluation import measure
-from effopd.models import load_model, load_tokenizer, load_weights_into
+from effopd.models import load_model, load_tokenizer, model_with
 from effopd.randomness import seed_of
 from effopd.runtime.artifacts import atomic_path, read_manifest, write_manifest
 from effopd.runtime.progress import say
@@ -43,8 +44,7 @@ def evaluate(
     problems = pd.read_parquet(data_manifest.file("test.parquet"))["problem"].tolist()
     rows = [i for i in range(len(problems)) for _ in range(settings["samples"])]
     seeds = [seed_of(settings["seed"], "evaluation", position) for position in range(len(rows))]
-    model, tokenizer = load_model(student.parent, device), load_tokenizer(student.parent)
-    load_weights_into(model, point.weights())
+    model, tokenizer = model_with(student.parent, point.weights(), device), load_tokenizer(student.parent)
     engine = TransformersEngine(
         model, eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, batch_size=settings["batch_size"]
     )
@@ -66,7 +66,7 @@ def evaluate(
     result = {
         "step": point.step,
         "accuracy": measured.accuracy,
-        "reverse_kl": measured.reverse_kl,
+        "reverse_kl": measured.reverse_kl if math.isfinite(measured.reverse_kl) else None,
         "completions": len(measured.items),
         "completion_length": float(measured.items["tokens"].mean()),
         "finished": float(measured.items["finished"].mean()),

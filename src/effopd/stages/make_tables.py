@@ -30,7 +30,7 @@ def make_tables(spec: dict[str, Any], results: Path, out: Path) -> None:
     for name, table in tables.items():
         with atomic_path(out / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
-    say("done: " + ", ".join(f"{name} ({len(table)} rows)" for name, table in tables.items()))
+    say("done: " + ", ".join(f"{row['run']} {row['accuracy']:.1%}" for _, row in tables["summary"].iterrows()))
 
 
 def _models(spec: dict[str, Any], results: Path) -> pd.DataFrame:
@@ -49,7 +49,8 @@ def _evaluation(spec: dict[str, Any], results: Path, models: pd.DataFrame) -> pd
     """A row for each run, seed and kept step: outcomes, and the cumulative cost of getting there, gates included."""
     base = models.set_index("model").to_dict("index")
     rows = []
-    for run, about in spec["runs"].items():
+    for about in spec["runs"]:
+        run = about["run"]
         for seed in spec["seeds"]:
             cost = pd.read_parquet(results / f"runs/{run}/seed{seed}/cost.parquet")
             for step in [0, *about["boundaries"]]:
@@ -86,7 +87,8 @@ def _extrapolation(spec: dict[str, Any], results: Path) -> pd.DataFrame:
         "update_norm",
     ]
     rows = []
-    for run, about in spec["runs"].items():
+    for about in spec["runs"]:
+        run = about["run"]
         for seed in spec["seeds"]:
             for step in about["triggers"]:
                 ledger = read_manifest(results / f"runs/{run}/seed{seed}/extrapolation/{step}/ledger.json", "ledger")

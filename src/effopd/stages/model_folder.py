@@ -21,16 +21,6 @@ from effopd.trainer import OptimizerSettings, Trainer
 RESUME_EVERY_SECONDS = 10.0
 
 
-def optimizer_settings(section: dict[str, Any]) -> OptimizerSettings:
-    """The optimizer that a model or training section describes."""
-    return OptimizerSettings(
-        lr=section["lr"],
-        betas=tuple(section["betas"]),
-        weight_decay=section["weight_decay"],
-        gradient_clipping=section["gradient_clipping"],
-    )
-
-
 Item = TypeVar("Item")
 
 
@@ -61,7 +51,7 @@ def train_into_folder(
     started = time.time()
     folder, steps = out.parent, spec["model"]["steps"]
     kept = {f"checkpoints/step{step}.safetensors": step for step in sorted(checkpoints)}
-    trainer = Trainer(model, optimizer_settings(spec["model"]))
+    trainer = Trainer(model, OptimizerSettings.of(spec["model"]))
     first = trainer.rank == 0
     with exclusive(folder) if first else nullcontext():
         resume = ResumePoint(folder / "resume.safetensors", fingerprint_of("model", spec, parents))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from effopd.runtime.artifacts import atomic_path
 from effopd.runtime.progress import say
@@ -62,10 +63,11 @@ def _accuracy_vs_steps(spec: dict[str, Any], tables: Path) -> Figure:
     figure, axes = plt.subplots(layout="constrained")
     evaluation = pd.read_csv(tables / "evaluation.csv")
     _references(axes, tables)
-    _curves(axes, spec, evaluation, "step", "accuracy")
+    ends = _curves(axes, spec, evaluation, "step", "accuracy")
     _step_axis(axes, evaluation)
     axes.set_ylabel("accuracy on held-out problems")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _label_ends(axes, ends)
     return figure
 
 
@@ -73,21 +75,26 @@ def _accuracy_vs_seconds(spec: dict[str, Any], tables: Path) -> Figure:
     figure, axes = plt.subplots(layout="constrained")
     evaluation = pd.read_csv(tables / "evaluation.csv")
     _references(axes, tables)
-    _curves(axes, spec, evaluation, "seconds", "accuracy")
+    ends = _curves(axes, spec, evaluation, "seconds", "accuracy")
     axes.set_xlim(left=0)
     axes.set_xlabel("seconds of generation, scoring, updates and gates (mean over seeds)")
     axes.set_ylabel("accuracy on held-out problems")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _label_ends(axes, ends)
     return figure
 
 
 def _reverse_kl_vs_steps(spec: dict[str, Any], tables: Path) -> Figure:
     figure, axes = plt.subplots(layout="constrained")
     evaluation = pd.read_csv(tables / "evaluation.csv")
-    _curves(axes, spec, evaluation, "step", "reverse_kl")
+    ends = _curves(axes, spec, evaluation, "step", "reverse_kl")
     _step_axis(axes, evaluation)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.tick_params(axis="y", which="minor", labelsize=7)
     axes.set_ylabel("reverse KL to the teacher (nats per token)")
+    _label_ends(axes, ends)
     return figure
 
 
@@ -138,18 +145,25 @@ def _references(axes: Axes, tables: Path) -> None:
         axes.axhline(model["accuracy"], color="0.55", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         axes.annotate(
             model["model"],
-            (0.01, model["accuracy"]),
+            (0.995, model["accuracy"]),
             xycoords=("axes fraction", "data"),
             xytext=(0, 2),
             textcoords="offset points",
+            ha="right",
             fontsize=8,
             color="0.4",
         )
 
 
-def _curves(axes: Axes, spec: dict[str, Any], evaluation: pd.DataFrame, x: str, y: str) -> None:
-    """A line a run through the means over seeds, a band for the interval, and its label at its end."""
-    ends, colours = [], iter(COLOURS * 10)
+def _curves(
+    axes: Axes, spec: dict[str, Any], evaluation: pd.DataFrame, x: str, y: str
+) -> list[tuple[float, float, str, str]]:
+    """A line a run through the means over seeds, and a band for the interval.
+
+    Returns the end of each line with its label and colour.
+    """
+    ends: list[tuple[float, float, str, str]] = []
+    colours = itertools.cycle(COLOURS)
     for run, group in evaluation.groupby("run", sort=False):
         by_step = group.groupby("step")
         positions = by_step[x].mean() if x != "step" else pd.Series(sorted(group["step"].unique()))
@@ -161,10 +175,24 @@ def _curves(axes: Axes, spec: dict[str, Any], evaluation: pd.DataFrame, x: str, 
             lows = lows.clip(min=means / 4)  # a log axis has no zero
         colour = "black" if run == spec["baseline"] else next(colours)
         marker = MARKERS[len(ends) % len(MARKERS)]
-        axes.plot(positions, means, color=colour, marker=marker, label=spec["labels"][run], zorder=3)
+        axes.plot(positions, means, color=colour, marker=marker, zorder=3)
         axes.fill_between(positions, lows, highs, color=colour, alpha=0.13, linewidth=0)
         ends.append((float(np.asarray(positions)[-1]), float(means[-1]), spec["labels"][run], colour))
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    return ends
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Name each line at the right margin, level with its end, moved apart where labels would touch."""
+    apart = 0.055
+    heights = [axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[1] for x, y, _, _ in ends]
+    order = np.argsort(heights)
+    placed = np.array(heights)[order]
+    for index in range(1, len(placed)):
+        placed[index] = max(placed[index], placed[index - 1] + apart)
+    placed -= max(0.0, placed[-1] - 1.0)
+    for height, index in zip(placed, order, strict=True):
+        _, _, label, colour = ends[index]
+        axes.annotate(label, (1.015, height), xycoords="axes fraction", color=colour, fontsize=8.5, va="center")
 
 
 def _step_axis(axes: Axes, evaluation: pd.DataFrame) -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from effopd.distillation import generate_rollouts, update_policy
 from effopd.engines.transformers_engine import TransformersEngine
-from effopd.models import load_model, load_tokenizer, load_weights_into, weights_of
+from effopd.models import load_model, load_tokenizer, model_with, weights_of
 from effopd.rollouts import Rollouts
 from effopd.runtime.artifacts import atomic_path, fingerprint_of, read_manifest, write_manifest
 from effopd.runtime.cost import cost_row
@@ -28,9 +28,8 @@ from effopd.runtime.fingerprints import digest
 from effopd.runtime.locks import exclusive
 from effopd.runtime.progress import Progress, say
 from effopd.scoring import LocalTeacher, Scores
-from effopd.stages.model_folder import optimizer_settings
 from effopd.states import Point, save_state
-from effopd.trainer import Trainer
+from effopd.trainer import OptimizerSettings, Trainer
 from effopd.verification import encode_prompts
 
 
@@ -64,8 +63,7 @@ def train_segment(
         **point.parents,
     }
     fingerprint = fingerprint_of("state", spec, parents)
-    model, tokenizer = load_model(student.parent, device), load_tokenizer(student.parent)
-    load_weights_into(model, point.weights())
+    model, tokenizer = model_with(student.parent, point.weights(), device), load_tokenizer(student.parent)
     pad_id, batch_size = int(tokenizer.pad_token_id), training["batch_size"]
     engine = TransformersEngine(model, eos_id=tokenizer.eos_token_id, pad_id=pad_id, batch_size=batch_size)
     scorer = LocalTeacher(load_model(teacher.parent, device), pad_id=pad_id, batch_size=batch_size)
@@ -73,7 +71,7 @@ def train_segment(
     prompts = encode_prompts(tokenizer, problems)
 
     with exclusive(out.parent):
-        trainer = Trainer(model, optimizer_settings(training))
+        trainer = Trainer(model, OptimizerSettings.of(training))
         if optimizer := point.optimizer():
             trainer.load_optimizer_state(optimizer)
         rows: list[dict[str, Any]] = []

@@ -41,7 +41,7 @@ CAPTIONS = {
 
 def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
     """Write the report `out` from the tables, figures and manifests of the results folder."""
-    config = spec["config"]
+    config = {**spec["config"], "runs": {run: spec["config"]["runs"][run] for run in spec["runs"]}}
     tables = {path.stem: pd.read_csv(path) for path in sorted((results / "tables").glob("*.csv"))}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("effopd", "."), autoescape=True, undefined=jinja2.StrictUndefined,

@@ -1,0 +1,88 @@
+"""The warm server: a job in a fork of it is the job, and dies with its client."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from effopd.runtime import warm
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not warm.supported(), reason="Linux only")]
+EFFOPD = [sys.executable, "-m", "effopd"]
+
+
+@pytest.fixture
+def server(monkeypatch):
+    process = warm.start_server()
+    address = os.environ.pop("EFFOPD_WARM")
+    yield process, {**os.environ, "EFFOPD_WARM": address}
+    process.kill()
+    process.wait()
+
+
+def children_of(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+def test_output_errors_status_and_folder_are_those_of_a_cold_job(server, tmp_path):
+    _, environment = server
+    for arguments, status in (
+        (["--version"], 0),
+        (["describe-config"], 0),
+        (["make-data", "--spec", "{", "--out", "x"], 2),
+        (["select-candidate", "--spec", "{}", "--state", "none.json"], 2),
+    ):
+        warm_job = subprocess.run([*EFFOPD, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        cold = {key: value for key, value in environment.items() if key != "EFFOPD_WARM"}
+        cold_job = subprocess.run([*EFFOPD, *arguments], env=cold, cwd=tmp_path, capture_output=True, text=True)
+        assert (warm_job.returncode, warm_job.stdout, warm_job.stderr) == (status, cold_job.stdout, cold_job.stderr)
+
+
+def long_job(environment, folder):
+    spec = (
+        '{"task":{"name":"arithmetic","min_terms":3,"max_terms":6,"seed":0,'
+        '"splits":{"train":90000000,"validation":9,"test":9},"corpus":{"size":9,"slips":0,"direct_answers":0,"direct_error":0}}}'
+    )
+    return subprocess.Popen([*EFFOPD, "make-data", "--spec", spec, "--out", "m.json"], env=environment, cwd=folder)
+
+
+def wait_for(condition, seconds=40):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+
+
+def test_a_killed_client_takes_its_job_with_it_and_nothing_else(server, tmp_path):
+    process, environment = server
+    first, second = long_job(environment, tmp_path), long_job(environment, tmp_path)
+    wait_for(lambda: len(children_of(process.pid)) == 2)
+    first.kill()
+    wait_for(lambda: len(children_of(process.pid)) == 1)
+    assert second.poll() is None
+    second.kill()
+    wait_for(lambda: not children_of(process.pid))
+
+
+def test_a_killed_job_and_a_killed_server_are_failures_of_the_client(server, tmp_path):
+    process, environment = server
+    job = long_job(environment, tmp_path)
+    wait_for(lambda: children_of(process.pid))
+    os.kill(children_of(process.pid)[0], 9)
+    assert job.wait(20) == 137
+    job = long_job(environment, tmp_path)
+    wait_for(lambda: children_of(process.pid))
+    (child,) = children_of(process.pid)
+    process.kill()
+    assert job.wait(20) == warm.LOST
+    wait_for(lambda: not os.path.exists(f"/proc/{child}"))
+
+
+def test_without_a_server_a_job_starts_cold(tmp_path):
+    environment = {**os.environ, "EFFOPD_WARM": "effopd-nobody"}
+    done = subprocess.run([*EFFOPD, "--version"], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "effopd, version" in done.stdout
