@@ -96,7 +96,7 @@ class ResumePoint:
                 facts = file.metadata() or {}
                 if facts.get("fingerprint") != self.fingerprint:
                     return None
-                tensors = {name: file.get_tensor(name) for name in file}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         except (OSError, SafetensorError):
             return None
         weights = {n.removeprefix("weights."): t for n, t in tensors.items() if n.startswith("weights.")}

@@ -19,14 +19,14 @@ from snakemake_interface_logger_plugins.common import LogEvent
 HEARTBEAT_SECONDS = 10.0
 # What each rule is called while it runs; rules that are not here are over before anybody could read their name.
 DOING = {
-    "make_data": "making data",
+    "make_data": "data:",
     "pretrain_model": "{model}:",
     "train_rl": "{model}:",
     "train_segment": "{run} seed {seed}:",
-    "evaluate_candidates": "{run} seed {seed}: gate at step {step}",
-    "evaluate": "{run} seed {seed}: evaluating step {step}",
-    "plot_figure": "drawing {figure}",
-    "write_report": "writing the report",
+    "evaluate_candidates": "{run} seed {seed}: gate at step {step},",
+    "evaluate": "{run} seed {seed}: evaluation at step {step},",
+    "plot_figure": "drawing {figure},",
+    "write_report": "report:",
 }
 REPEATED = ("RuleException", "Exiting because a job execution failed", "At least one job did not complete")
 # Rules whose result is worth a line of its own.
@@ -152,7 +152,7 @@ class LogHandler(LogHandlerBase):
                 now = []
                 for job in self.running.values():
                     if job.rule in DOING:
-                        now.append(f"{job.name(DOING)} {job.last_line()}".strip())
+                        now.append(f"{job.name(DOING)} {job.last_line() or 'starting'}")
                 if now:
                     self._say(" | ".join(now))
 

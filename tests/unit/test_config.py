@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from effopd.config import complete, parameter_table, run_settings
 from effopd.plan import Plan
@@ -86,8 +87,7 @@ def test_a_run_overrides_only_what_it_names():
 def test_every_shipped_overlay_is_a_configuration():
     for overlay in sorted((ROOT / "config").glob("*.yaml")):
         merged = copy.deepcopy(GOOD)
-        for section, value in yaml.safe_load(overlay.read_text()).items():
-            merged[section] = {**merged.get(section, {}), **value} if isinstance(value, dict) else value
+        update_config(merged, yaml.safe_load(overlay.read_text()))  # as --configfile does
         Plan(merged)
 
 

@@ -16,8 +16,9 @@ EFFOPD = [sys.executable, "-m", "effopd"]
 @pytest.fixture
 def server(monkeypatch):
     process = warm.start_server()
-    address = os.environ.pop("EFFOPD_WARM")
-    yield process, {**os.environ, "EFFOPD_WARM": address}
+    environment = {**os.environ, "EFFOPD_WARM": os.environ.pop("EFFOPD_WARM")}
+    subprocess.run([*EFFOPD, "--version"], env=environment, check=True)  # answered once the server has started
+    yield process, environment
     process.kill()
     process.wait()
 

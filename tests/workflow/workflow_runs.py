@@ -28,6 +28,7 @@ class Workflow:
 
     folder: Path
     config: dict[str, Any] = field(default_factory=lambda: yaml.safe_load(TINY.read_text()))
+    environment: dict[str, str] = field(default_factory=dict)
 
     def command(self, *arguments: str) -> list[str]:
         (self.folder / "config").mkdir(parents=True, exist_ok=True)
@@ -43,7 +44,7 @@ class Workflow:
         return subprocess.Popen(
             self.command(*arguments),
             cwd=self.folder,
-            env={k: v for k, v in os.environ.items() if k != "EFFOPD_WARM"},
+            env={**os.environ, **self.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

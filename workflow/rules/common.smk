@@ -68,9 +68,7 @@ def point(run, seed, step):
 
 def start_of(wildcards):
     """The point from which a segment starts."""
-    return point(
-        wildcards.run, wildcards.seed, PLAN.previous_boundary(wildcards.run, int(wildcards.step))
-    )
+    return point(wildcards.run, wildcards.seed, PLAN.previous_boundary(wildcards.run, int(wildcards.step)))
 
 
 def end_of(wildcards):
@@ -129,11 +127,7 @@ def evaluations(wildcards):
 
 def all_ledgers(wildcards):
     """The ledger of every trigger."""
-    return [
-        path
-        for run in PLAN.runs
-        for path in expand(LEDGER, run=run, seed=PLAN.seeds, step=PLAN.triggers(run))
-    ]
+    return [path for run in PLAN.runs for path in expand(LEDGER, run=run, seed=PLAN.seeds, step=PLAN.triggers(run))]
 
 
 def ranks_of(wildcards):

@@ -4,11 +4,11 @@
 rule make_data:
     output:
         DATA,
-    params:
-        spec=spec("make_data"),
     log:
         "logs/make_data.log",
     conda:
         "../../envs/effopd.yaml"
+    params:
+        spec=spec("make_data"),
     shell:
         "effopd make-data --spec {params.spec:q} --out {output} 2> {log}"

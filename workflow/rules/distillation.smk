@@ -10,16 +10,14 @@ rule train_segment:
         data=DATA,
     output:
         state=STATE,
+    log:
+        "logs/train_segment/{run}.seed{seed}.{step}.log",
+    conda:
+        "../../envs/effopd.yaml"
     params:
         spec=spec("train_segment"),
         ledger=optional("--ledger", "ledger"),
         run_folder=RUN,
-    log:
-        "logs/train_segment/{run}.seed{seed}.{step}.log",
-    benchmark:
-        "logs/benchmarks/train_segment/{run}.seed{seed}.{step}.tsv"
-    conda:
-        "../../envs/effopd.yaml"
     shell:
         "effopd train-segment --student {input.student} --teacher {input.teacher} --data {input.data}"
         " --state {input.state} {params.ledger} --run-folder {params.run_folder}"

@@ -10,13 +10,13 @@ rule evaluate:
         data=DATA,
     output:
         evaluation="results/evaluation/{run}/seed{seed}/{step}.json",
-    params:
-        spec=evaluation_spec,
-        ledger=optional("--ledger", "ledger"),
     log:
         "logs/evaluate/{run}.seed{seed}.{step}.log",
     conda:
         "../../envs/effopd.yaml"
+    params:
+        spec=evaluation_spec,
+        ledger=optional("--ledger", "ledger"),
     shell:
         "effopd evaluate --student {input.student} --teacher {input.teacher} --data {input.data}"
         " --state {input.state} {params.ledger} --spec {params.spec:q} --out {output.evaluation} 2> {log}"
@@ -29,12 +29,12 @@ rule evaluate_model:
         data=DATA,
     output:
         evaluation="results/evaluation/models/{model}.json",
-    params:
-        spec=PLAN.evaluate_model_spec(),
     log:
         "logs/evaluate_model/{model}.log",
     conda:
         "../../envs/effopd.yaml"
+    params:
+        spec=PLAN.evaluate_model_spec(),
     shell:
         "effopd evaluate --student {input.model} --teacher {input.teacher} --data {input.data}"
         " --state {input.model} --spec {params.spec:q} --out {output.evaluation} 2> {log}"
@@ -47,13 +47,12 @@ rule collect_run:
     output:
         metrics=RUN + "/metrics.parquet",
         cost=RUN + "/cost.parquet",
-    params:
-        spec=spec("collect_run"),
-        run_folder=RUN,
     log:
         "logs/collect_run/{run}.seed{seed}.log",
     conda:
         "../../envs/effopd.yaml"
+    params:
+        spec=spec("collect_run"),
+        run_folder=RUN,
     shell:
-        "effopd collect-run --run-folder {params.run_folder} --spec {params.spec:q}"
-        " --out {output.metrics} 2> {log}"
+        "effopd collect-run --run-folder {params.run_folder} --spec {params.spec:q}" " --out {output.metrics} 2> {log}"

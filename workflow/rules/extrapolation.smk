@@ -11,13 +11,13 @@ rule evaluate_candidates:
         data=DATA,
     output:
         candidates=RUN + "/extrapolation/{step}/candidates.json",
-    params:
-        spec=spec("evaluate_candidates"),
-        anchor_ledger=optional("--anchor-ledger", "anchor_ledger"),
     log:
         "logs/evaluate_candidates/{run}.seed{seed}.{step}.log",
     conda:
         "../../envs/effopd.yaml"
+    params:
+        spec=spec("evaluate_candidates"),
+        anchor_ledger=optional("--anchor-ledger", "anchor_ledger"),
     shell:
         "effopd evaluate-candidates --student {input.student} --teacher {input.teacher} --data {input.data}"
         " --state {input.state} --anchor {input.anchor} {params.anchor_ledger}"
@@ -31,13 +31,13 @@ rule select_candidate:
         candidates=rules.evaluate_candidates.output.candidates,
     output:
         ledger=LEDGER,
-    params:
-        spec=spec("select_candidate"),
-        anchor_ledger=optional("--anchor-ledger", "anchor_ledger"),
     log:
         "logs/select_candidate/{run}.seed{seed}.{step}.log",
     conda:
         "../../envs/effopd.yaml"
+    params:
+        spec=spec("select_candidate"),
+        anchor_ledger=optional("--anchor-ledger", "anchor_ledger"),
     shell:
         "effopd select-candidate --state {input.state} --anchor {input.anchor} {params.anchor_ledger}"
         " --candidates {input.candidates} --spec {params.spec:q} --out {output.ledger} 2> {log}"

@@ -6,18 +6,16 @@ rule pretrain_model:
         data=DATA,
     output:
         manifest=MODEL,
+    log:
+        "logs/pretrain_model/{model}.log",
+    wildcard_constraints:
+        model=names_of("pretrain_model"),
+    conda:
+        "../../envs/effopd.yaml"
+    threads: ranks_of
     params:
         spec=spec("pretrain_model"),
         launch=launch,
-    threads: ranks_of
-    wildcard_constraints:
-        model=names_of("pretrain_model"),
-    log:
-        "logs/pretrain_model/{model}.log",
-    benchmark:
-        "logs/benchmarks/pretrain_model/{model}.tsv"
-    conda:
-        "../../envs/effopd.yaml"
     shell:
         "{params.launch} pretrain-model --data {input.data} --spec {params.spec:q} --out {output.manifest} 2> {log}"
 
@@ -28,18 +26,16 @@ rule train_rl:
         init=parent_of,
     output:
         manifest=MODEL,
+    log:
+        "logs/train_rl/{model}.log",
+    wildcard_constraints:
+        model=names_of("train_rl"),
+    conda:
+        "../../envs/effopd.yaml"
+    threads: ranks_of
     params:
         spec=spec("train_rl"),
         launch=launch,
-    threads: ranks_of
-    wildcard_constraints:
-        model=names_of("train_rl"),
-    log:
-        "logs/train_rl/{model}.log",
-    benchmark:
-        "logs/benchmarks/train_rl/{model}.tsv"
-    conda:
-        "../../envs/effopd.yaml"
     shell:
         "{params.launch} train-rl --data {input.data} --init {input.init}"
         " --spec {params.spec:q} --out {output.manifest} 2> {log}"

@@ -5,12 +5,12 @@
 rule write_config:
     output:
         "results/config.yaml",
-    params:
-        spec=spec("write_config"),
     log:
         "logs/write_config.log",
     conda:
         "../../envs/effopd.yaml"
+    params:
+        spec=spec("write_config"),
     shell:
         "effopd write-config --spec {params.spec:q} --out {output} 2> {log}"
 
@@ -23,13 +23,13 @@ rule make_tables:
         costs=expand(RUN + "/cost.parquet", run=PLAN.runs, seed=PLAN.seeds),
     output:
         expand("results/tables/{table}.csv", table=TABLES),
-    params:
-        spec=spec("make_tables"),
-        folder="results/tables",
     log:
         "logs/make_tables.log",
     conda:
         "../../envs/effopd.yaml"
+    params:
+        spec=spec("make_tables"),
+        folder="results/tables",
     shell:
         "effopd make-tables --results results --spec {params.spec:q} --out {params.folder} 2> {log}"
 
@@ -40,12 +40,12 @@ rule plot_figure:
     output:
         svg="results/figures/{figure}.svg",
         png="results/figures/{figure}.png",
-    params:
-        spec=spec("plot_figure"),
     log:
         "logs/plot_figure/{figure}.log",
     conda:
         "../../envs/effopd.yaml"
+    params:
+        spec=spec("plot_figure"),
     shell:
         "effopd plot-figure --tables results/tables --spec {params.spec:q} --out {output.svg} 2> {log}"
 
@@ -61,11 +61,11 @@ rule write_report:
             caption="../report/report.rst",
             category="Report",
         ),
-    params:
-        spec=spec("write_report"),
     log:
         "logs/write_report.log",
     conda:
         "../../envs/effopd.yaml"
+    params:
+        spec=spec("write_report"),
     shell:
         "effopd write-report --results results --spec {params.spec:q} --out {output} 2> {log}"

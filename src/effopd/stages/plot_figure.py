@@ -92,7 +92,7 @@ def _reverse_kl_vs_steps(spec: dict[str, Any], tables: Path) -> Figure:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.tick_params(axis="y", which="minor", labelsize=7)
+    axes.tick_params(axis="y", which="both", labelsize=8)
     axes.set_ylabel("reverse KL to the teacher (nats per token)")
     _label_ends(axes, ends)
     return figure

@@ -108,7 +108,7 @@ def _ratio(row: pd.Series, what: str) -> str:
     centre, low, high = (row[f"{what}_ratio{bound}"] for bound in ("", "_low", "_high"))
     if math.isnan(low):
         return f"{centre:.1f} times better (one seed, so no interval)" if centre >= 1 else f"{centre:.2f} times as good"
-    interval = f"interval {low:.1f} to {high:.1f}"
+    interval = "the same in every seed" if low == high else f"interval {low:.1f} to {high:.1f}"
     if low > 1:
         return f"{centre:.1f} times better ({interval})"
     if high < 1:
