@@ -1,6 +1,6 @@
 """Snakemake logger plugin `effopd`: a few lines on what runs, how far it is and what it found; the rest stays in logs.
 
-Enabled by profiles/default; `snakemake --logger default ...` gives Snakemake's own output back.
+Enabled by profiles/default; `snakemake --workflow-profile none ...` gives Snakemake's own output back.
 """
 
 from __future__ import annotations
@@ -95,6 +95,8 @@ class LogHandler(LogHandlerBase):
                 self._job_error(record)
             elif event == LogEvent.PROGRESS:
                 self.done, self.total = record.done, record.total  # type: ignore[attr-defined]
+            elif event == LogEvent.SHELLCMD and self.common_settings.printshellcmds:
+                print(f"    {record.shellcmd}", file=sys.stderr, flush=True)  # type: ignore[attr-defined]
             elif event == LogEvent.RUN_INFO:
                 self._run_info(record)
             elif event in (LogEvent.ERROR, None) and record.levelno >= WARNING:
@@ -151,7 +153,7 @@ class LogHandler(LogHandlerBase):
                     continue
                 now = []
                 for job in self.running.values():
-                    if job.rule in DOING:
+                    if job.rule in DOING and not job.last_line().startswith("done: "):
                         now.append(f"{job.name(DOING)} {job.last_line() or 'starting'}")
                 if now:
                     self._say(" | ".join(now))

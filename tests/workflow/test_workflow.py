@@ -213,6 +213,22 @@ def test_a_killed_job_fails_alone_with_one_line_and_is_made_good(undisturbed, tm
     assert workflow.contents() == undisturbed.contents()
 
 
+@pytest.mark.parametrize("verb", ["train-rl", "train-segment"])
+def test_a_job_that_outlives_its_killed_workflow_is_waited_for(undisturbed, tmp_path, verb):
+    """kill -9 of the workflow's process alone; cold jobs (train-rl has two ranks) go on meanwhile."""
+    workflow = Workflow(tmp_path)
+    workflow.config["runtime"]["warm"] = "off"
+    process = workflow.start()
+    while not list(jobs_in(tmp_path, verb)) and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(2)
+    process.kill()
+    process.communicate()
+    workflow.config["runtime"]["warm"] = "auto"
+    workflow.run()
+    assert workflow.contents() == undisturbed.contents()
+
+
 def test_a_second_workflow_on_the_same_results_says_so_and_leaves(tmp_path):
     workflow = Workflow(tmp_path)
     first = workflow.start()

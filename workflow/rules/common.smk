@@ -1,7 +1,5 @@
-# Helper functions of the other rule files: the checked plan, each job's tracked parameters, and the paths in a chain
+# Helpers for the other files here: the checked plan, each job's tracked parameters, and the paths in a chain
 # of states. No rules.
-import os
-import sys
 from pathlib import Path
 
 from effopd.plan import FIGURES, TABLES, Plan
@@ -14,15 +12,13 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-# The commands of this environment come first, whether or not it is activated.
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 session.announce(PLAN.config["runtime"])
 
 DATA = f"results/data/{PLAN.config['task']['name']}/manifest.json"
 MODEL = "results/models/{model}/manifest.json"
 RUN = "results/runs/{run}/seed{seed}"
-STATE = RUN + "/state/{step}/state.json"
-LEDGER = RUN + "/extrapolation/{step}/ledger.json"
+STATE = "results/runs/{run}/seed{seed}/state/{step}/state.json"
+LEDGER = "results/runs/{run}/seed{seed}/extrapolation/{step}/ledger.json"
 
 
 def begin_run():
@@ -44,6 +40,11 @@ def spec(stage):
         return PLAN.spec(stage, **wildcards)
 
     return params
+
+
+def folder_of_tables(wildcards, output):
+    """The folder that the tables are written to."""
+    return str(Path(output[0]).parent)
 
 
 def model_of(role):

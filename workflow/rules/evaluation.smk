@@ -45,8 +45,8 @@ rule collect_run:
         states=states_of,
         ledgers=ledgers_of,
     output:
-        metrics=RUN + "/metrics.parquet",
-        cost=RUN + "/cost.parquet",
+        metrics="results/runs/{run}/seed{seed}/metrics.parquet",
+        cost="results/runs/{run}/seed{seed}/cost.parquet",
     log:
         "logs/collect_run/{run}.seed{seed}.log",
     conda:

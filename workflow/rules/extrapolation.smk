@@ -10,7 +10,7 @@ rule evaluate_candidates:
         teacher=model_of("teacher"),
         data=DATA,
     output:
-        candidates=RUN + "/extrapolation/{step}/candidates.json",
+        candidates="results/runs/{run}/seed{seed}/extrapolation/{step}/candidates.json",
     log:
         "logs/evaluate_candidates/{run}.seed{seed}.{step}.log",
     conda:

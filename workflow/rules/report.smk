@@ -20,7 +20,7 @@ rule make_tables:
         evaluations=evaluations,
         models=expand("results/evaluation/models/{model}.json", model=PLAN.config["models"]),
         ledgers=all_ledgers,
-        costs=expand(RUN + "/cost.parquet", run=PLAN.runs, seed=PLAN.seeds),
+        costs=expand("results/runs/{run}/seed{seed}/cost.parquet", run=PLAN.runs, seed=PLAN.seeds),
     output:
         expand("results/tables/{table}.csv", table=TABLES),
     log:
@@ -29,7 +29,7 @@ rule make_tables:
         "../../envs/effopd.yaml"
     params:
         spec=spec("make_tables"),
-        folder="results/tables",
+        folder=folder_of_tables,
     shell:
         "effopd make-tables --results results --spec {params.spec:q} --out {params.folder} 2> {log}"
 
@@ -54,7 +54,7 @@ rule write_report:
     input:
         tables=rules.make_tables.output,
         figures=expand("results/figures/{figure}.svg", figure=FIGURES),
-        metrics=expand(RUN + "/metrics.parquet", run=PLAN.runs, seed=PLAN.seeds),
+        metrics=expand("results/runs/{run}/seed{seed}/metrics.parquet", run=PLAN.runs, seed=PLAN.seeds),
     output:
         report(
             "results/report.html",

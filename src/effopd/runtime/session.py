@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,13 @@ _server: subprocess.Popen[bytes] | None = None
 
 
 def announce(runtime: dict[str, Any]) -> None:
-    """Tell jobs how to run, through the environment: nothing of it is part of a fingerprint."""
+    """Tell jobs how to run, through the environment: nothing of it is part of a fingerprint.
+
+    The commands of this Python's environment come first on the path, whether or not it is activated.
+    """
+    here = str(Path(sys.executable).parent)
+    if not os.environ["PATH"].startswith(here + os.pathsep):
+        os.environ["PATH"] = here + os.pathsep + os.environ["PATH"]
     os.environ["EFFOPD_DEVICE"] = runtime["device"]
     os.environ["EFFOPD_THREADS"] = str(runtime["threads"])
     for name, value in warm.MALLOC.items():

@@ -12,7 +12,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.models import load_weights_into, save_model, save_tensors, weights_of
-from effopd.runtime.artifacts import atomic_path, fingerprint_of, write_manifest
+from effopd.runtime.artifacts import atomic_path, fingerprint_of, read_manifest, write_manifest
 from effopd.runtime.locks import exclusive
 from effopd.runtime.progress import Progress, say
 from effopd.states import ResumePoint
@@ -54,7 +54,12 @@ def train_into_folder(
     trainer = Trainer(model, OptimizerSettings.of(spec["model"]))
     first = trainer.rank == 0
     with exclusive(folder) if first else nullcontext():
-        resume = ResumePoint(folder / "resume.safetensors", fingerprint_of("model", spec, parents))
+        fingerprint = fingerprint_of("model", spec, parents)
+        finished = first and out.is_file() and read_manifest(out, "model").fingerprint == fingerprint
+        if trainer.sum_over_ranks(float(finished)):  # by a job that outlived its killed workflow, while this one waited
+            say(f"{what}: finished meanwhile")
+            return
+        resume = ResumePoint(folder / "resume.safetensors", fingerprint)
         rows: list[dict[str, Any]] = []
         if saved := resume.load():
             weights, optimizer, rows = saved
