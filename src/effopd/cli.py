@@ -205,6 +205,22 @@ def export(run: str, seed: int, step: int, results: Path, out: Path) -> None:
     click.echo(f"wrote {out}")
 
 
+@main.command("verify")
+@click.option("--results", type=PATH, default=Path("results"), show_default=True, help="The results folder.")
+def verify(results: Path) -> None:
+    """Re-check a results folder: manifests, file hashes, and the chain of fingerprints."""
+    from effopd.runtime.verify import verify as run
+
+    count, problems = run(results)
+    if not count:
+        raise UserError(f"{results} holds no artifacts. Run the workflow, or name its folder with --results.")
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        raise UserError(f"{len(problems)} problems in {count} artifacts of {results}.")
+    click.echo(f"{count} artifacts of {results} are whole, and made from each other.")
+
+
 @main.command("describe-config")
 def describe_config() -> None:
     """Print the configuration's parameters as a Markdown table."""

@@ -59,7 +59,7 @@ class Trainer:
     """
 
     def __init__(self, model: PreTrainedModel, settings: OptimizerSettings) -> None:
-        deepspeed = import_deepspeed()
+        deepspeed = import_deepspeed(on_cpu=model.device.type == "cpu")
         _join_process_group(model.device)
         self.model, self.settings = model, settings
         optimizer = torch.optim.AdamW(
@@ -141,9 +141,8 @@ class Trainer:
                 entry[moment] = state.moments[f"{moment}.{name}"].to(parameter.device, copy=True)
 
 
-def import_deepspeed() -> ModuleType:
+def import_deepspeed(on_cpu: bool) -> ModuleType:
     """DeepSpeed, told which accelerator to use and kept from filling the log with its start-up notes."""
-    on_cpu = not torch.cuda.is_available()
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

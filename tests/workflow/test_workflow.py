@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_everything_promised_is_there_and_makes_sense(undisturbed):
     assert (speedup.loc[speedup["run"] == "opd", "step_ratio"] == 1).all()
 
 
-def test_both_kinds_of_anchor_and_the_first_segment_are_shared(undisturbed):
+def test_the_first_segment_of_runs_that_differ_in_extrapolation_is_the_same(undisturbed):
     """Runs that differ only in extrapolation train their first segment alike, bitwise."""
     contents = undisturbed.contents()
     for name in ("weights.safetensors", "optimizer.safetensors", "metrics.parquet"):
@@ -58,6 +59,48 @@ def test_both_kinds_of_anchor_and_the_first_segment_are_shared(undisturbed):
         contents["results/runs/opd/seed0/state/1/weights.safetensors"]
         != (contents["results/runs/opd/seed1/state/1/weights.safetensors"])
     )
+
+
+def test_each_jump_is_along_the_update_since_the_last_accepted_weights(undisturbed):
+    """The anchor is what training went on from at the previous trigger (paper section 2, as released)."""
+    from effopd.extrapolation.candidates import candidate, moving_parameters
+    from effopd.models import load_tensors
+
+    jumps = 0
+    for run in ("effopd", "line"):
+        for seed in (0, 1):
+            anchor = load_tensors(undisturbed.path("models/base/model.safetensors"))
+            for step in (1, 2, 4):
+                folder = undisturbed.path(f"runs/{run}/seed{seed}")
+                current = load_tensors(folder / f"state/{step}/weights.safetensors")
+                ledger = json.loads((folder / f"extrapolation/{step}/ledger.json").read_text())["result"]
+                moving = moving_parameters(current, "attention_mlp")
+                norm = sum(float((current[n] - anchor[n]).double().square().sum()) for n in moving) ** 0.5
+                assert ledger["update_norm"]["moving"] == pytest.approx(norm, rel=1e-6)
+                if ledger["coefficient"]:
+                    jumps += 1
+                    accepted = load_tensors(folder / f"extrapolation/{step}/weights.safetensors")
+                    wanted = candidate(current, anchor, ledger["coefficient"], moving)
+                    assert all((accepted[name] == tensor).all() for name, tensor in wanted.items())
+                    current = accepted
+                anchor = current
+    assert jumps, "no candidate was accepted: the test proves nothing"
+
+
+def test_verify_finds_what_was_altered_and_what_does_not_belong(copy):
+    def verify():
+        command = [str(Path(sys.executable).with_name("effopd")), "verify"]
+        done = subprocess.run(command, cwd=copy.folder, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    assert verify() == (0, "65 artifacts of results are whole, and made from each other.\n")
+    weights = copy.path("runs/opd/seed0/state/2/weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    shutil.rmtree(copy.path("runs/line/seed1/state/4"))
+    status, output = verify()
+    assert status == 2
+    assert "runs/opd/seed0/state/2/weights.safetensors is altered" in output
+    assert "runs/line/seed1/extrapolation/4/ledger.json was made from a state with fingerprint" in output
 
 
 def test_a_second_run_does_nothing_quickly(copy):

@@ -205,7 +205,7 @@ def _preload() -> None:
     import effopd.stages.train_segment  # noqa: F401
     from effopd.trainer import import_deepspeed
 
-    import_deepspeed()
+    import_deepspeed(on_cpu=True)
 
 
 if __name__ == "__main__":
