@@ -22,10 +22,11 @@ from effopd.verification import encode_prompts, verify_rollouts
 class Measurement:
     """Per-item outcomes, a row a completion: index, reward, reason, tokens, finished, reverse_kl (sum over its tokens).
 
-    `reverse_kl` is absent where no teacher was asked.
+    `reverse_kl` is absent where no teacher was asked; `finite` says whether all log-probs were numbers.
     """
 
     items: pd.DataFrame
+    finite: bool
     generation_seconds: float
     scoring_seconds: float
 
@@ -37,7 +38,8 @@ class Measurement:
     @property
     def reverse_kl(self) -> float:
         """Mean KL(student || teacher) per token, in nats: the average of what the loss averages."""
-        return float(self.items["reverse_kl"].sum() / self.items["tokens"].sum())
+        # numpy's sum: pandas would skip NaN, and weights that overflowed would look perfect
+        return float(self.items["reverse_kl"].to_numpy().sum() / self.items["tokens"].sum())
 
     @property
     def tokens(self) -> int:
@@ -81,4 +83,5 @@ def measure(
         pad_id = int(tokenizer.pad_token_id or 0)
         per_token = measure_reverse_kl(student, teacher, rollouts, pad_id=pad_id, batch_size=batch_size)
         items["reverse_kl"] = [float(row.sum(dtype=np.float64)) for row in per_token]
-    return Measurement(items, generated - started, time.perf_counter() - generated)
+    finite = all(np.isfinite(row).all() for row in rollouts.logprobs)
+    return Measurement(items, finite, generated - started, time.perf_counter() - generated)

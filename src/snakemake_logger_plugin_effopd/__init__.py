@@ -5,6 +5,7 @@ Enabled by profiles/default; `snakemake --workflow-profile none ...` gives Snake
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ DOING = {
     "plot_figure": "drawing {figure},",
     "write_report": "report:",
 }
+OWN_ERROR = re.compile(r'WorkflowError(:| in file ".*common.smk", line \d+:)$')
 REPEATED = ("RuleException", "Exiting because a job execution failed", "At least one job did not complete")
 # Rules whose result is worth a line of its own.
 MILESTONES = {
@@ -110,7 +112,9 @@ class LogHandler(LogHandlerBase):
         if self.failed and any(repeated in text for repeated in REPEATED):
             return
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        self._say(" ".join(lines).removeprefix("WorkflowError: "), error=record.levelno >= ERROR)
+        if OWN_ERROR.match(lines[0] if lines else ""):  # raised on purpose: where in the code does not matter
+            lines = [line for line in lines[1:] if not line.startswith('File "')]
+        self._say(" ".join(lines), error=record.levelno >= ERROR)
 
     def _run_info(self, record: LogRecord) -> None:
         stats: dict[str, Any] = dict(record.stats)  # type: ignore[attr-defined]
@@ -143,7 +147,10 @@ class LogHandler(LogHandlerBase):
             return
         where = f" (log: {', '.join(job.logs)})" if job.logs else ""
         named = f"{job.rule} {' '.join(job.wildcards.values())}".strip()
-        self._say(f"{named}: {job.last_line() or 'error: no message'}{where}", error=True)
+        said = job.last_line()
+        if not said.startswith("error: "):
+            said = f"error: it ended without a message (killed?) after saying: {said or 'nothing'}"
+        self._say(f"{named}: {said}{where}", error=True)
 
     def _beat(self) -> None:
         """Say what runs whenever nothing was said for a while."""

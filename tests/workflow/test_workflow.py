@@ -87,6 +87,16 @@ def test_each_jump_is_along_the_update_since_the_last_accepted_weights(undisturb
     assert jumps, "no candidate was accepted: the test proves nothing"
 
 
+def test_a_figure_is_redrawn_to_the_same_bytes(copy):
+    figure = copy.path("figures/gate_vs_coefficient.svg")
+    before = figure.read_bytes()
+    figure.unlink()
+    assert copy.planned() == {"plot_figure": 1, "write_report": 1}
+    copy.run("results/figures/gate_vs_coefficient.svg")
+    assert figure.read_bytes() == before
+    assert b"step 4" in before
+
+
 def test_verify_finds_what_was_altered_and_what_does_not_belong(copy):
     def verify():
         command = [str(Path(sys.executable).with_name("effopd")), "verify"]
@@ -205,7 +215,7 @@ def test_a_killed_workflow_goes_on_to_the_same_bits(undisturbed, tmp_path, kill)
     for _ in range(2):
         process = workflow.start()
         try:
-            process.communicate(timeout=moments.uniform(4, 30))
+            process.communicate(timeout=moments.uniform(4, 20))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()

@@ -139,6 +139,7 @@ def serve(descriptor: int, parent: int) -> None:
     """Fork a child for each request, until the parent ends."""
     import gc
 
+    server = os.getpid()
     _die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the workflow's to handle
     listener = socket.socket(fileno=descriptor)
@@ -159,7 +160,7 @@ def serve(descriptor: int, parent: int) -> None:
                     selector.close()
                     listener.close()
                     connection.close()
-                    _run_child(request, descriptors, os.getppid())
+                    _run_child(request, descriptors, server)
                 for held in descriptors:
                     os.close(held)
                 ended = os.pidfd_open(child)

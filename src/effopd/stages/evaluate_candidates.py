@@ -156,5 +156,5 @@ class _Gate:
         )
         self.costs += [{**row, "coefficient": coefficient} for row in measured.cost("gate", step)]
         if self.teacher is None:
-            return measured.accuracy, measured.items["reward"].tolist()
+            return (measured.accuracy if measured.finite else math.nan), measured.items["reward"].tolist()
         return measured.reverse_kl, measured.items["reverse_kl"].tolist()

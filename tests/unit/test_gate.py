@@ -1,0 +1,75 @@
+"""The gate: what is drawn for whom, and what its metrics say."""
+
+import pytest
+import torch
+from tiny_models import make_model
+
+from effopd.models import save_model, weights_of
+from effopd.stages.evaluate_candidates import NEVER, _Gate
+
+PROBLEMS = [f"{a}+{b}+{c}=" for a in range(3) for b in range(4) for c in range(5)]
+
+
+@pytest.fixture
+def gate_of(tmp_path, tokenizer):
+    """Makes a gate over a random student and another random teacher."""
+    for name, seed in (("student", 0), ("teacher", 1)):
+        model = make_model(seed)
+        save_model(model, weights_of(model), tokenizer, tmp_path / name)
+
+    def make(**settings):
+        gate = {"metric": "reverse_kl", "examples": 12, "source": "train", "samples": 1, "paired": True, **settings}
+        spec = {
+            "seed": 0,
+            "step": 4,
+            "extrapolation": {"gate": gate},
+            "sampling": {"temperature": 1.0, "max_new_tokens": 8},
+            "task": {"name": "arithmetic"},
+        }
+        manifests = (tmp_path / "student/manifest.json", tmp_path / "teacher/manifest.json")
+        return _Gate(spec, PROBLEMS, *manifests, torch.device("cpu"))
+
+    return make
+
+
+def test_paired_candidates_meet_the_same_random_numbers_and_unpaired_ones_their_own(gate_of):
+    weights = weights_of(make_model(0))
+    for paired in (True, False):
+        gate = gate_of(paired=paired)
+        first, second = gate.score(weights, 0.0), gate.score(weights, 2.0)
+        assert (first == second) == paired
+        assert (gate.values[0]["per_item"] == gate.values[1]["per_item"]) == paired
+
+
+def test_the_reverse_kl_gate_prefers_the_teachers_own_weights_and_counts_its_tokens(gate_of):
+    gate = gate_of()
+    assert gate.score(weights_of(make_model(1)), 1.0) == 0
+    assert gate.score(weights_of(make_model(0)), 0.0) < 0
+    assert [row["stage"] for row in gate.costs] == ["gate: generate", "gate: score"] * 2
+    assert all(row["generated_tokens"] + row["scored_tokens"] > 0 for row in gate.costs)
+    value = gate.values[1]
+    assert value["score"] == -value["value"]
+    assert len(value["per_item"]) == 12
+
+
+def test_the_examples_are_drawn_once_without_repeats_and_samples_multiply_them(gate_of):
+    assert gate_of().rows == gate_of(metric="accuracy").rows
+    assert len(set(gate_of().rows)) == 12
+    assert gate_of(samples=3).rows == [row for row in gate_of().rows for _ in range(3)]
+
+
+@pytest.mark.parametrize("metric", ["reverse_kl", "accuracy"])
+def test_weights_that_are_not_finite_are_never_accepted(gate_of, metric):
+    """pandas sums skip NaN: a reverse KL summed that way is 0, the best there is."""
+    gate = gate_of(metric=metric)
+    broken = {name: tensor * float("nan") for name, tensor in weights_of(make_model(0)).items()}
+    assert gate.score(broken, 10.0) == NEVER
+    assert gate.values[0] == {"coefficient": 10.0, "value": None, "score": None, "per_item": []}
+
+
+def test_the_controls_look_at_no_weights(gate_of):
+    always, random = gate_of(metric="always"), gate_of(metric="random")
+    assert [always.score({}, c) for c in (0.0, 2.0, 4.0)] == [0.0, 2.0, 4.0]
+    scores = [random.score({}, c) for c in (0.0, 2.0, 4.0)]
+    assert len(set(scores)) == 3
+    assert scores == [gate_of(metric="random").score({}, c) for c in (0.0, 2.0, 4.0)]
