@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from effopd.stages.make_tables import speedup, summary
-from effopd.stages.write_report import findings
+from effopd.stages.write_report import caveats, findings
 from effopd.statistics import mean_interval, ratio_interval
 
 
@@ -105,4 +105,14 @@ def test_the_report_claims_only_what_the_intervals_support():
     assert (
         "not shown to differ (ratio 8.0, interval 0.5 to 30.0) in steps"
         in findings(config, {**tables, "speedup": noisy})[1]
+    )
+
+
+def test_the_report_warns_where_the_baseline_went_nowhere():
+    config = {"runs": {"plain": {}, "jump": {}}, "evaluation": {"baseline": "plain"}}
+    rows = ROWS.assign(completions=1000)
+    assert caveats(config, rows) == []
+    still = rows.assign(accuracy=0.31)
+    assert (
+        "plain does not end clearly above where it started (31.0% then, 31.0% at the end)" in caveats(config, still)[0]
     )

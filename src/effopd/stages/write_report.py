@@ -50,7 +50,7 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
     page = environment.get_template("report.html.jinja").render(
         confidence=f"{config['evaluation']['confidence']:.0%}",
         baseline=_label(config, config["evaluation"]["baseline"]),
-        findings=findings(config, tables),
+        findings=caveats(config, tables["evaluation"]) + findings(config, tables),
         figures=[
             {
                 "name": name,
@@ -101,6 +101,21 @@ def findings(config: dict[str, Any], tables: dict[str, pd.DataFrame]) -> list[st
             )
         sentences.append(f"{_label(config, run)} {claim}. {last}")
     return sentences
+
+
+def caveats(config: dict[str, Any], evaluation: pd.DataFrame) -> list[str]:
+    """What a reader must know before believing the ratios."""
+    baseline = config["evaluation"]["baseline"]
+    rows = evaluation[evaluation["run"] == baseline]
+    start = rows.loc[rows["step"] == 0, "accuracy"].mean()
+    last = rows[rows["step"] == rows["step"].max()]
+    noise = 2 * math.sqrt(start * (1 - start) / last["completions"].sum())
+    if last["accuracy"].mean() - start > noise:
+        return []
+    return [
+        f"{_label(config, baseline)} does not end clearly above where it started ({start:.1%} then, "
+        f"{last['accuracy'].mean():.1%} at the end): what reaching its accuracy took says nothing here. Train longer."
+    ]
 
 
 def _ratio(row: pd.Series, what: str) -> str:
