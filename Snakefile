@@ -34,6 +34,9 @@ rule all:
     input:
         "results/config.yaml",
         "results/report.html",
+        rules.make_tables.output,
+        expand("results/figures/{figure}.{kind}", figure=FIGURES, kind=["svg", "png"]),
+        expand(rules.collect_run.output, run=PLAN.runs, seed=PLAN.seeds),
 
 
 onstart:
