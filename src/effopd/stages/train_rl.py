@@ -53,7 +53,7 @@ def train_rl(spec: dict[str, Any], data: Path, init: Path, out: Path, device: to
         batch = PaddedBatch.of(rollouts, tokenizer.pad_token_id, device)
         total = int(trainer.sum_over_ranks(rollouts.completion_tokens))
         lr = warmed_up(settings["lr"], step, settings["warmup_steps"])
-        facts = trainer.step([batch], lambda m, b: _loss(m, b, advantages, total), lr)
+        facts = trainer.step([batch], lambda m, b: _loss(m, b, advantages, total, settings["temperature"]), lr)
         reward = trainer.sum_over_ranks(rewards.sum().item()) / (count * group)
         return {**facts, "reward": reward, "completion_length": total / (count * group)}
 
@@ -70,8 +70,14 @@ def train_rl(spec: dict[str, Any], data: Path, init: Path, out: Path, device: to
     )
 
 
-def _loss(model: PreTrainedModel, batch: PaddedBatch, advantages: torch.Tensor, total_tokens: int) -> torch.Tensor:
-    """GRPO with one update per batch: the ratio to the sampling policy is 1 and its clip inert."""
+def _loss(
+    model: PreTrainedModel, batch: PaddedBatch, advantages: torch.Tensor, total_tokens: int, temperature: float
+) -> torch.Tensor:
+    """GRPO with one update per batch: the ratio to the sampling policy is 1 and its clip inert.
+
+    advantages float32 [M] for the batch's M completion tokens -> scalar; the policy is the one sampled from, at
+    `temperature`.
+    """
     logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits[batch.mask]
-    logprobs = token_logprobs(logits, batch.targets[batch.mask])
+    logprobs = token_logprobs(logits / temperature, batch.targets[batch.mask])
     return policy_gradient_loss(logprobs, advantages, torch.ones_like(advantages), total_tokens)
