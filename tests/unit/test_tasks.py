@@ -1,11 +1,11 @@
-"""The arithmetic task."""
+"""The arithmetic task, and what all tasks share."""
 
 import pandas as pd
 import pytest
 from tiny_models import TASK_SECTION
 
 from effopd.tasks.arithmetic import split_of
-from effopd.tasks.base import build_task
+from effopd.tasks.base import Problem, Task, Verdict, build_task
 
 
 def test_splits_are_disjoint_and_have_the_sizes_asked_for(task):
@@ -23,7 +23,7 @@ def test_answers_are_right_and_the_verifier_accepts_them(task):
     for row in task.make_split("test").itertuples():
         terms = row.problem.rstrip("=").split("+")
         assert int(row.answer) == sum(map(int, terms))
-        assert task.verify(row.problem, f"#{row.answer}").reward == 1
+        assert task.verify(Problem(row.problem, row.answer), f"#{row.answer}").reward == 1
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_answers_are_right_and_the_verifier_accepts_them(task):
     ],
 )
 def test_verdicts(task, completion, reward, reason):
-    verdict = task.verify("7+8+5=", completion)
+    verdict = task.verify(Problem("7+8+5=", "20"), completion)
     assert (verdict.reward, verdict.reason) == (reward, reason)
 
 
@@ -49,7 +49,8 @@ def test_the_corpus_is_as_careless_as_configured():
     corpus = task.make_corpus()
     direct = corpus["completion"].str.startswith("#")
     assert direct.mean() == pytest.approx(0.3, abs=0.03)
-    right = pd.Series([task.verify(p, c).reward for p, c in zip(corpus["prompt"], corpus["completion"], strict=True)])
+    pairs = zip(corpus["prompt"], corpus["completion"], strict=True)
+    right = pd.Series([task.verify(Problem(prompt, ""), completion).reward for prompt, completion in pairs])
     assert right[direct].mean() == pytest.approx(0.2, abs=0.04)
     first_sum = corpus[~direct]["completion"].str.extract(r"^(\d+)")[0].astype(int)
     wanted = corpus[~direct]["prompt"].str.extract(r"^(\d)\+(\d)").astype(int).sum(axis=1)
@@ -66,3 +67,48 @@ def test_the_tokenizer_is_one_character_a_token_and_round_trips(task, tmp_path):
     assert len(ids) == 6
     assert tokenizer.decode(ids) == "7+8+5="
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id, len(tokenizer)) == (0, 1, 16)
+
+
+def problems_of(table):
+    return [Problem(row.problem, row.answer) for row in table.itertuples()]
+
+
+def test_the_self_check_finds_nothing_wrong_with_the_verifier(task):
+    assert task.self_check(problems_of(task.make_split("test"))) == []
+
+
+class Careless(Task):
+    """A verifier with every fault that the self-check is for."""
+
+    def make_tables(self):
+        return {}, {}
+
+    def right_completion(self, problem):
+        return problem.answer or None
+
+    def wrong_completion(self, problem):
+        return "wrong"
+
+    def verify(self, problem, completion):
+        return Verdict({"1": 1.0, "2": 0.0}.get(problem.answer, 1.0 if completion != "wrong" else 0.25), "because")
+
+
+def test_the_self_check_says_what_is_wrong_with_a_verifier():
+    found = Careless().self_check(
+        [Problem("all  are\nright", "1"), Problem("none is", "2"), Problem("no reference", "")]
+    )
+    assert found == [
+        "'all are right': a wrong answer gets the reward 1 (because)",
+        "'all are right': an empty completion gets the reward 1 (because)",
+        "'none is': its own reference answer is rejected (because)",
+        "'no reference': a wrong answer gets the reward 0.25 (because)",
+        "'no reference': an empty completion gets the reward 1 (because)",
+    ]
+
+
+def test_verdicts_on_many_completions_are_those_on_each(task):
+    problems = problems_of(task.make_split("test"))[:6]
+    completions = [f"#{p.answer}" if n % 2 else "#1" for n, p in enumerate(problems)]
+    assert task.verify_all(problems, completions) == [
+        task.verify(*pair) for pair in zip(problems, completions, strict=True)
+    ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from effopd.randomness import generator
-from effopd.tasks.base import Verdict
+from effopd.tasks.base import Problem, Task, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,13 +26,17 @@ DRAWN_AT_ONCE = 1024
 SPLIT_SHARES = {"test": 30, "validation": 10, "train": 60}
 
 
-class ArithmeticTask:
+class ArithmeticTask(Task):
     """Problems of `min_terms` to `max_terms` digits, as many of each length as there are."""
 
     def __init__(self, section: Mapping[str, Any]) -> None:
         self.section = section  # to verify, its name is enough
 
+    def make_tables(self) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+        return {**{split: self.make_split(split) for split in self.section["splits"]}, "corpus": self.make_corpus()}, {}
+
     def make_split(self, split: str) -> pd.DataFrame:
+        """The problems of a split."""
         import pandas as pd
 
         size = self.section["splits"][split]
@@ -48,6 +52,7 @@ class ArithmeticTask:
         return pd.DataFrame({"problem": problems, "answer": [str(sum(_digits(p))) for p in problems]})
 
     def make_corpus(self) -> pd.DataFrame:
+        """Text to pretrain on: columns `prompt` and `completion`."""
         import pandas as pd
 
         corpus = self.section["corpus"]
@@ -71,16 +76,22 @@ class ArithmeticTask:
             tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
         )
 
-    def verify(self, prompt: str, completion: str) -> Verdict:
-        """Reward 1 where the text after the only `#` is the sum of the prompt's digits."""
+    def verify(self, problem: Problem, completion: str) -> Verdict:
+        """Reward 1 where the text after the only `#` is the sum of the problem's digits."""
         working, mark, answer = completion.partition("#")
         if not mark:
             return Verdict(0.0, "no answer: '#' is missing")
         if not answer.isdigit():
             return Verdict(0.0, "the answer after '#' is not a number")
-        if int(answer) != sum(_digits(prompt)):
+        if int(answer) != sum(_digits(problem.text)):
             return Verdict(0.0, "wrong sum")
         return Verdict(1.0, "right" if working else "right, without working")
+
+    def right_completion(self, problem: Problem) -> str:
+        return f"#{problem.answer}"
+
+    def wrong_completion(self, problem: Problem) -> str:
+        return f"#{int(problem.answer) + 1}"
 
     def _stream(self, split: str, purpose: str) -> Iterator[str]:
         """An endless stream of problems of a split, lengths drawn evenly."""

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from effopd.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerFast
+
+# Named, not imported: a stage's fingerprint then holds the code of the task in use and of no other.
+TASKS = {
+    "arithmetic": ("effopd.tasks.arithmetic", "ArithmeticTask"),
+    "math": ("effopd.tasks.mathematics", "MathTask"),
+    "choice": ("effopd.tasks.choice", "ChoiceTask"),
+    "code": ("effopd.tasks.programming", "CodeTask"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem and what its answers are judged by."""
+
+    text: str  # what is asked, without instruction or chat template
+    answer: str  # the reference: a number or formula, a letter, or tests as JSON
 
 
 @dataclass(frozen=True)
@@ -19,25 +41,67 @@ class Verdict:
     reason: str
 
 
-class Task(Protocol):
+class Task(ABC):
     """A source of problems with verifiable answers."""
 
-    def make_split(self, split: str) -> pd.DataFrame:
-        """The problems of a split: columns `problem` (prompt text) and `answer` (reference answer)."""
+    parallel: ClassVar[bool] = False  # whether `verify` waits for other processes, so that threads help
 
-    def make_corpus(self) -> pd.DataFrame:
-        """Text to pretrain on: columns `prompt` and `completion`."""
+    @abstractmethod
+    def make_tables(self) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+        """The data, and facts on how it came to be.
+
+        A table for each of train, validation and test, with columns `problem` and `answer` (the fields of `Problem`);
+        tasks that a model can be pretrained on add `corpus`, with columns `prompt` and `completion`.
+        """
+
+    @abstractmethod
+    def verify(self, problem: Problem, completion: str) -> Verdict:
+        """Judge a completion, the end-of-sequence token left off. Works in any thread or process."""
+
+    @abstractmethod
+    def right_completion(self, problem: Problem) -> str | None:
+        """A completion made from the reference answer, which the verifier must accept; None where none can be made."""
+
+    @abstractmethod
+    def wrong_completion(self, problem: Problem) -> str:
+        """A completion with another answer than the reference, which the verifier must reject."""
 
     def make_tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer of the task's own models."""
+        """The tokenizer of models trained from scratch on the task. Raises ConfigError where it has none."""
+        raise ConfigError("config: `task.name`: only models of `arithmetic` can be pretrained from scratch.")
 
-    def verify(self, prompt: str, completion: str) -> Verdict:
-        """Judge a completion, the end-of-sequence token left off."""
+    def verify_all(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Verdict]:
+        """Judge completions, the i-th of the i-th problem."""
+        pairs = zip(problems, completions, strict=True)
+        if not self.parallel:
+            return [self.verify(problem, completion) for problem, completion in pairs]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            return list(pool.map(lambda pair: self.verify(*pair), pairs))
+
+    def self_check(self, problems: Iterable[Problem]) -> list[str]:
+        """What is wrong with the verifier on these problems, a line each; empty where all is well.
+
+        The reference answer must get the full reward; another answer and an empty completion must get none.
+        """
+        found = []
+        for problem in problems:
+            right = self.right_completion(problem)
+            shown = " ".join(problem.text.split())[:80]
+            if right is not None and (verdict := self.verify(problem, right)).reward != 1:
+                found.append(f"{shown!r}: its own reference answer is rejected ({verdict.reason})")
+            for name, wrong in (("a wrong answer", self.wrong_completion(problem)), ("an empty completion", "")):
+                if (verdict := self.verify(problem, wrong)).reward != 0:
+                    found.append(f"{shown!r}: {name} gets the reward {verdict.reward:g} ({verdict.reason})")
+        return found
+
+
+def task_module(name: str) -> str:
+    """The module that a task of this name lives in."""
+    return TASKS[name][0]
 
 
 def build_task(section: Mapping[str, Any]) -> Task:
-    """The task that a `task` section of the configuration describes."""
-    from effopd.tasks.arithmetic import ArithmeticTask
-
-    tasks = {"arithmetic": ArithmeticTask}
-    return tasks[section["name"]](section)
+    """The task that a `task` section of the configuration (or the part that verifying needs) describes."""
+    module, kind = TASKS[section["name"]]
+    task: Task = getattr(importlib.import_module(module), kind)(section)
+    return task

@@ -1,0 +1,156 @@
+"""The caller's side of the sandbox."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import effopd
+from effopd.runtime.errors import UserError
+from effopd.sandbox import supervisor
+from effopd.sandbox.protocol import packed, receive, send, unpacked
+
+LAYERS = ("namespaces", "landlock", "seccomp")
+SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store")
+PATIENCE_SECONDS = 60.0  # beyond a program's own wall time, before the supervisor itself counts as lost
+
+
+class SandboxError(UserError):
+    """The sandbox cannot be set up here."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use; each is for one run."""
+
+    cpu_seconds: int  # of each of its processes
+    wall_seconds: float
+    memory_mb: int  # of each of its processes (address space), and of all together (memory in use)
+    file_mb: int  # of each file, and of the work folder where it lies in memory
+    processes: int  # and threads
+    open_files: int
+    output_kb: int  # of standard output
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended, and what it wrote."""
+
+    ended: str  # the limit that ended it: "cpu time", "wall time", "memory", "processes", "output"; else ""
+    code: int  # exit status; -n after signal n
+    output: bytes
+    error: bytes  # the end of standard error
+    result: bytes  # what it wrote to descriptor 3
+    seconds: float
+
+
+class Sandbox:
+    """Runs Python programs that may do anything, one after the other.
+
+    Each runs in a process of its own, in an empty folder, with no environment, the standard library alone and the
+    `limits`; whatever it started has ended when `run` returns. `isolation` names the further layers that are up.
+    Namespaces come first; where they are not permitted, Landlock and seccomp must hold the program together, and it
+    must not be root's. Raises SandboxError where neither can be had or where, with `required`, namespaces cannot.
+    """
+
+    def __init__(self, limits: Limits, *, required: bool = False, layers: Collection[str] = LAYERS) -> None:
+        self.limits = limits
+        self._folder = tempfile.mkdtemp(prefix="effopd-sandbox-")
+        python, readable = _interpreter()
+        packages = str(Path(effopd.__file__).parents[1])
+        start = f"import sys; sys.path.append({packages!r}); from {supervisor.__name__} import main; main()"
+        self._process = subprocess.Popen(
+            [python, "-I", "-S", "-c", start],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env={},
+            start_new_session=True,
+        )
+        settings = {
+            "limits": asdict(limits),
+            "python": python,
+            "readable": readable,
+            "layers": list(layers),
+            "required": required,
+            "folder": self._folder,
+        }
+        hello = self._exchange(settings, PATIENCE_SECONDS)
+        if hello is None or "layers" not in hello:
+            self.close()
+            reason = (hello or {}).get("refused", "its own message is above")
+            raise SandboxError(
+                f"the sandbox cannot be set up: {reason}. Permit user namespaces, or run as an ordinary user on a "
+                "kernel with Landlock and with `task.sandbox.isolation: auto`."
+            )
+        self.isolation: tuple[str, ...] = tuple(hello["layers"])
+        self.refusal: str = hello["refusal"]  # why there are no namespaces; "" where there are
+
+    def run(self, program: str, given: bytes = b"", later: bytes = b"") -> Outcome:
+        """Run a program on standard input `given`, then `later` once it has written to descriptor 3."""
+        request = {"program": packed(program.encode(errors="replace")), "input": packed(given), "later": packed(later)}
+        reply = self._exchange(request, self.limits.wall_seconds + PATIENCE_SECONDS)
+        if reply is None:
+            return Outcome("loss of the sandbox", 1, b"", b"", b"", 0.0)
+        if "broken" in reply:
+            raise SandboxError(f"the sandbox is broken: {reply['broken']}. Free memory and processes, and run again.")
+        content = {name: unpacked(reply[name]) for name in ("output", "error", "result")}
+        return Outcome(reply["ended"], reply["code"], seconds=reply["seconds"], **content)
+
+    def close(self) -> None:
+        """End the sandbox with all that runs in it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()  # it ends by itself
+        try:
+            self._process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._process.stdout.close()
+        shutil.rmtree(self._folder, ignore_errors=True)  # it follows no link that a program has left
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _exchange(self, message: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+        """The reply to a message; None where the supervisor has ended or does not answer in time."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            send(self._process.stdin.fileno(), message)
+        except BrokenPipeError:
+            return None
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            return None
+        return receive(self._process.stdout.fileno())
+
+
+@cache
+def _interpreter() -> tuple[str, list[str]]:
+    """The Python that programs run in, the one below any virtual environment, and the folders that it needs."""
+    python = os.path.realpath(sys.executable)
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    own = {str(Path(python).parent), *(sysconfig.get_path(name, vars=base) for name in ("stdlib", "platstdlib"))}
+    library = sysconfig.get_config_var("LIBDIR")
+    own |= {str(library)} if library else set()
+    paths = [path for path in (*SYSTEM_FOLDERS, *sorted(os.path.realpath(path) for path in own)) if os.path.isdir(path)]
+    return python, [path for path in paths if not any(path.startswith(other + "/") for other in paths)]

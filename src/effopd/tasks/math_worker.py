@@ -1,0 +1,51 @@
+"""The process that compares answers with math-verify: a JSON object a line in, one a line out, until its input ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+MEMORY_BYTES = 4 * 2**30  # a formula of a few characters can ask for more than any machine has
+
+
+def comparer() -> Callable[[str, str], tuple[bool, str]]:
+    """A function of the reference and a completion's answer that says whether they are equal, and why."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
+    targets = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
+
+    def parsed(answer: str) -> list[Any]:
+        return list(parse(f"\\boxed{{{answer}}}", targets, parsing_timeout=None))
+
+    def compare(reference: str, answer: str) -> tuple[bool, str]:
+        gold, found = parsed(reference), parsed(answer)
+        if not found:
+            return False, "the boxed answer cannot be read as mathematics"
+        equal = verify(gold, found, timeout_seconds=None)
+        return bool(equal), "right" if equal else "the boxed answer is not the reference"
+
+    return compare
+
+
+def main() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    compare = comparer()
+    compare("1", "\\frac{2}{2}")  # load what is loaded late
+    print(flush=True)
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            equal, reason = compare(question["reference"], question["answer"])
+        except (Exception, RecursionError, MemoryError) as error:  # SymPy raises whatever it likes
+            equal, reason = False, f"the boxed answer cannot be compared ({type(error).__name__})"
+        print(json.dumps({"equal": equal, "reason": reason}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

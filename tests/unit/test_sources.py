@@ -1,0 +1,301 @@
+"""Where problems come from, and that no problem is in two splits."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from effopd.runtime.errors import ConfigError, UserError
+from effopd.tasks.base import Problem, build_task
+from effopd.tasks.sources import local_files, rows_of, source_name, text_at, value_at, wanted
+from effopd.tasks.splits import Item, content_hash, make_splits
+
+ROWS = [
+    {"question": f"What is {n} + {n}?", "final_answer": str(2 * n), "difficulty": n / 10, "topic": "sums"}
+    for n in range(100)
+]
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    elif path.suffix == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def source(**changes):
+    columns = {"problem": "question", "answer": "final_answer"}
+    return {"split": "train", "where": {}, "columns": columns, **changes}
+
+
+def tables_of(splits, seed=0):
+    return build_task({"name": "math", "seed": seed, "splits": splits}).make_tables()
+
+
+def hashes(table):
+    return {content_hash(problem) for problem in table["problem"]}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
+def test_files_of_each_kind_give_the_same_problems(tmp_path, suffix):
+    file = write(tmp_path / f"data{suffix}", ROWS)
+    tables, facts = tables_of(
+        {"train": {"sources": [source(files=[file])]}, "validation": {"share": 0.1}, "test": {"share": 0.2}}
+    )
+    assert sum(len(table) for table in tables.values()) == 100
+    assert set(tables["train"]["source"]) == {"data"}
+    row = tables["test"].iloc[0]
+    assert row["answer"] == str(2 * int(row["problem"].split()[2]))
+    assert facts["sources"] == [
+        {"split": "train", "source": "data", "rows": 100, "filtered": 0, "unusable": {}, "kept": 100}
+    ]
+
+
+def test_a_local_folder_is_read_as_the_hub_reads_one(tmp_path, monkeypatch):
+    write(tmp_path / "set/data/train-00000.jsonl", ROWS[:60])
+    write(tmp_path / "set/data/test-00000.jsonl", ROWS[60:])
+    monkeypatch.chdir(tmp_path)
+    dataset = {"dataset": "./set"}
+    tables, _ = tables_of({
+        "train": {"sources": [source(**dataset)]},
+        "validation": {"share": 0.2},
+        "test": {"sources": [source(**dataset, split="test", name="held out")]},
+    })  # fmt: skip
+    assert len(tables["train"]) + len(tables["validation"]) == 60
+    assert len(tables["test"]) == 40
+    assert set(tables["test"]["source"]) == {"held out"}
+    assert set(tables["train"]["source"]) == {"set"}
+    assert [path.name for path in local_files(dataset)] == ["test-00000.jsonl", "train-00000.jsonl"]
+    with pytest.raises(
+        UserError, match=r'source set: the data set ./set cannot be read \(ValueError: Unknown split "dev"'
+    ):
+        tables_of({"train": {"sources": [source(**dataset, split="dev")]}})
+
+
+def test_nested_columns_and_chat_prompts(tmp_path):
+    """As in Eurus-2-RL-Data: messages, and the answer inside a structure."""
+    rows = [
+        {
+            "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": f"Problem {n}"}],
+            "reward_model": {"ground_truth": json.dumps({"inputs": ["1"], "outputs": [str(n)]}), "style": "rule"},
+            "ability": "code" if n % 2 else "math",
+        }
+        for n in range(10)
+    ]
+    for suffix in (".parquet", ".jsonl"):
+        file = write(tmp_path / f"data{suffix}", rows)
+        columns = {"problem": "prompt.1.content", "tests": "reward_model.ground_truth"}
+        train = source(files=[file], columns=columns, where={"ability": {"equals": "code"}})
+        task = build_task(
+            {
+                "name": "code",
+                "seed": 0,
+                "splits": {"train": {"sources": [train]}, "validation": {"share": 0.3}, "test": {"share": 0.3}},
+            }
+        )
+        tables, facts = task.make_tables()
+        table = pd.concat(tables.values())
+        assert sorted(table["problem"]) == [f"Problem {n}" for n in (1, 3, 5, 7, 9)]
+        assert facts["sources"][0]["filtered"] == 5
+        assert json.loads(table["answer"].iloc[0])["kind"] == "stdin"
+
+
+def test_rows_are_chosen_by_conditions(tmp_path):
+    hard = source(files=[write(tmp_path / "a.csv", ROWS)], where={"difficulty": {"min": 6, "max": 8}})
+    tables, facts = tables_of({"train": {"sources": [hard]}, "validation": {"share": 0.3}, "test": {"share": 0.3}})
+    assert sum(map(len, tables.values())) == 21
+    assert facts["sources"][0]["filtered"] == 79
+    assert wanted({"x": None}, {"x": {"min": 0}}) is False
+    assert wanted({"x": float("nan")}, {"x": {"min": 0}}) is False
+    assert wanted({"x": 3, "y": "a"}, {"x": {"equals": 3}, "y": {"equals": "a"}}) is True
+    assert wanted({"x": "3"}, {"x": {"equals": 3}}) is True
+    with pytest.raises(
+        UserError, match="column `topic` holds 'sums', which is no number, and `where` compares it with one"
+    ):
+        wanted(ROWS[0], {"topic": {"min": 1}})
+
+
+def test_columns_that_are_not_there_are_named():
+    assert value_at({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
+    assert value_at({"a": [{"b": 2}, {"b": 3}]}, "a.-1.b") == 3
+    with pytest.raises(
+        UserError, match=r"the data has no column `anser`. Set `columns` of the source to some of: question,"
+    ):
+        value_at(ROWS[0], "anser")
+    with pytest.raises(UserError, match="column `a` holds a list, not text. Name a part of it, such as `a.0`"):
+        text_at({"a": [1]}, "a")
+    assert [text_at({"a": v}, "a") for v in (3, 3.0, 3.5, None, float("nan"), " x ", True)] == [
+        "3",
+        "3",
+        "3.5",
+        "",
+        "",
+        "x",
+        "True",
+    ]
+
+
+def test_sources_that_cannot_be_read_say_so(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"the source file .*none.jsonl does not exist. Correct the path in `task.splits`"
+    ):
+        local_files({"files": [str(tmp_path / "none.jsonl")]})
+    with pytest.raises(ConfigError, match=r"data.txt is none of .parquet, .jsonl, .csv. Convert it"):
+        local_files({"files": ["data.txt"]})
+    with pytest.raises(ConfigError, match="the source folder ./none does not exist"):
+        local_files({"dataset": "./none"})
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(UserError, match="broken.jsonl, line 2 is not JSON"):
+        list(rows_of({"files": [str(broken)]}))
+    broken.write_text("[1]\n")
+    with pytest.raises(UserError, match="line 1 is not a JSON object"):
+        list(rows_of({"files": [str(broken)]}))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="broken.parquet is not a readable parquet file"):
+        list(rows_of({"files": [str(tmp_path / "broken.parquet")]}))
+    assert local_files({"dataset": "owner/name"}) == []
+    assert source_name({"dataset": "owner/name"}) == "name"
+
+
+def test_rows_without_a_problem_are_counted_and_none_left_is_an_error(tmp_path):
+    rows = [*ROWS[:10], {**ROWS[10], "final_answer": ""}, {**ROWS[11], "question": None}]
+    file = write(tmp_path / "a.jsonl", rows)
+    tables, facts = tables_of(
+        {"train": {"sources": [source(files=[file])]}, "validation": {"share": 0.3}, "test": {"share": 0.3}}
+    )
+    assert facts["sources"][0]["unusable"] == {"no problem or no answer": 2}
+    assert sum(map(len, tables.values())) == 10
+    empty = write(tmp_path / "b.jsonl", rows[10:])
+    with pytest.raises(
+        UserError,
+        match=r"source b: none of its 2 rows is a problem \(0 left out by `where`; 2: no problem or no answer\)",
+    ):
+        tables_of({"train": {"sources": [source(files=[empty])]}})
+
+
+def variants(text, rng):
+    """The same text in another dress."""
+    return rng.choice([text, text.upper(), f"  {text}\n", text.replace(" ", "  "), text.replace("?", "？")])
+
+
+def test_splits_share_no_problem_whatever_the_sources_hold(tmp_path):
+    """Sources that overlap each other and repeat themselves in other dress: the promise of the whole module."""
+    rng = random.Random(0)
+    for trial in range(5):
+        files = {}
+        for split in ("train", "validation", "test"):
+            rows = [{**row, "question": variants(row["question"], rng)} for row in rng.choices(ROWS, k=80)]
+            files[split] = write(tmp_path / f"{trial}/{split}.jsonl", rows)
+        tables, facts = tables_of({split: {"sources": [source(files=[file])]} for split, file in files.items()})
+        found = {split: hashes(table) for split, table in tables.items()}
+        for split, table in tables.items():
+            assert len(found[split]) == len(table), f"{split} holds a problem twice"
+        assert not found["train"] & found["validation"]
+        assert not found["train"] & found["test"]
+        assert not found["validation"] & found["test"]
+        assert found["test"] == {content_hash(row["question"]) for row in rows_of({"files": [files["test"]]})}, (
+            "held out whole"
+        )
+        assert facts["overlaps"]["test"] == 0
+        assert facts["overlaps"]["train"] > 0
+        for split in tables:
+            assert len(tables[split]) + facts["duplicates"][split] + facts["overlaps"][split] == 80
+
+
+def items(texts):
+    return [Item(Problem(text, "1"), content_hash(text), "s") for text in texts]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 60), min_size=1, max_size=80),
+    st.lists(st.integers(0, 60), max_size=30),
+    st.floats(0.01, 0.5),
+    st.integers(0, 3),
+)
+def test_cut_and_given_splits_are_disjoint(train, test, share, seed):
+    given = {"train": items(map(str, train)), "test": items(map(str, test))}
+    splits = make_splits(given, {"validation": share}, {"train": 10}, seed).items
+    contents = {split: [item.content for item in kept] for split, kept in splits.items()}
+    assert len(set().union(*contents.values())) == sum(map(len, contents.values()))
+    assert len(contents["train"]) <= 10
+    assert set(contents["test"]) == {content_hash(str(n)) for n in test}
+
+
+def test_a_problem_stays_in_its_split_as_data_grows():
+    texts = [f"problem {n}" for n in range(2000)]
+    shares = {"test": 0.2, "validation": 0.1}
+    small, large = (make_splits({"train": items(t)}, shares, {}, 0).items for t in (texts[:500], texts[::-1]))
+    for split in small:
+        assert {i.content for i in small[split]} <= {i.content for i in large[split]}
+    assert len(large["test"]) / 2000 == pytest.approx(0.2, abs=0.03)
+    assert len(large["validation"]) / 2000 == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_limit_draws_by_seed_and_a_larger_one_adds_to_it():
+    given = {"train": items(f"problem {n}" for n in range(100))}
+    few, more, other = (
+        {i.problem.text for i in make_splits(given, {}, {"train": rows}, seed).items["train"]}
+        for rows, seed in ((10, 0), (20, 0), (10, 1))
+    )
+    assert len(few) == 10
+    assert few < more
+    assert few != other
+    assert make_splits(given, {}, {"train": 10}, 0).beyond_limit["train"] == 90
+
+
+def test_an_empty_split_is_an_error(tmp_path):
+    file = write(tmp_path / "a.jsonl", ROWS[:5])
+    same = {"sources": [source(files=[file])]}
+    with pytest.raises(
+        UserError, match="split holds no problem: all were left out, are duplicates or are held out elsewhere"
+    ):
+        tables_of({"train": same, "validation": {"share": 0.2}, "test": same})
+
+
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path):
+    """The command itself, with the library for the hub told that there is no network."""
+    train = source(dataset="owner/name", revision="0123abc", where={})
+    task = {
+        "name": "math",
+        "seed": 0,
+        "splits": {"train": {"sources": [train]}, "validation": {"share": 0.1}, "test": {"share": 0.1}},
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "effopd",
+            "make-data",
+            "--spec",
+            json.dumps({"task": task}),
+            "--out",
+            str(tmp_path / "m.json"),
+        ],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(
+        "error: source name: the data set owner/name at revision 0123abc cannot be read (ConnectionError: "
+    )
+    assert "Check `dataset`, `revision`, `subset` and `split`" in line
