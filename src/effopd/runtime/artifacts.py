@@ -9,7 +9,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -17,12 +17,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from effopd.runtime.errors import ArtifactError
+from effopd.runtime.errors import ArtifactError, PrunedError
 from effopd.runtime.fingerprints import digest, file_sha256
 
 # Files up to this size are hashed whenever they are read; larger ones only by size (`effopd verify` hashes all).
 HASH_ON_READ_BYTES = 256 * 2**20
-RECORDED_PACKAGES = ("torch", "transformers", "deepspeed", "snakemake", "safetensors", "pandas", "numpy")
+PRUNED = ".pruned.json"  # ends the name of the record of the files that were deleted on purpose
+WHEN = "%Y-%m-%dT%H:%M:%SZ"  # UTC
+RECORDED_PACKAGES = ("torch", "transformers", "deepspeed", "snakemake", "safetensors", "pandas", "numpy", "datasets",
+                     "math-verify")  # fmt: skip
 
 
 @contextmanager
@@ -82,6 +85,10 @@ def host_facts() -> dict[str, Any]:
     return {"platform": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()}
 
 
+def _now() -> str:
+    return time.strftime(WHEN, time.gmtime())
+
+
 def fingerprint_of(kind: str, spec: Mapping[str, Any], parents: Mapping[str, str]) -> str:
     """What an artifact is: its kind, its stage's config slice and code digest, and its parents' fingerprints."""
     return digest({"kind": kind, "spec": dict(spec), "parents": dict(parents)})
@@ -108,17 +115,47 @@ class Manifest:
         return self.path.parent / name
 
     def problems(self) -> Iterator[str]:
-        """Every way in which the artifact is not what its manifest says; reads all of its files."""
+        """Every way in which the artifact is not what its manifest says; reads all of its files.
+
+        A file that was deleted on purpose is none.
+        """
         for name in self.files:
             try:
                 self._check(name, hash_up_to=sys.maxsize)
+            except PrunedError:
+                continue
             except ArtifactError as error:
                 yield str(error)
+
+    def present(self) -> list[str]:
+        """The names of the files that are there, whole or not."""
+        return [name for name in self.files if (self.path.parent / name).is_file()]
+
+    def pruned(self) -> list[str]:
+        """The names of the files that were deleted on purpose."""
+        there, recorded = self.present(), self.record()["files"]
+        return [name for name in self.files if name in recorded and name not in there]
+
+    @property
+    def record_path(self) -> Path:
+        return self.path.with_suffix(PRUNED)
+
+    def record(self) -> dict[str, Any]:
+        """The record of the files of this very artifact that were deleted on purpose. Empty where there is none."""
+        if self.record_path.is_file():
+            entry = read_json(self.record_path)
+            if isinstance(entry, dict) and entry.get("fingerprint") == self.fingerprint:
+                return entry
+        return {"fingerprint": self.fingerprint, "files": {}, "recorded": {}}
 
     def _check(self, name: str, hash_up_to: int) -> None:
         path, expected = self.path.parent / name, self.files[name]
         remedy = f"Delete {self.path} and run the workflow again: it makes this part anew."
         if not path.is_file():
+            record = self.record()
+            if name in record["files"]:
+                policy, when = record["files"][name]["policy"], record["recorded"][name]
+                raise PrunedError(f"{path} was pruned ({policy}, {when}). {_remedy(self)}")
             raise ArtifactError(f"{path} is missing. {remedy}")
         if (size := path.stat().st_size) != expected["size"]:
             raise ArtifactError(f"{path} is truncated or altered ({size} bytes, not {expected['size']}). {remedy}")
@@ -141,9 +178,10 @@ def write_manifest(
 
     `files` maps names to paths in the manifest's folder; `started` is the `time.time()` at which the stage began;
     `cost` are rows of the cost ledger. Wall times and host facts go under `recorded`: nothing else in a manifest
-    differs between two runs of one plan.
+    differs between two runs of one plan. What was deleted of an earlier artifact here is forgotten.
     """
     path = Path(path)
+    path.with_suffix(PRUNED).unlink(missing_ok=True)
     entry: dict[str, Any] = {
         "kind": kind,
         "fingerprint": fingerprint_of(kind, spec, parents),
@@ -157,7 +195,7 @@ def write_manifest(
             "seconds": round(time.time() - started, 3),
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "cost": list(cost),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "finished": _now(),
             "versions": package_versions(),
             "host": host_facts(),
         },
@@ -185,3 +223,55 @@ def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
             "from elsewhere; delete it and run the workflow again."
         )
     return manifest
+
+
+def release(manifest: Manifest, names: Collection[str], policy: str) -> int:
+    """Delete files of an artifact on purpose, for the reason `policy`. Returns the bytes freed.
+
+    They are written down first, beside the manifest: from then on `effopd verify` accepts that they are gone, and a
+    stage that asks for one says how to have it made again. The manifest stays as it is, for what was made from it would
+    be made again if it changed. Names of files that are not there are passed over.
+    """
+    there = [name for name in manifest.present() if name in names]
+    if there:
+        record = manifest.record()
+        record["files"] |= {name: {**manifest.files[name], "policy": policy} for name in there}
+        record["recorded"] |= dict.fromkeys(there, _now())
+        write_json(manifest.record_path, record)
+    freed = 0
+    for name in there:
+        path = manifest.path.parent / name
+        freed += path.stat().st_size
+        path.unlink()
+    return freed
+
+
+def _remedy(manifest: Manifest) -> str:
+    """How to have an artifact with a released file made again.
+
+    A state is trained from an earlier one of its run, so all states since the last whole one have to go.
+    """
+    folder, name = manifest.path.parent, manifest.path.name
+    steps: list[int] = []
+    if manifest.kind == "state" and folder.name.isdigit():
+        there = [int(path.parent.name) for path in folder.parent.glob(f"[0-9]*/{name}")]
+        for step in sorted((step for step in there if step <= int(folder.name)), reverse=True):
+            if _is_whole(folder.parent / str(step) / name):
+                break
+            steps.insert(0, step)
+    if len(steps) < 2:
+        return f"To have it back, delete {manifest.path} and run the workflow again: it makes this part anew."
+    together = steps == list(range(steps[0], steps[-1] + 1))
+    which = f"{steps[0]}..{steps[-1]}" if together else ",".join(map(str, steps))
+    return (
+        f"To have it back, delete {folder.parent}/{{{which}}}/{name} and run the workflow again: "
+        "it trains from the last whole state on."
+    )
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        manifest = read_manifest(path)
+    except ArtifactError:
+        return False
+    return len(manifest.present()) == len(manifest.files)

@@ -17,6 +17,10 @@ class ArtifactError(UserError):
     """A results file that is missing, truncated, altered or not the one expected."""
 
 
+class PrunedError(ArtifactError):
+    """A file that was deleted on purpose, and is on record as such."""
+
+
 class DivergenceError(UserError):
     """Training produced a number that is not finite."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
+from pathlib import Path
 
 INTERVAL_SECONDS = 2.0
 
@@ -27,3 +29,28 @@ class Progress:
         left = (now - self.started) / max(1, done - self.first) * (self.total - done)
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in facts.items())
         say(f"{self.what} {done}/{self.total}" + (f" ({left:.0f} s left)" if left >= 1 else "") + f": {shown}")
+
+
+def lines_of(log: str | Path) -> list[str]:
+    """The lines of a job's log; none where it cannot be read."""
+    try:
+        return Path(log).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return []
+
+
+def last_said(logs: Iterable[str | Path]) -> str:
+    """The last line of a job's logs: its error where it ended with one, else how far it is. Empty where it has none."""
+    for log in logs:
+        lines = lines_of(log)
+        errors = [line for line in lines if line.startswith("error: ")]
+        if errors or lines:
+            return (errors or lines)[-1]
+    return ""
+
+
+def as_error(said: str) -> str:
+    """The error of a failed job that said this last, also where it could not say one."""
+    if said.startswith("error: "):
+        return said
+    return f"error: it ended without a message (killed?) after saying: {said or 'nothing'}"

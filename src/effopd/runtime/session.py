@@ -30,13 +30,17 @@ def announce(runtime: dict[str, Any]) -> None:
         os.environ.setdefault(name, value)
 
 
-def begin(results: Path, runtime: dict[str, Any]) -> None:
-    """Claim the results folder, and start the warm server unless it is off or a GPU is used.
+def begin(results: Path, runtime: dict[str, Any], local: bool, log: str | None = None) -> None:
+    """Claim the results folder, and start the warm server unless it is off, a GPU is used or a cluster runs the jobs.
 
-    Raises UserError where another workflow has claimed the folder.
+    `log` is the path of Snakemake's own log of this run, which `effopd status` reads. Raises UserError where another
+    workflow has claimed the folder.
     """
     global _claim, _server
-    _claim = claim_results(results)
+    _claim = claim_results(results, os.path.relpath(log, results.absolute().parent) if log else None)
+    os.environ.pop("EFFOPD_WARM", None)
+    if not local:  # a job on this machine would find the server and leave its allocation
+        return
     if runtime["warm"] == "off" or runtime["device"] == "cuda" or not warm.supported():
         return
     if runtime["warm"] == "auto" and runtime["device"] == "auto" and shutil.which("nvidia-smi"):

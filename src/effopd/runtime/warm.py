@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import json
 import os
 import selectors
@@ -21,12 +20,12 @@ import subprocess
 import sys
 from typing import Any
 
+from effopd.runtime.processes import LOST, die_with_parent
+
 MALLOC = {  # fewer page faults: keep freed memory instead of handing it back; halves a small model's step
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
 }
-LOST = 70  # exit status of a job whose warm process was lost
-_PR_SET_PDEATHSIG = 1
 
 
 def supported() -> bool:
@@ -46,6 +45,7 @@ def start_server() -> subprocess.Popen[bytes]:
         env=environment,
         pass_fds=[listener.fileno()],
         stdin=subprocess.DEVNULL,
+        process_group=0,  # Ctrl-C is the workflow's to handle
     )
     listener.close()
     os.environ["EFFOPD_WARM"] = address
@@ -90,13 +90,6 @@ def _receive(connection: socket.socket, count: int) -> bytes | None:
     return received
 
 
-def _die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent ends, however it ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
-        os._exit(LOST)
-
-
 def _accept(listener: socket.socket) -> tuple[socket.socket, dict[str, Any], list[int]] | None:
     """A connection of this user, its request, and its standard files; None for any other."""
     connection, _ = listener.accept()
@@ -116,7 +109,7 @@ def _accept(listener: socket.socket) -> tuple[socket.socket, dict[str, Any], lis
 def _run_child(request: dict[str, Any], descriptors: list[int], server: int) -> None:
     """What a forked child does: become the job."""
     os.setpgid(0, 0)
-    _die_with_parent(server)
+    die_with_parent(server)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     for target, descriptor in enumerate(descriptors):
@@ -140,8 +133,7 @@ def serve(descriptor: int, parent: int) -> None:
     import gc
 
     server = os.getpid()
-    _die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the workflow's to handle
+    die_with_parent(parent)
     listener = socket.socket(fileno=descriptor)
     _preload()
     gc.freeze()
@@ -199,11 +191,6 @@ def _preload() -> None:
     torch.set_num_threads(1)
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
-    import effopd.cli
-    import effopd.stages.evaluate_candidates
-    import effopd.stages.plot_figure
-    import effopd.stages.train_rl
-    import effopd.stages.train_segment  # noqa: F401
     from effopd.trainer import import_deepspeed
 
     import_deepspeed(on_cpu=True)

@@ -1,0 +1,110 @@
+"""The verbs for people: what to do with a results folder. `effopd.cli` adds them to the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from effopd.runtime.errors import UserError
+
+PATH = click.Path(path_type=Path)
+
+
+def _results() -> Callable[..., Any]:
+    return click.option("--results", type=PATH, default=Path("results"), show_default=True, help="The results folder.")
+
+
+@click.command("export")
+@click.option("--run", "run", required=True, help="Name of the run.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the run.")
+@click.option("--step", type=int, required=True, help="Step of a kept state.")
+@_results()
+@click.option("--out", type=PATH, required=True, help="The folder to write.")
+def export(run: str, seed: int, step: int, results: Path, out: Path) -> None:
+    """Write a state of a run as a Hugging Face folder, extrapolation included."""
+    from effopd.runtime.export import export_state
+
+    export_state(results, run, seed, step, out)
+    click.echo(f"wrote {out}")
+
+
+@click.command("verify")
+@_results()
+@click.option(
+    "--configfile",
+    "configfiles",
+    type=PATH,
+    multiple=True,
+    help="Also check that the artifacts are what this configuration would make now; again for each overlay.",
+)
+def verify(results: Path, configfiles: tuple[Path, ...]) -> None:
+    """Re-check a results folder: manifests, file hashes, and the chain of fingerprints.
+
+    Files that `effopd prune` deleted are not missed. With --configfile, what has changed since is found without
+    Snakemake's own records.
+    """
+    from effopd.plan import Plan
+    from effopd.runtime.verify import verify as run
+
+    count, pruned, problems = run(results, Plan.of_files(configfiles) if configfiles else None)
+    if not count:
+        raise UserError(f"{results} holds no artifacts. Run the workflow, or name its folder with --results.")
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        raise UserError(f"{len(problems)} problems in {count} artifacts of {results}.")
+    without = f" ({pruned} of their files were pruned)" if pruned else ""
+    click.echo(f"{count} artifacts of {results} are whole, and made from each other{without}.")
+
+
+@click.command("prune")
+@_results()
+@click.option(
+    "--optimizers",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Keep the optimizer moments of so many triggers of each run and seed, the last ones.",
+)
+@click.option("--apply", is_flag=True, help="Delete it. Without this, only say what would go.")
+def prune(results: Path, optimizers: int, apply: bool) -> None:
+    """Free what no job of the plan needs any more: early optimizer moments, states between kept ones, leftovers.
+
+    Nothing has to be made again because of it, and raising `training.steps` still works. The weights of all kept
+    states stay. Should a change of the configuration need what was deleted, the job says how to have it back.
+    """
+    from effopd.runtime.prune import prune as run
+
+    for line in run(results, optimizers, apply):
+        click.echo(line)
+
+
+@click.command("status")
+@_results()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+def status(results: Path, as_json: bool) -> None:
+    """Say what is done, running and left, by model and by run and seed."""
+    from effopd.runtime.status import describe
+    from effopd.runtime.status import status as run
+
+    found = run(results)
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(describe(found)))
+
+
+@click.command("compare")
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.option("--out", type=PATH, help="Also write all values to this CSV file: a row a run, seed, step and metric.")
+def compare(a: Path, b: Path, out: Path | None) -> None:
+    """Compare two results folders, A and B: configuration, code, metrics, cost and weights."""
+    from effopd.runtime.compare import compare as run
+
+    for line in run(a, b, out):
+        click.echo(line)
+
+
+COMMANDS = (export, verify, prune, status, compare)
