@@ -13,34 +13,43 @@ wildcard_constraints:
     run=r"[a-z][a-z0-9_]*",
     seed=r"\d+",
     step=r"\d+",
+    part=r"(\.shard\d+of\d+)?",
+    coefficient=r"[-+.\de]+",
     figure=r"[a-z][a-z0-9_]*",
 
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"
-include: "workflow/rules/distillation.smk"
+include: f"workflow/rules/{PLAN.config['execution']['mode']}.smk"
 include: "workflow/rules/extrapolation.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
 
 
+# On a cluster these run where the workflow was started: seconds on a core, no model. `select_candidate` does not,
+# as it reads and writes whole models.
 localrules:
     all,
     write_config,
+    collect_run,
+    make_tables,
+    plot_figure,
+    write_report,
 
 
 rule all:
     input:
         "results/config.yaml",
         "results/report.html",
+        kept_artifacts(),
         rules.make_tables.output,
         expand("results/figures/{figure}.{kind}", figure=FIGURES, kind=["svg", "png"]),
         expand(rules.collect_run.output, run=PLAN.runs, seed=PLAN.seeds),
 
 
 onstart:
-    begin_run()
+    begin_run(log)
 
 
 onsuccess:

@@ -9,8 +9,11 @@ import sys
 def main() -> None:
     """Run a verb, in a warm process where the workflow offers one (before importing anything slow)."""
     arguments = sys.argv[1:]
-    address = os.environ.get("EFFOPD_WARM")
-    if address and "WORLD_SIZE" not in os.environ:  # the ranks of one job are processes of torch's launcher
+    if "WORLD_SIZE" in os.environ:  # a rank: it ends with torch's launcher, which gives back its GPUs when it ends
+        from effopd.runtime.processes import die_with_parent
+
+        die_with_parent(os.getppid())
+    elif address := os.environ.get("EFFOPD_WARM"):
         from effopd.runtime.warm import run_warm
 
         status = run_warm(address, arguments)

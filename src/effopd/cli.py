@@ -1,6 +1,7 @@
 """The command line: `effopd <verb>`. Every rule of the workflow is one of these verbs.
 
-Verbs import what they need when they run, so that help is instant.
+Those that look after results are in `effopd.cli_results`. Verbs import what they need when they run, so that help is
+instant.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from typing import Any
 import click
 
 from effopd import __version__
+from effopd.cli_results import COMMANDS, PATH
 from effopd.runtime.errors import UserError, describe_os_error
-
-PATH = click.Path(path_type=Path)
 
 
 class _Spec(click.ParamType):
@@ -35,6 +35,10 @@ def _path(name: str, text: str, required: bool = True) -> Callable[..., Any]:
     return click.option(f"--{name}", type=PATH, required=required, help=text)
 
 
+def _paths(name: str, text: str) -> Callable[..., Any]:
+    return click.option(f"--{name}", type=PATH, required=True, multiple=True, help=text)
+
+
 def _stage(name: str, *options: Callable[..., Any], computes: bool = False) -> Callable[..., Any]:
     """A verb that runs a stage: --spec and --out, its own options and, if it computes, the device."""
 
@@ -46,17 +50,24 @@ def _stage(name: str, *options: Callable[..., Any], computes: bool = False) -> C
             _path("out", "Where to write the result; for a manifest, its files lie beside it."),
         ]
         if computes:
-            common += [
-                click.option("--device", default="auto", envvar="EFFOPD_DEVICE", show_default=True,
-                             type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute."),
-                click.option("--threads", default=1, envvar="EFFOPD_THREADS", show_default=True,
-                             type=click.IntRange(1), help="CPU threads."),
-            ]  # fmt: skip
+            function = _computes(function)
         for option in reversed([*options, *common]):
             function = option(function)
         return main.command(name)(function)
 
     return decorate
+
+
+def _computes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a verb that computes."""
+    for option in (
+        click.option("--threads", default=1, envvar="EFFOPD_THREADS", show_default=True, type=click.IntRange(1),
+                     help="CPU threads."),
+        click.option("--device", default="auto", envvar="EFFOPD_DEVICE", show_default=True,
+                     type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
 
 
 def _device(device: str, threads: int) -> Any:
@@ -77,18 +88,28 @@ def main() -> None:
 _STUDENT = _path("student", "Manifest of the student's model.")
 _TEACHER = _path("teacher", "Manifest of the teacher's model.")
 _DATA = _path("data", "Manifest of the data.")
+_PROMPTS = _path("prompts", "Manifest of the tokenized prompts.")
 _STATE = _path("state", "Manifest of the state (or, at step 0, of the model).")
 _LEDGER = _path("ledger", "Ledger of the trigger at that state, if there was one.", required=False)
+_RUN_FOLDER = _path("run-folder", "Where the steps' rollouts and scores are kept.")
 _ANCHOR = _path("anchor", "Manifest of the state (or model) at the previous trigger.")
 _ANCHOR_LEDGER = _path("anchor-ledger", "Ledger of the previous trigger, if there was one.", required=False)
 
 
-@_stage("make-data")
-def make_data(spec: dict[str, Any], out: Path) -> None:
-    """Make the task's splits and pretraining corpus."""
+@_stage("make-data", click.argument("files", nargs=-1, type=PATH))
+def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...]) -> None:
+    """Make the task's splits and pretraining corpus; FILES are the local files that it reads."""
     from effopd.stages.make_data import make_data as run
 
-    run(spec, out)
+    run(spec, out, files)
+
+
+@_stage("tokenize-prompts", _DATA, _path("model", "Manifest of the model whose tokenizer to use."))
+def tokenize_prompts(spec: dict[str, Any], out: Path, data: Path, model: Path) -> None:
+    """Tokenize the prompts of every split."""
+    from effopd.stages.tokenize_prompts import tokenize_prompts as run
+
+    run(spec, data, model, out)
 
 
 @_stage("pretrain-model", _DATA, computes=True)
@@ -99,32 +120,67 @@ def pretrain_model(spec: dict[str, Any], out: Path, data: Path, device: str, thr
     run(spec, data, out, _device(device, threads))
 
 
-@_stage("train-rl", _DATA, _path("init", "Manifest of the model to start from."), computes=True)
-def train_rl(spec: dict[str, Any], out: Path, data: Path, init: Path, device: str, threads: int) -> None:
+@_stage("train-rl", _PROMPTS, _path("init", "Manifest of the model to start from."), computes=True)
+def train_rl(spec: dict[str, Any], out: Path, prompts: Path, init: Path, device: str, threads: int) -> None:
     """Train a model by reinforcement learning (GRPO)."""
     from effopd.stages.train_rl import train_rl as run
 
-    run(spec, data, init, out, _device(device, threads))
+    run(spec, prompts, init, out, _device(device, threads))
 
 
 @_stage(
     "train-segment",
     _STUDENT,
     _TEACHER,
-    _DATA,
+    _PROMPTS,
     _STATE,
     _LEDGER,
-    _path("run-folder", "Where the steps' rollouts and scores are kept."),
+    _RUN_FOLDER,
     computes=True,
 )
 def train_segment(device: str, threads: int, **arguments: Any) -> None:
     """Distil on-policy from one kept state to the next."""
-    from effopd.stages.train_segment import train_segment as run
+    from effopd.stages.segments import train_segment as run
 
     run(device=_device(device, threads), **arguments)
 
 
-@_stage("evaluate-candidates", _STUDENT, _TEACHER, _DATA, _STATE, _ANCHOR, _ANCHOR_LEDGER, computes=True)
+@_stage("generate-rollouts", _STUDENT, _TEACHER, _PROMPTS, _STATE, _LEDGER, computes=True)
+def generate_rollouts(device: str, threads: int, **arguments: Any) -> None:
+    """Generate the rollouts of a step, or a shard of them."""
+    from effopd.stages.segments import generate_rollouts as run
+
+    run(device=_device(device, threads), **arguments)
+
+
+@_stage("score-rollouts", _STUDENT, _TEACHER, _path("rollouts", "Manifest of the rollouts."), computes=True)
+def score_rollouts(device: str, threads: int, **arguments: Any) -> None:
+    """Score rollouts, or a shard of them, with the teacher."""
+    from effopd.stages.segments import score_rollouts as run
+
+    run(device=_device(device, threads), **arguments)
+
+
+@_stage(
+    "update-policy",
+    _STUDENT,
+    _TEACHER,
+    _PROMPTS,
+    _STATE,
+    _LEDGER,
+    _paths("rollouts", "Manifest of the step's rollouts; once for each shard, in order."),
+    _paths("scores", "Manifest of the step's scores; once for each shard, in order."),
+    _RUN_FOLDER,
+    computes=True,
+)
+def update_policy(device: str, threads: int, **arguments: Any) -> None:
+    """Do one optimizer step."""
+    from effopd.stages.segments import update_policy as run
+
+    run(device=_device(device, threads), **arguments)
+
+
+@_stage("evaluate-candidates", _STUDENT, _TEACHER, _PROMPTS, _STATE, _ANCHOR, _ANCHOR_LEDGER, computes=True)
 def evaluate_candidates(device: str, threads: int, **arguments: Any) -> None:
     """Score extrapolated candidates with the gate."""
     from effopd.stages.evaluate_candidates import evaluate_candidates as run
@@ -132,7 +188,21 @@ def evaluate_candidates(device: str, threads: int, **arguments: Any) -> None:
     run(device=_device(device, threads), **arguments)
 
 
-@_stage("select-candidate", _STATE, _ANCHOR, _ANCHOR_LEDGER, _path("candidates", "Manifest of the gate's values."))
+@_stage("evaluate-candidate", _STUDENT, _TEACHER, _PROMPTS, _STATE, _ANCHOR, _ANCHOR_LEDGER, computes=True)
+def evaluate_candidate(device: str, threads: int, **arguments: Any) -> None:
+    """Score one extrapolated candidate with the gate."""
+    from effopd.stages.evaluate_candidates import evaluate_candidate as run
+
+    run(device=_device(device, threads), **arguments)
+
+
+@_stage(
+    "select-candidate",
+    _STATE,
+    _ANCHOR,
+    _ANCHOR_LEDGER,
+    _paths("candidates", "Manifest of the gate's values; once for each where a coefficient has its own."),
+)
 def select_candidate(**arguments: Any) -> None:
     """Decide how far to extrapolate, and write the ledger."""
     from effopd.stages.select_candidate import select_candidate as run
@@ -140,7 +210,7 @@ def select_candidate(**arguments: Any) -> None:
     run(**arguments)
 
 
-@_stage("evaluate", _STUDENT, _TEACHER, _DATA, _STATE, _LEDGER, computes=True)
+@_stage("evaluate", _STUDENT, _TEACHER, _PROMPTS, _STATE, _LEDGER, computes=True)
 def evaluate(device: str, threads: int, **arguments: Any) -> None:
     """Evaluate a model or state on the held-out problems."""
     from effopd.stages.evaluate import evaluate as run
@@ -191,34 +261,33 @@ def write_report(spec: dict[str, Any], out: Path, results: Path) -> None:
     run(spec, results, out)
 
 
-@main.command("export")
-@click.option("--run", "run", required=True, help="Name of the run.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the run.")
-@click.option("--step", type=int, required=True, help="Step of a kept state.")
-@click.option("--results", type=PATH, default=Path("results"), show_default=True, help="The results folder.")
-@_path("out", "The folder to write.")
-def export(run: str, seed: int, step: int, results: Path, out: Path) -> None:
-    """Write a state of a run as a Hugging Face folder, extrapolation included."""
-    from effopd.runtime.export import export_state
+@main.command("analyze")
+@_path("base", "The checkpoint before training: a folder of safetensors, or one safetensors file.")
+@click.option(
+    "--trained",
+    multiple=True,
+    required=True,
+    metavar="[STEP=]PATH",
+    help="A checkpoint after training; once or more. Its step is what is before `=`, or the number its name "
+    "ends with, or its place. The last step is the final checkpoint.",
+)
+@_path("out", "The folder to write tables to. The same command goes on where it was killed.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 0.1),
+    default=1e-3,
+    show_default=True,
+    help="Relative error allowed in spectral metrics; 0 for LAPACK's singular values.",
+)
+@_computes
+def analyze(base: Path, trained: tuple[str, ...], out: Path, tolerance: float, device: str, threads: int) -> None:
+    """Compare checkpoints of one model: norms, sparsity, spectra, alignment and trajectory of the weight updates."""
+    from effopd.dynamics.analysis import analyse_checkpoints
+    from effopd.dynamics.summary import numbered, summarise
 
-    export_state(results, run, seed, step, out)
-    click.echo(f"wrote {out}")
-
-
-@main.command("verify")
-@click.option("--results", type=PATH, default=Path("results"), show_default=True, help="The results folder.")
-def verify(results: Path) -> None:
-    """Re-check a results folder: manifests, file hashes, and the chain of fingerprints."""
-    from effopd.runtime.verify import verify as run
-
-    count, problems = run(results)
-    if not count:
-        raise UserError(f"{results} holds no artifacts. Run the workflow, or name its folder with --results.")
-    for problem in problems:
-        click.echo(problem, err=True)
-    if problems:
-        raise UserError(f"{len(problems)} problems in {count} artifacts of {results}.")
-    click.echo(f"{count} artifacts of {results} are whole, and made from each other.")
+    tables = analyse_checkpoints(base, numbered(trained), out, _device(device, threads), tolerance)
+    click.echo(summarise(tables))
+    click.echo(f"wrote {', '.join(f'{name}.parquet' for name in tables)} to {out}")
 
 
 @main.command("describe-config")
@@ -227,6 +296,10 @@ def describe_config() -> None:
     from effopd.config import parameter_table
 
     click.echo(parameter_table(), nl=False)
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 def run_verb(arguments: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
@@ -14,6 +15,8 @@ import yaml
 
 from effopd.extrapolation.schedule import trigger_steps
 from effopd.runtime.errors import ConfigError
+from effopd.shares import batches_of
+from effopd.tasks.sources import is_local
 
 RUN_SECTIONS = ("training", "extrapolation")  # what a run may override
 RESERVED_RUN_NAMES = ("models",)  # results/evaluation/models/ holds the models' own evaluations
@@ -41,14 +44,15 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 def run_settings(config: Mapping[str, Any], run: str) -> dict[str, Any]:
     """The `training` and `extrapolation` sections of a run: the defaults with its overrides."""
     overrides = config["runs"][run]
-    return {section: _merge(config[section], overrides.get(section, {})) for section in RUN_SECTIONS}
+    return {section: merged(config[section], overrides.get(section, {})) for section in RUN_SECTIONS}
 
 
-def _merge(base: Any, override: Any) -> Any:
+def merged(base: Any, override: Any) -> Any:
+    """Mappings merged key by key, as Snakemake merges configuration files; anything else is replaced."""
     if not isinstance(base, Mapping) or not isinstance(override, Mapping):
         return copy.deepcopy(override)
     keys = [*base, *(key for key in override if key not in base)]
-    return {key: _merge(base[key], override[key]) if key in base and key in override
+    return {key: merged(base[key], override[key]) if key in base and key in override
             else copy.deepcopy(override.get(key, base.get(key))) for key in keys}  # fmt: skip
 
 
@@ -63,16 +67,20 @@ def _resolve(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _branches(node: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
-    """The node that applies to a value whose `kind` chooses between if/then branches."""
+    """The node that applies to a value one of whose keys chooses between if/then branches."""
     for branch in node.get("allOf", []):
-        if branch["if"]["properties"]["kind"]["const"] == value.get("kind"):
-            return _resolve(branch["then"])
+        ((key, condition),) = branch["if"]["properties"].items()
+        if condition["const"] == value.get(key, node["properties"][key].get("default")):
+            chosen = _resolve(branch["then"])
+            return {**chosen, "properties": {**chosen["properties"], key: node["properties"][key]}}
     return dict(node)
 
 
 def _fill(value: Any, node: Mapping[str, Any]) -> Any:
     """Fill in the defaults below a value."""
     node = _resolve(node)
+    if isinstance(value, list) and "items" in node:
+        return [_fill(item, node["items"]) for item in value]
     if not isinstance(value, dict):
         return value
     node = _branches(node, value)
@@ -126,6 +134,7 @@ def _explain(error: Any) -> str:
         "minItems": f"it needs at least {allowed} items",
         "maxItems": f"it takes at most {allowed} items",
         "minLength": "it must not be empty",
+        "pattern": f"it must contain `{allowed}`",
         "minProperties": "it must not be empty",
         "uniqueItems": "its items must differ",
         "oneOf": "see its meaning in config/README.md: " + str(error.schema.get("description", "")),
@@ -151,7 +160,7 @@ def _is_number(text: str) -> bool:
 def _article(kind: str | list[str]) -> str:
     names = {"object": "a mapping", "array": "a list", "number": "a number", "integer": "a whole number",
              "string": "text", "boolean": "true or false"}  # fmt: skip
-    return names.get(str(kind), str(kind))
+    return " or ".join(names.get(str(one), str(one)) for one in (kind if isinstance(kind, list) else [kind]))
 
 
 def _listed(values: list[Any]) -> str:
@@ -165,19 +174,57 @@ def _check_meaning(config: Mapping[str, Any]) -> None:
 
 
 def _problems(config: Mapping[str, Any]) -> Iterator[str]:
-    task = config["task"]
-    if task["max_terms"] < task["min_terms"]:
-        yield f"`task.max_terms` is {task['max_terms']}, less than `task.min_terms` ({task['min_terms']}). Raise it."
+    yield from _task_problems(config["task"])
     yield from _model_problems(config)
     for run in config["runs"]:
         if run in RESERVED_RUN_NAMES:
             yield f"`runs.{run}`: the name is reserved. Choose another."
         yield from _run_problems(config, run, run_settings(config, run))
+    for name, model in config["models"].items():
+        if model["kind"] == "pretrain" and config["task"]["name"] != "arithmetic":
+            yield (
+                f"`models.{name}.kind` is 'pretrain', and the task {config['task']['name']!r} has no text to "
+                "pretrain on. Only `arithmetic` has."
+            )
     if config["evaluation"]["baseline"] not in config["runs"]:
         yield (
             f"`evaluation.baseline` is {config['evaluation']['baseline']!r}, which is no run. "
             f"Name one of: {_listed(list(config['runs']))}."
         )
+
+
+def _task_problems(task: Mapping[str, Any]) -> Iterator[str]:
+    if task["name"] == "arithmetic":
+        if task["max_terms"] < task["min_terms"]:
+            least, most = task["min_terms"], task["max_terms"]
+            yield f"`task.max_terms` is {most}, less than `task.min_terms` ({least}). Raise it."
+        return
+    for name, split in task["splits"].items():
+        place = f"task.splits.{name}"
+        if ("sources" in split) == ("share" in split):
+            yield f"`{place}` needs either `sources` or a `share` of the training problems. Give one of them."
+        if name == "train" and "share" in split:
+            yield f"`{place}.share`: training is what shares are taken from. Give `sources`."
+        for number, source in enumerate(split.get("sources", ())):
+            own = f"{place}.sources.{number}"
+            if ("dataset" in source) == ("files" in source):
+                yield f"`{own}` needs either a `dataset` or `files`. Give one of them."
+            elif "dataset" in source and not is_local(source["dataset"]) and "revision" not in source:
+                yield (
+                    f"`{own}.revision` is missing: the data set {source['dataset']} of the hub can change. Add the "
+                    "commit, or write a local folder with ./ in front."
+                )
+    shares = sum(split.get("share", 0) for split in task["splits"].values())
+    if shares >= 1:
+        yield f"`task.splits`: the shares sum to {shares:g}, which leaves training nothing. Lower them."
+
+
+def _split_rows(task: Mapping[str, Any], split: str) -> tuple[str, int | None]:
+    """The key that limits a split's problems, and the limit; None where only the data knows."""
+    settings = task["splits"][split]
+    if task["name"] == "arithmetic":
+        return f"task.splits.{split}", settings
+    return f"task.splits.{split}.rows", settings.get("rows")
 
 
 def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
@@ -217,16 +264,27 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
                 f"Name one of: {_listed(list(config['models']))}."
             )
     rollouts = training["prompts_per_step"] * training["samples_per_prompt"]
-    if training["prompts_per_step"] > config["task"]["splits"]["train"]:
+    where, available = _split_rows(config["task"], "train")
+    if available is not None and training["prompts_per_step"] > available:
         yield (
             f"{key('training', 'prompts_per_step')} is {training['prompts_per_step']}, more than the training split "
-            f"holds (`task.splits.train`: {config['task']['splits']['train']}). Lower it or enlarge the split."
+            f"holds (`{where}`: {available}). Lower it or enlarge the split."
         )
     if training["batch_size"] > rollouts:
         yield (
             f"{key('training', 'batch_size')} is {training['batch_size']}, more than the {rollouts} rollouts of "
             "a step. Lower it."
         )
+    batches = batches_of(rollouts, training["batch_size"])
+    counts = {key("training", "ranks"): training["ranks"]}
+    if config["execution"]["mode"] == "staged":
+        counts["`execution.shards`"] = config["execution"]["shards"]
+    for name, count in counts.items():
+        if count > batches:
+            yield (
+                f"{name} is {count}, more than the {batches} fixed batches of a step of run `{run}` "
+                f"({rollouts} rollouts, `training.batch_size` {training['batch_size']}). Lower it, or the batch size."
+            )
     coefficients = extrapolation["coefficients"]
     if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
         yield f"{key('extrapolation', 'coefficients')} is {coefficients}; it must increase. Sort it and drop repeats."
@@ -235,11 +293,11 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
     except ValueError as error:
         yield f"{key('extrapolation', 'triggers')}: {error}"
     gate = extrapolation["gate"]
-    available = config["task"]["splits"][gate["source"]]
-    if gate["examples"] > available:
+    where, available = _split_rows(config["task"], gate["source"])
+    if available is not None and gate["examples"] > available:
         yield (
             f"{key('extrapolation', 'gate')}.examples is {gate['examples']}, more than its source holds "
-            f"(`task.splits.{gate['source']}`: {available}). Lower it or enlarge the split."
+            f"(`{where}`: {available}). Lower it or enlarge the split."
         )
 
 
@@ -252,37 +310,53 @@ def parameter_table() -> str:
 
 def _rows(prefix: str, node: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     node = _resolve(node)
-    for key, child in node.get("properties", {}).items():
-        child = _resolve(child)
-        name = f"{prefix}{key}"
-        if key == "kind" and "const" in child:
+    if "allOf" in node:
+        for branch in node["allOf"]:
+            yield from _rows(prefix, branch["then"])
+        return
+    for keys, child in _alike(node.get("properties", {})):
+        name = prefix + (keys[0] if len(keys) == 1 else f"{{{','.join(keys)}}}")
+        if "const" in child:
             yield name, f"`{child['const']}`", "", child["description"]
+        elif child.get("type") == "array" and child["items"].get("type") == "object":
+            yield from _rows(f"{name}[].", child["items"])
         elif child.get("type") != "object":
-            default = (
-                f"`{yaml.safe_dump(child['default'], default_flow_style=True).splitlines()[0]}`"
-                if "default" in child
-                else ""
-            )
-            yield name, _kind(child), default, child.get("description", "")
+            yield name, _kind(child), _shown_default(child), child.get("description", "")
         elif name == "runs":
-            yield (
-                "runs.<name>.label",
-                "text",
-                "",
-                _resolve(child["additionalProperties"])["properties"]["label"]["description"],
-            )
+            label = _resolve(child["additionalProperties"])["properties"]["label"]
+            yield "runs.<name>.label", "text", "", label["description"]
             yield "runs.<name>.training, runs.<name>.extrapolation", "mapping", "", child["description"]
-        elif "additionalProperties" in child and isinstance(child["additionalProperties"], dict):
-            for branch in _resolve(child["additionalProperties"])["allOf"]:
-                yield from _rows(f"{name}.<name>.", branch["then"])
+        elif isinstance(child.get("additionalProperties"), dict):
+            yield from _rows(f"{name}.<name>.", child["additionalProperties"])
         else:
             yield from _rows(f"{name}.", child)
+
+
+def _alike(properties: Mapping[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Keys and what they take; neighbours that are one and the same reference, such as splits, together."""
+    groups = itertools.groupby(properties.items(), key=lambda item: item[1] if set(item[1]) == {"$ref"} else item)
+    for _, group in groups:
+        keys, children = zip(*group, strict=True)
+        yield list(keys), _resolve(children[0])
+
+
+def _shown_default(node: Mapping[str, Any]) -> str:
+    if "default" not in node:
+        return ""
+    default = node["default"]
+    if isinstance(default, str) and "\n" in default:
+        return f"`{json.dumps(default)}`"
+    return f"`{yaml.safe_dump(default, default_flow_style=True).splitlines()[0]}`"
 
 
 def _kind(node: Mapping[str, Any]) -> str:
     if "enum" in node:
         return ", ".join(f"`{value}`" for value in node["enum"])
     names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+    if isinstance(node.get("type"), list):
+        return ", ".join(names[kind] for kind in node["type"])
     if node.get("type") == "array":
         return f"list of {names[node['items']['type']]}s"
-    return names.get(node.get("type", ""), "name or list of whole numbers")
+    if "oneOf" in node:
+        return " or ".join(_kind(one) if one.get("type") == "array" else "name" for one in node["oneOf"])
+    return names.get(node.get("type", ""), "")

@@ -19,17 +19,27 @@ from effopd.losses import (
 from effopd.randomness import epoch_order, seed_of
 from effopd.rollouts import PaddedBatch, Rollouts
 from effopd.scoring import Scores
+from effopd.shares import WHOLE, Share
 from effopd.trainer import Trainer, warmed_up
 
 
 def generate_rollouts(
-    engine: RolloutEngine, prompts: Sequence[Sequence[int]], training: dict[str, Any], seed: int, step: int
+    engine: RolloutEngine,
+    prompts: Sequence[Sequence[int]],
+    training: dict[str, Any],
+    seed: int,
+    step: int,
+    share: Share = WHOLE,
 ) -> Rollouts:
-    """The rollouts of a step (from 1): the next prompts of the seed's shuffled epochs, sampled from the engine."""
+    """The rollouts of a step (from 1): the next prompts of the seed's shuffled epochs, sampled from the engine.
+
+    The shares of a step, one after the other, are bitwise the whole: each has whole fixed batches.
+    """
     count, samples = training["prompts_per_step"], training["samples_per_prompt"]
     order = epoch_order(seed, "training order", len(prompts), (step - 1) * count, count)
-    rows = [i for i in order for _ in range(samples)]
-    seeds = [seed_of(seed, "rollout", step, position) for position in range(len(rows))]
+    positions = share.rows(count * samples, training["batch_size"])
+    rows = [order[position // samples] for position in positions]
+    seeds = [seed_of(seed, "rollout", step, position) for position in positions]
     sampling = Sampling(training["temperature"], training["max_new_tokens"])
     rollouts = engine.generate([prompts[i] for i in rows], seeds, sampling)
     rollouts.indices = rows
@@ -48,15 +58,17 @@ def update_policy(
 ) -> dict[str, float]:
     """One optimizer step on the reverse KL at the rollouts' tokens (paper section 1).
 
-    Returns the step's metrics: `reverse_kl` is the sampled estimate, mean of log pi_student - log pi_teacher in nats
-    per token; `importance_*` compare the trainer's log-probs with the engine's.
+    Every rank is given the whole step and works on its share of the fixed batches. Returns the step's metrics:
+    `reverse_kl` is the sampled estimate, mean of log pi_student - log pi_teacher in nats per token; `importance_*`
+    compare the trainer's log-probs with the engine's.
     """
     device = trainer.model.device
     total, size = rollouts.completion_tokens, training["batch_size"]
     micro_batches = []
-    for start, part in enumerate(rollouts.batches(size)):
+    for number in Share(trainer.rank, trainer.ranks).batches(len(rollouts), size):
+        rows = range(number * size, min((number + 1) * size, len(rollouts)))
+        part, teacher = rollouts.select(rows), scores.select(rows)
         batch = PaddedBatch.of(part, pad_id, device)
-        teacher = scores.select(range(start * size, start * size + len(part)))
         micro_batches.append(_MicroBatch(batch, batch.flatten(part.logprobs), batch.flatten(teacher.logprobs)))
     sums = {"weight": 0.0, "clipped": 0.0}
 
@@ -72,13 +84,13 @@ def update_policy(
 
     lr = warmed_up(training["lr"], step, training["warmup_steps"])
     facts = trainer.step(micro_batches, loss_of, lr)
-    estimate = sum((m.rollout_logprobs - m.teacher_logprobs).double().sum().item() for m in micro_batches) / total
+    estimate = sum((m.rollout_logprobs - m.teacher_logprobs).double().sum().item() for m in micro_batches)
     return {
-        "reverse_kl": estimate,
+        "reverse_kl": trainer.sum_over_ranks(estimate) / total,
         **facts,
         "lr": lr,
-        "importance_weight": sums["weight"] / total,
-        "importance_clipped": sums["clipped"] / total,
+        "importance_weight": trainer.sum_over_ranks(sums["weight"]) / total,
+        "importance_clipped": trainer.sum_over_ranks(sums["clipped"]) / total,
         "tokens": total,
         "completion_length": total / len(rollouts),
         "finished": sum(rollouts.finished) / len(rollouts),

@@ -12,10 +12,12 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.engines.base import RolloutEngine, Sampling
+from effopd.models import special_ids
+from effopd.prompts import Prompts
 from effopd.runtime.cost import cost_row
 from effopd.scoring import measure_reverse_kl
 from effopd.tasks.base import Task
-from effopd.verification import encode_prompts, verify_rollouts
+from effopd.verification import verify_rollouts
 
 
 @dataclass
@@ -57,7 +59,7 @@ def measure(
     engine: RolloutEngine,
     task: Task,
     tokenizer: PreTrainedTokenizerFast,
-    problems: Sequence[str],
+    prompts: Prompts,
     seeds: Sequence[int],
     sampling: Sampling,
     indices: Sequence[int],
@@ -66,21 +68,20 @@ def measure(
     teacher: PreTrainedModel | None = None,
     batch_size: int = 0,
 ) -> Measurement:
-    """Generate a completion for each problem, verify it and, given student and teacher, measure the reverse KL."""
+    """Generate a completion for each prompt, verify it and, given student and teacher, measure the reverse KL."""
     started = time.perf_counter()
-    prompts = encode_prompts(tokenizer, problems)
-    rollouts = engine.generate(prompts, seeds, sampling)
+    rollouts = engine.generate(prompts.tokens, seeds, sampling)
     generated = time.perf_counter()
     items = pd.DataFrame(
         {
             "index": list(indices),
-            **verify_rollouts(task, tokenizer, problems, rollouts),
+            **verify_rollouts(task, tokenizer, prompts.problems, rollouts),
             "tokens": [len(c) for c in rollouts.completions],
             "finished": rollouts.finished,
         }
     )
     if student is not None and teacher is not None:
-        pad_id = int(tokenizer.pad_token_id or 0)
+        _, pad_id = special_ids(tokenizer)
         per_token = measure_reverse_kl(student, teacher, rollouts, pad_id=pad_id, batch_size=batch_size)
         items["reverse_kl"] = [float(row.sum(dtype=np.float64)) for row in per_token]
     finite = all(np.isfinite(row).all() for row in rollouts.logprobs)

@@ -61,6 +61,17 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+    """The token that ends a sequence, and the one that pads it: the same where the tokenizer has none to pad with.
+
+    Raises ArtifactError where the tokenizer has no end-of-sequence token.
+    """
+    eos_id, pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if eos_id is None:
+        raise ArtifactError(f"{tokenizer.name_or_path}: its tokenizer names no end-of-sequence token. Set `eos_token`.")
+    return int(eos_id), int(eos_id if pad_id is None else pad_id)
+
+
 def save_model(model: PreTrainedModel, weights: Weights, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a folder that AutoModelForCausalLM and AutoTokenizer load."""
     load_weights_into(model, weights)

@@ -6,16 +6,29 @@ Light to import (no torch): the Snakefile reads it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from effopd.config import complete, run_settings
+import yaml
+
+from effopd.config import complete, merged, run_settings
 from effopd.extrapolation.schedule import powers_of_two, trigger_steps
+from effopd.runtime.errors import ConfigError
 from effopd.runtime.fingerprints import canonical_json, code_digest
+from effopd.tasks.base import task_module
+from effopd.tasks.sources import local_files
 
 FIGURES = ("accuracy_vs_steps", "accuracy_vs_seconds", "gate_vs_coefficient", "reverse_kl_vs_steps")
+# Rules that share a module of `effopd.stages` with others.
+MODULES = {
+    "train_segment": "segments",
+    "generate_rollouts": "segments",
+    "score_rollouts": "segments",
+    "update_policy": "segments",
+    "evaluate_candidate": "evaluate_candidates",
+}
 TABLES = ("models", "evaluation", "extrapolation", "speedup", "summary")
 
 
@@ -26,6 +39,37 @@ class Plan:
         self.config = complete(config)
         self.runs = {run: run_settings(self.config, run) for run in self.config["runs"]}
         self.seeds: list[int] = self.config["seeds"]
+
+    @classmethod
+    def of_files(cls, paths: Sequence[Path]) -> Plan:
+        """The plan of configuration files, later ones over earlier ones. Raises ConfigError where there is none."""
+        config: dict[str, Any] = {}
+        for path in paths:
+            try:
+                config = merged(config, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+            except FileNotFoundError:
+                raise ConfigError(
+                    f"{path} does not exist. Name the configuration that the workflow runs with."
+                ) from None
+            except yaml.YAMLError as error:
+                raise ConfigError(f"{path} is not YAML ({' '.join(str(error).split())}). Mend it.") from None
+        return cls(config)
+
+    @classmethod
+    def of_results(cls, results: Path) -> Plan:
+        """The plan that a results folder was last run with. Raises ConfigError where the folder does not say."""
+        path = results / "config.yaml"
+        try:
+            return cls(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            inside = results / "results"
+            hint = f"Did you mean {inside}?" if inside.is_dir() else "Run it, or name another folder."
+            raise ConfigError(f"{path} does not exist: no workflow has begun in {results}. {hint}") from None
+        except (yaml.YAMLError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{path} is damaged ({reason}). Delete it and run the workflow again.") from None
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
     @cache  # noqa: B019 - one plan a process
     def triggers(self, run: str) -> tuple[int, ...]:
@@ -43,6 +87,31 @@ class Plan:
         """The boundary before a boundary; 0 is the untrained student."""
         return max((b for b in self.boundaries(run) if b < step), default=0)
 
+    @property
+    def staged(self) -> bool:
+        """Whether each step is three jobs rather than a part of its segment's one."""
+        return bool(self.config["execution"]["mode"] == "staged")
+
+    def previous_state(self, run: str, step: int) -> int:
+        """The step of the state that the one at `step` is made from."""
+        return step - 1 if self.staged else self.previous_boundary(run, step)
+
+    @property
+    def parts(self) -> list[str]:
+        """What the names of a step's rollouts and scores end with: nothing where they are whole, else the shards'."""
+        shards = self.config["execution"]["shards"]
+        return [""] if shards == 1 else [f".shard{index}of{shards}" for index in range(shards)]
+
+    def candidates(self, run: str) -> list[float]:
+        """The coefficients that are jobs of their own (0: the weights as they are); none where one job does them all.
+
+        A line search is one job in any case: what it tries depends on what it found.
+        """
+        extrapolation = self.runs[run]["extrapolation"]
+        if not self.staged or extrapolation["search"] == "line":
+            return []
+        return [0.0, *extrapolation["coefficients"]]
+
     def previous_trigger(self, run: str, step: int) -> int:
         """The trigger before a trigger; 0 is the untrained student."""
         return max((t for t in self.triggers(run) if t < step), default=0)
@@ -53,6 +122,10 @@ class Plan:
 
     def model_stage(self, name: str) -> str:
         return {"pretrain": "pretrain_model", "grpo": "train_rl"}[self.config["models"][name]["kind"]]
+
+    def longest_chain(self) -> int:
+        """The jobs that one run's last state is made by, one after the other: at most four a step."""
+        return max(4 * settings["training"]["steps"] for settings in self.runs.values())
 
     def points(self) -> list[tuple[str, int, int]]:
         """(run, seed, step) of every state that is evaluated."""
@@ -70,20 +143,45 @@ class Plan:
         This one string is both what Snakemake tracks and what the command receives, so neither can differ.
         """
         part = getattr(self, f"_{stage}")(**wildcards)
-        return canonical_json({**part, "code": code_digest(f"effopd.stages.{stage}")})
+        return canonical_json({**part, "code": code_digest(f"effopd.stages.{MODULES.get(stage, stage)}")})
 
     def _make_data(self) -> dict[str, Any]:
-        return {"task": self.config["task"]}
+        settings = {key: value for key, value in self.config["task"].items() if key not in ("prompt", "sandbox")}
+        return {"task": {**settings, "code": self._task_code()}}
+
+    def data_files(self) -> list[str]:
+        """The local files that the data is made from. Raises ConfigError where one does not exist."""
+        if self.config["task"]["name"] == "arithmetic":
+            return []
+        splits = self.config["task"]["splits"].values()
+        return [str(path) for split in splits for source in split.get("sources", ()) for path in local_files(source)]
+
+    def _tokenize_prompts(self, model: str) -> dict[str, Any]:
+        """The prompts do not depend on the model's name: a model's tokenizer is a parent."""
+        return {"prompt": self.config["task"].get("prompt")}
 
     def _pretrain_model(self, model: str) -> dict[str, Any]:
         return {"model": self.config["models"][model], "task": self._verifier()}
 
     _train_rl = _pretrain_model
 
-    def _train_segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
+    def _segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
+        """What the artifacts of a step have in common with the others of its segment."""
         training = {key: value for key, value in self.runs[run]["training"].items() if key != "steps"}
         start = self.previous_boundary(run, int(step))
-        return {"training": training, "task": self._verifier(), "seed": int(seed), "start": start, "end": int(step)}
+        return {"training": training, "task": self._verifier(), "seed": int(seed), "start": start}
+
+    def _train_segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
+        return {**self._segment(run, seed, step), "end": int(step)}
+
+    def _update_policy(self, run: str, seed: str, step: str) -> dict[str, Any]:
+        return {**self._segment(run, seed, step), "step": int(step)}
+
+    def _generate_rollouts(self, run: str, seed: str, step: str, part: str) -> dict[str, Any]:
+        shard = {"shard": [self.parts.index(part), len(self.parts)]} if part else {}
+        return {**self._update_policy(run, seed, step), **shard}
+
+    _score_rollouts = _generate_rollouts
 
     def _evaluate_candidates(self, run: str, seed: str, step: str) -> dict[str, Any]:
         settings = self.runs[run]
@@ -96,6 +194,10 @@ class Plan:
             "seed": int(seed),
             "step": int(step),
         }
+
+    def _evaluate_candidate(self, run: str, seed: str, step: str, coefficient: str) -> dict[str, Any]:
+        chosen = next(c for c in self.candidates(run) if f"{c:g}" == coefficient)
+        return {**self._evaluate_candidates(run, seed, step), "coefficient": chosen}
 
     def _select_candidate(self, run: str, seed: str, step: str) -> dict[str, Any]:
         extrapolation = self.runs[run]["extrapolation"]
@@ -163,7 +265,12 @@ class Plan:
 
     def _verifier(self) -> dict[str, Any]:
         """What of the task the verifier depends on."""
-        return {"name": self.config["task"]["name"]}
+        settings = {key: self.config["task"][key] for key in ("name", "sandbox") if key in self.config["task"]}
+        return {**settings, "code": self._task_code()}
+
+    def _task_code(self) -> str:
+        """The code of the task in use; stages name it only when they run."""
+        return code_digest(task_module(self.config["task"]["name"]))
 
 
 def _template_digest() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ class Rollouts:
     def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
         return Rollouts(*([item for part in parts for item in getattr(part, name)] for name in _COLUMNS))
 
-    def write(self, path: Path, facts: Mapping[str, str]) -> None:
-        """Write a parquet file with a row a rollout; `facts` go into its metadata."""
+    def write(self, path: Path) -> None:
+        """Write a parquet file with a row a rollout."""
         table = pa.table(
             {
                 "prompts": pa.array(self.prompts, pa.list_(pa.int32())),
@@ -70,20 +70,18 @@ class Rollouts:
                 "logprobs": pa.array(self.logprobs, pa.list_(pa.float32())),
                 "finished": pa.array(self.finished, pa.bool_()),
                 "indices": pa.array(self.indices, pa.int64()),
-            },
-            metadata=dict(facts),
+            }
         )
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
     @staticmethod
-    def read(path: Path) -> tuple[Rollouts, dict[str, str]]:
-        """The rollouts of a parquet file and its facts. Raises pyarrow.ArrowException where it is damaged."""
+    def read(path: Path) -> Rollouts:
+        """The rollouts of a parquet file. Raises pyarrow.ArrowException where it is damaged."""
         table = pq.read_table(path)
         columns = {name: table.column(name).to_pylist() for name in _COLUMNS if name != "logprobs"}
         logprobs = [np.asarray(row.as_py(), np.float32) for row in table.column("logprobs")]
-        facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        return Rollouts(logprobs=logprobs, **columns), facts
+        return Rollouts(logprobs=logprobs, **columns)
 
 
 _COLUMNS = ("prompts", "completions", "logprobs", "finished", "indices")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,20 +26,28 @@ class Scores:
     def __len__(self) -> int:
         return len(self.logprobs)
 
+    @property
+    def tokens(self) -> int:
+        return sum(len(row) for row in self.logprobs)
+
     def select(self, rows: range) -> Scores:
         return Scores([self.logprobs[i] for i in rows])
 
-    def write(self, path: Path, facts: dict[str, str]) -> None:
-        """Write safetensors: `logprobs` float32 [tokens] and `lengths` int64 [N]; `facts` go into its metadata."""
+    @staticmethod
+    def concatenate(parts: Sequence[Scores]) -> Scores:
+        return Scores([row for part in parts for row in part.logprobs])
+
+    def write(self, path: Path) -> None:
+        """Write safetensors: `logprobs` float32 [tokens] and `lengths` int64 [N]."""
         lengths = torch.tensor([len(row) for row in self.logprobs])
-        save_tensors(path, {"logprobs": torch.from_numpy(np.concatenate(self.logprobs)), "lengths": lengths}, facts)
+        save_tensors(path, {"logprobs": torch.from_numpy(np.concatenate(self.logprobs)), "lengths": lengths})
 
     @staticmethod
-    def read(path: Path) -> tuple[Scores, dict[str, str]]:
-        """The scores of a file and its facts. Raises OSError or SafetensorError where it is damaged."""
+    def read(path: Path) -> Scores:
+        """The scores of a file. Raises OSError or SafetensorError where it is damaged."""
         with safe_open(path, framework="np") as file:
             ends = np.cumsum(file.get_tensor("lengths"))
-            return Scores(np.split(file.get_tensor("logprobs"), ends[:-1])), file.metadata() or {}
+            return Scores(np.split(file.get_tensor("logprobs"), ends[:-1]))
 
 
 class Teacher(Protocol):

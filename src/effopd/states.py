@@ -13,6 +13,7 @@ from effopd.runtime.errors import ArtifactError
 from effopd.trainer import OptimizerState
 
 WEIGHTS, OPTIMIZER, LEDGER_WEIGHTS = "weights.safetensors", "optimizer.safetensors", "weights.safetensors"
+METRICS = "metrics.parquet"
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,13 @@ class ResumePoint:
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path, self.fingerprint = path, fingerprint
 
-    def save(self, weights: Weights, optimizer: OptimizerState, rows: list[dict[str, Any]]) -> None:
-        """Replace the file atomically; `rows` are the metrics so far."""
+    def save(self, weights: Weights, optimizer: OptimizerState, history: Any) -> None:
+        """Replace the file atomically; `history` is what else the job goes on from, as a JSON value."""
         tensors = {f"weights.{name}": tensor for name, tensor in weights.items()} | optimizer.moments
-        facts = {"fingerprint": self.fingerprint, "step": str(optimizer.step), "rows": json.dumps(rows)}
+        facts = {"fingerprint": self.fingerprint, "step": str(optimizer.step), "history": json.dumps(history)}
         save_tensors(self.path, tensors, facts)
 
-    def load(self) -> tuple[Weights, OptimizerState, list[dict[str, Any]]] | None:
+    def load(self) -> tuple[Weights, OptimizerState, Any] | None:
         """What was saved, or None where nothing usable of this fingerprint is there."""
         from safetensors import SafetensorError, safe_open
 
@@ -101,7 +102,7 @@ class ResumePoint:
             return None
         weights = {n.removeprefix("weights."): t for n, t in tensors.items() if n.startswith("weights.")}
         moments = {n: t for n, t in tensors.items() if not n.startswith("weights.")}
-        return weights, OptimizerState(int(facts["step"]), moments), json.loads(facts["rows"])
+        return weights, OptimizerState(int(facts["step"]), moments), json.loads(facts["history"])
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)

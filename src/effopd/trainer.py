@@ -20,6 +20,7 @@ from effopd.runtime.errors import DivergenceError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Micro = TypeVar("Micro")
+Shared = TypeVar("Shared")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,31 @@ class Trainer:
         )
         self.optimizer_steps = 0
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that reads caches and writes artifacts."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        dist.barrier()
+
+    def broadcast(self, value: Shared) -> Shared:
+        """The first rank's value, on every rank."""
+        if self.ranks == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Shared) -> list[Shared]:
+        """Every rank's value, in order, on every rank."""
+        if self.ranks == 1:
+            return [value]
+        values: list[Any] = [None] * self.ranks
+        dist.all_gather_object(values, value)
+        return values
 
     def sum_over_ranks(self, value: float) -> float:
         """The sum of a number over all ranks, in float64."""

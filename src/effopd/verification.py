@@ -8,20 +8,20 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from effopd.rollouts import Rollouts
-from effopd.tasks.base import Task
+from effopd.tasks.base import Problem, Task
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerFast, problems: Sequence[str]) -> list[list[int]]:
-    """Token ids of the problems."""
-    return list(tokenizer(list(problems))["input_ids"])
+def encode_prompts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of the texts."""
+    return list(tokenizer(list(texts))["input_ids"])
 
 
 def verify_rollouts(
-    task: Task, tokenizer: PreTrainedTokenizerFast, problems: Sequence[str], rollouts: Rollouts
+    task: Task, tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], rollouts: Rollouts
 ) -> dict[str, list[Any]]:
     """Rewards and reasons of rollouts of `problems`, the end-of-sequence token left off before judging."""
     texts = tokenizer.batch_decode(
         [c[:-1] if done else c for c, done in zip(rollouts.completions, rollouts.finished, strict=True)]
     )
-    verdicts = [task.verify(problem, text) for problem, text in zip(problems, texts, strict=True)]
+    verdicts = task.verify_all(problems, texts)
     return {"reward": [v.reward for v in verdicts], "reason": [v.reason for v in verdicts]}

@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import ERROR, WARNING, LogRecord
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,34 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-HEARTBEAT_SECONDS = 10.0
+from effopd.runtime.progress import as_error, last_said, lines_of
+
+HEARTBEAT_SECONDS, LONGEST_SILENCE_SECONDS = 10.0, 320.0
+SHOWN = 4  # running jobs that a heartbeat names
 # What each rule is called while it runs; rules that are not here are over before anybody could read their name.
 DOING = {
     "make_data": "data:",
+    "tokenize_prompts": "prompts of {model}:",
     "pretrain_model": "{model}:",
     "train_rl": "{model}:",
     "train_segment": "{run} seed {seed}:",
+    "generate_rollouts": "{run} seed {seed}: rollouts of step {step},",
+    "score_rollouts": "{run} seed {seed}: scores of step {step},",
+    "update_policy": "{run} seed {seed}: update of step {step},",
     "evaluate_candidates": "{run} seed {seed}: gate at step {step},",
+    "evaluate_candidate": "{run} seed {seed}: gate at step {step}, coefficient {coefficient},",
     "evaluate": "{run} seed {seed}: evaluation at step {step},",
     "plot_figure": "drawing {figure},",
     "write_report": "report:",
 }
 OWN_ERROR = re.compile(r'WorkflowError(:| in file ".*common.smk", line \d+:)$')
 REPEATED = ("RuleException", "Exiting because a job execution failed", "At least one job did not complete")
+# What the SLURM executor says of each job, and what it warns of where a cluster has no accounts.
+SUBMITTED = re.compile(r"Job (?P<job>\d+) has been submitted with SLURM jobid (?P<slurm>\S+)")
+RESTARTED = re.compile(r"Trying to restart job (?P<job>\d+)")
+SLURM_SAYS = re.compile(r"(srun|slurmstepd): ")
+STATUS = re.compile(r"SLURM status is: '(?P<status>\w+)'")
+ACCOUNTS = ("No SLURM account given", "No account was given", "Unable to guess SLURM account")
 # Rules whose result is worth a line of its own.
 MILESTONES = {
     "make_data": "data",
@@ -48,21 +62,43 @@ class _Job:
     rule: str
     wildcards: dict[str, str]
     logs: list[str]
+    slurm: str = ""  # the job's number in SLURM
+    stale: dict[str, int] = field(default_factory=dict)  # logs that an earlier attempt left, with their times
 
     def name(self, names: dict[str, str]) -> str:
         return names[self.rule].format(**self.wildcards)
 
+    def title(self) -> str:
+        return f"{self.rule} {' '.join(self.wildcards.values())}".strip()
+
+    def submitted(self, slurm: str) -> None:
+        """The job now waits in SLURM's queue, perhaps for hours: what its logs say is old."""
+        self.slurm = slurm
+        self.stale = {log: Path(log).stat().st_mtime_ns for log in self.logs if Path(log).exists()}
+
+    def waiting(self) -> str:
+        """What a job does that has said nothing yet."""
+        return f"SLURM job {self.slurm}, queued or starting" if self.slurm else "starting"
+
     def last_line(self) -> str:
         """The last line of the job's log, where it says how far it is or what went wrong."""
-        for log in self.logs:
-            try:
-                lines = Path(log).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            except OSError:
-                continue
-            errors = [line for line in lines if line.startswith("error: ")]
-            if errors or lines:
-                return (errors or lines)[-1]
-        return ""
+        return last_said(
+            log
+            for log in self.logs
+            if log not in self.stale or not Path(log).exists() or Path(log).stat().st_mtime_ns != self.stale[log]
+        )
+
+    def cause(self, message: str, logs: list[str]) -> str:
+        """Why the job failed: SLURM's word where SLURM ended or refused it, else the last of the job's own."""
+        said = self.last_line()
+        if self.slurm and not said:
+            said = next((line for line in reversed(lines_of(logs[-1])) if SLURM_SAYS.match(line)), "")
+        status = STATUS.search(message)
+        if status and status["status"] != "FAILED":
+            return f"error: SLURM ended it ({status['status']}) after it said: {said or 'nothing'}"
+        if message and not self.slurm:
+            return f"error: {message.splitlines()[0]}"
+        return as_error(said)
 
 
 class LogHandler(LogHandlerBase):
@@ -103,13 +139,22 @@ class LogHandler(LogHandlerBase):
                 self._run_info(record)
             elif event in (LogEvent.ERROR, None) and record.levelno >= WARNING:
                 self._error(record)
-            elif event is None and record.getMessage().startswith("Nothing to be done"):
-                self._say("nothing to be done: everything is up to date")
+            elif event is None:
+                self._note(record.getMessage())
+
+    def _note(self, text: str) -> None:
+        """What Snakemake and its executors say in plain text."""
+        if text.startswith("Nothing to be done"):
+            self._say("nothing to be done: everything is up to date")
+        elif found := SUBMITTED.match(text):
+            self.jobs[int(found["job"])].submitted(found["slurm"])
+        elif found := RESTARTED.match(text):
+            self._say(f"{self.jobs[int(found['job'])].title()}: trying again")
 
     def _error(self, record: LogRecord) -> None:
         """Errors of the workflow itself, on one line; those that repeat a failed job's stay in the log file."""
         text = record.getMessage()
-        if self.failed and any(repeated in text for repeated in REPEATED):
+        if text.startswith(ACCOUNTS) or (self.failed and any(repeated in text for repeated in REPEATED)):
             return
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if OWN_ERROR.match(lines[0] if lines else ""):  # raised on purpose: where in the code does not matter
@@ -129,12 +174,12 @@ class LogHandler(LogHandlerBase):
         self.jobs[values["jobid"]] = self.running[values["jobid"]] = job
         if self.common_settings.dryrun:
             reasons = [part.split(":")[0].strip().lower() for part in str(values.get("reason") or "").split(";")]
-            self._say(f"{job.rule} {' '.join(wildcards.values())}".strip() + f" ({', '.join(reasons)})")
+            self._say(f"{job.title()} ({', '.join(reasons)})")
 
     def _job_finished(self, number: int) -> None:
         job = self.running.pop(number, None)
         if job is not None and job.rule in MILESTONES:
-            found = job.last_line().removeprefix("done: ")
+            found = last_said(job.logs).removeprefix("done: ")
             self._say(f"{job.name(MILESTONES)}: {found}")
 
     def _job_error(self, record: LogRecord) -> None:
@@ -145,25 +190,36 @@ class LogHandler(LogHandlerBase):
         if job is None:
             self._say(record.getMessage(), error=True)
             return
-        where = f" (log: {', '.join(job.logs)})" if job.logs else ""
-        named = f"{job.rule} {' '.join(job.wildcards.values())}".strip()
-        said = job.last_line()
-        if not said.startswith("error: "):
-            said = f"error: it ended without a message (killed?) after saying: {said or 'nothing'}"
-        self._say(f"{named}: {said}{where}", error=True)
+        logs = [str(log) for log in record.__dict__.get("log") or []]
+        facts = [f"SLURM job {job.slurm}"] * bool(job.slurm) + [f"log: {', '.join(logs)}"] * bool(logs)
+        where = f" ({'; '.join(facts)})" if facts else ""
+        cause = job.cause(record.__dict__.get("rule_msg") or "", logs)
+        self._say(f"{job.title()}: {cause}{where}", error=True)
 
     def _beat(self) -> None:
-        """Say what runs whenever nothing was said for a while."""
+        """Say what runs whenever nothing was said for a while; ever less often while it stays the same."""
+        before, patience = "", HEARTBEAT_SECONDS
         while not self.stopping.wait(1.0):
             with self.guard:
-                if time.monotonic() - self.spoke < HEARTBEAT_SECONDS or not self.running:
+                silence = time.monotonic() - self.spoke
+                if silence < HEARTBEAT_SECONDS or not self.running:
                     continue
-                now = []
-                for job in self.running.values():
-                    if job.rule in DOING and not job.last_line().startswith("done: "):
-                        now.append(f"{job.name(DOING)} {job.last_line() or 'starting'}")
-                if now:
-                    self._say(" | ".join(now))
+                now = self._doing()
+                if not now or (now == before and silence < patience):
+                    continue
+                patience = min(2 * patience, LONGEST_SILENCE_SECONDS) if now == before else HEARTBEAT_SECONDS
+                before = now
+                self._say(now)
+
+    def _doing(self) -> str:
+        """What the running jobs do; nothing where none has anything to say."""
+        doing = []
+        for job in self.running.values():
+            said = job.last_line()
+            if job.rule in DOING and not said.startswith(("done: ", "error: ")):
+                doing.append(f"{job.name(DOING)} {said or job.waiting()}")
+        more = [f"and {len(doing) - SHOWN} more"] if len(doing) > SHOWN else []
+        return " | ".join(doing[:SHOWN] + more)
 
     def _say(self, text: str, error: bool = False) -> None:
         self.spoke = time.monotonic()

@@ -175,12 +175,12 @@ def test_the_code_digest_sees_code_and_not_its_explanation(monkeypatch):
 
 
 def test_stages_depend_on_the_modules_they_use_and_on_no_others():
-    assert "effopd.losses" in fingerprints._closure("effopd.stages.train_segment")
-    assert "effopd.tasks.arithmetic" in fingerprints._closure("effopd.stages.train_rl")
-    assert "effopd.stages.plot_figure" not in fingerprints._closure("effopd.stages.train_segment")
+    assert "effopd.losses" in fingerprints._closure("effopd.stages.segments")
+    assert "effopd.prompts" in fingerprints._closure("effopd.stages.train_rl")
+    assert "effopd.stages.plot_figure" not in fingerprints._closure("effopd.stages.segments")
     assert "effopd.trainer" not in fingerprints._closure("effopd.stages.plot_figure")
     assert not any(m.startswith("effopd.runtime") for m in fingerprints._closure("effopd.stages.evaluate"))
-    assert code_digest("effopd.stages.evaluate") != code_digest("effopd.stages.train_segment")
+    assert code_digest("effopd.stages.evaluate") != code_digest("effopd.stages.segments")
 
 
 def test_a_results_folder_is_claimed_by_one_workflow(tmp_path):

@@ -1,15 +1,19 @@
 """The configuration: defaults, and one clear line for each way of getting it wrong."""
 
 import copy
+import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from snakemake.utils import update_config
 
-from effopd.config import complete, parameter_table, run_settings
+from effopd.config import _fill, complete, parameter_table, run_settings, schema
 from effopd.plan import Plan
 from effopd.runtime.errors import ConfigError
+from effopd.runtime.fingerprints import _closure, code_digest
+from effopd.tasks.base import task_module
 
 ROOT = Path(__file__).parents[2]
 GOOD = yaml.safe_load((ROOT / "config/config.yaml").read_text())
@@ -54,6 +58,8 @@ def edited(path: str, value):
         ("runs.Fast-Run", {}, "the name `Fast-Run` is not usable."),
         ("runs.models", {}, "`runs.models`: the name is reserved."),
         ("task.max_terms", 2, "`task.max_terms` is 2, less than `task.min_terms` (3)."),
+        ("task.name", "maths", "`task.name` is 'maths'; it must be one of arithmetic, math, choice, code."),
+        ("task.prompt", {}, "`task.prompt` is not a key. Known keys: name, min_terms"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_line_with_key_value_and_remedy(path, value, message):
@@ -61,6 +67,124 @@ def test_bad_input_gets_one_line_with_key_value_and_remedy(path, value, message)
         complete(edited(path, value))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+SOURCE = {"files": ["train.jsonl"]}
+HUB = {"dataset": "owner/name", "revision": "0123abc"}
+SPLITS = {"train": {"sources": [SOURCE]}, "validation": {"share": 0.1}, "test": {"sources": [HUB]}}
+
+
+def with_task(name="math", **task):
+    """A configuration of a task from data sets; its models are looked at by other tests."""
+    config = edited("task", {"name": name, "splits": copy.deepcopy(SPLITS), **task})
+    return config
+
+
+def of_split(split, settings):
+    return {"splits": {**copy.deepcopy(SPLITS), split: settings}}
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"min_terms": 3}, "`task.min_terms` is not a key. Known keys: name, seed, splits, prompt."),
+        ({"sandbox": {}}, "`task.sandbox` is not a key."),
+        ({"splits": {"train": {"sources": [SOURCE]}, "test": {"share": 0.1}}}, "`task.splits.validation` is missing. Add it."),
+        (of_split("dev", {"share": 0.1}), "`task.splits.dev` is not a key."),
+        (of_split("test", {}), "`task.splits.test` needs either `sources` or a `share` of the training problems. Give one"),
+        (of_split("test", {"share": 0.1, "sources": [SOURCE]}), "`task.splits.test` needs either `sources` or a `share`"),
+        (of_split("train", {"share": 0.1}), "`task.splits.train.share`: training is what shares are taken from."),
+        (of_split("test", {"share": 0.9}), "`task.splits`: the shares sum to 1, which leaves training nothing."),
+        (of_split("test", {"share": 1}), "`task.splits.test.share` is 1; it must be less than 1."),
+        (of_split("train", {"sources": []}), "`task.splits.train.sources` is []; it needs at least 1 items."),
+        (of_split("train", {"sources": [{}]}), "`task.splits.train.sources.0` needs either a `dataset` or `files`."),
+        (of_split("train", {"sources": [{**SOURCE, **HUB}]}), "`task.splits.train.sources.0` needs either a `dataset` or `files`."),
+        (of_split("train", {"sources": [SOURCE, {"dataset": "a/b"}]}), "`task.splits.train.sources.1.revision` is missing: the data set a/b of the hub can change."),
+        (of_split("train", {"sources": [{**SOURCE, "column": {}}]}), "`task.splits.train.sources.0.column` is not a key. Did you mean `columns`?"),
+        (of_split("train", {"sources": [{**SOURCE, "columns": {"tests": "x"}}]}), "`task.splits.train.sources.0.columns.tests` is not a key."),
+        (of_split("train", {"sources": [{**SOURCE, "where": {"level": {"above": 3}}}]}), "`task.splits.train.sources.0.where.level.above` is not a key."),
+        (of_split("train", {"sources": [{**SOURCE, "where": {"level": {"min": "six"}}}]}), "`task.splits.train.sources.0.where.level.min` is 'six'; it must be a number."),
+        (of_split("train", {"sources": [{**SOURCE, "where": {"level": {}}}]}), "`task.splits.train.sources.0.where.level` is {}; it must not be empty."),
+        ({"prompt": {"template": "Solve it."}}, "`task.prompt.template` is 'Solve it.'; it must contain `{problem}`."),
+        ({"prompt": {"format": "xml"}}, "`task.prompt.format` is 'xml'; it must be one of chat, plain."),
+        ({"name": "code", "sandbox": {"memory": 5}}, "`task.sandbox.memory` is not a key. Did you mean `memory_mb`?"),
+        ({"name": "choice", **of_split("train", {"sources": [{**SOURCE, "columns": {"answer_is": "number"}}]})}, "`task.splits.train.sources.0.columns.answer_is` is 'number'; it must be one of index, letter, text."),
+        (of_split("train", {"sources": [SOURCE], "rows": 64}), "`training.prompts_per_step` is 128, more than the training split holds (`task.splits.train.rows`: 64)."),
+        ({}, "`models.base.kind` is 'pretrain', and the task 'math' has no text to pretrain on. Only `arithmetic` has."),
+    ],
+)  # fmt: skip
+def test_bad_tasks_get_one_line_with_key_value_and_remedy(task, message):
+    with pytest.raises(ConfigError) as caught:
+        complete(with_task(**task))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def filled_task(**task):
+    """The task section with its defaults, whatever the models."""
+    return _fill(with_task(**task), schema())["task"]
+
+
+def test_every_example_of_the_documentation_is_a_task():
+    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/tasks.md").read_text(), re.DOTALL)
+    assert len(examples) == 4
+    for example in examples:
+        task = yaml.safe_load(example)["task"]
+        with pytest.raises(ConfigError, match="`models.base.kind` is 'pretrain'"):  # nothing else is wrong
+            complete({**edited("task", task), "training": {"prompts_per_step": 8, "batch_size": 8}})
+
+
+def test_a_tasks_name_decides_its_defaults():
+    task = filled_task()
+    assert task["prompt"]["format"] == "chat"
+    assert task["prompt"]["template"].endswith("within \\boxed{}.")
+    assert task["splits"]["train"]["sources"][0] == {
+        **SOURCE, "split": "train", "where": {}, "columns": {"problem": "problem", "answer": "answer"},
+    }  # fmt: skip
+    assert filled_task(name="code")["sandbox"]["isolation"] == "auto"
+    assert filled_task(name="choice")["splits"]["test"]["sources"][0]["columns"]["choices"] == "choices"
+    assert "prompt" not in complete(GOOD)["task"]
+    assert complete({**GOOD, "task": {}})["task"] == complete(GOOD)["task"]
+
+
+def test_what_data_prompts_and_verifier_depend_on():
+    def specs(**task):
+        plan = Plan(GOOD)
+        plan.config["task"] = filled_task(name="code", **task)
+        stages = {
+            "make_data": {},
+            "tokenize_prompts": {"model": "base"},
+            "train_segment": {"run": "opd", "seed": "0", "step": "1"},
+        }
+        return {stage: plan.spec(stage, **wildcards) for stage, wildcards in stages.items()}
+
+    def changed(**task):
+        return {stage for stage, spec in specs(**task).items() if spec != specs()[stage]}
+
+    assert changed(seed=1) == {"make_data"}
+    assert changed(prompt={"max_tokens": 5}) == {"tokenize_prompts"}
+    assert changed(sandbox={"memory_mb": 512}) == {"train_segment"}
+
+
+def test_only_the_code_of_the_task_in_use_counts(tmp_path):
+    """Adding to one task leaves what was made with another."""
+    used = Plan(GOOD).spec("evaluate", max_new_tokens=5)
+    assert json.loads(used)["task"] == {"name": "arithmetic", "code": code_digest("effopd.tasks.arithmetic")}
+    for stage in ("make_data", "evaluate", "train_rl"):
+        assert not {name for name in _closure(f"effopd.stages.{stage}") if "sandbox" in name or "programming" in name}
+    assert "effopd.sandbox.supervisor" in _closure(task_module("code"))
+    assert "effopd.tasks.math_worker" in _closure(task_module("math"))
+
+
+def test_local_files_are_known_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(GOOD)
+    assert plan.data_files() == []
+    plan.config["task"] = filled_task()
+    with pytest.raises(ConfigError, match="the source file train.jsonl does not exist"):
+        plan.data_files()
+    (tmp_path / "train.jsonl").touch()
+    assert plan.data_files() == ["train.jsonl"]
 
 
 def test_defaults_are_filled_in_and_completing_twice_changes_nothing():

@@ -5,9 +5,13 @@ import torch
 from tiny_models import make_model
 
 from effopd.models import save_model, weights_of
+from effopd.prompts import Prompts
+from effopd.runtime.errors import ConfigError
 from effopd.stages.evaluate_candidates import NEVER, _Gate
+from effopd.tasks.base import Problem
+from effopd.verification import encode_prompts
 
-PROBLEMS = [f"{a}+{b}+{c}=" for a in range(3) for b in range(4) for c in range(5)]
+PROBLEMS = [Problem(f"{a}+{b}+{c}=", f"{a + b + c}") for a in range(3) for b in range(4) for c in range(5)]
 
 
 @pytest.fixture
@@ -27,7 +31,8 @@ def gate_of(tmp_path, tokenizer):
             "task": {"name": "arithmetic"},
         }
         manifests = (tmp_path / "student/manifest.json", tmp_path / "teacher/manifest.json")
-        return _Gate(spec, PROBLEMS, *manifests, torch.device("cpu"))
+        prompts = Prompts(encode_prompts(tokenizer, [problem.text for problem in PROBLEMS]), PROBLEMS)
+        return _Gate(spec, prompts, *manifests, torch.device("cpu"))
 
     return make
 
@@ -50,6 +55,12 @@ def test_the_reverse_kl_gate_prefers_the_teachers_own_weights_and_counts_its_tok
     value = gate.values[1]
     assert value["score"] == -value["value"]
     assert len(value["per_item"]) == 12
+
+
+def test_more_examples_than_the_split_holds_is_one_line(gate_of):
+    """Where only the data knows how many there are."""
+    with pytest.raises(ConfigError, match="`extrapolation.gate.examples` is 61, and the train split holds 60 problems"):
+        gate_of(examples=61)
 
 
 def test_the_examples_are_drawn_once_without_repeats_and_samples_multiply_them(gate_of):

@@ -19,9 +19,8 @@ def example() -> Rollouts:
 
 
 def test_a_file_gives_back_the_very_same_rollouts(tmp_path):
-    example().write(tmp_path / "r.parquet", {"fingerprint": "f", "seconds": "1"})
-    read, facts = Rollouts.read(tmp_path / "r.parquet")
-    assert facts["fingerprint"] == "f"
+    example().write(tmp_path / "r.parquet")
+    read = Rollouts.read(tmp_path / "r.parquet")
     for name in ("prompts", "completions", "finished", "indices"):
         assert getattr(read, name) == getattr(example(), name)
     for mine, theirs in zip(read.logprobs, example().logprobs, strict=True):
@@ -31,9 +30,8 @@ def test_a_file_gives_back_the_very_same_rollouts(tmp_path):
 
 def test_scores_survive_their_file(tmp_path):
     scores = Scores(example().logprobs)
-    scores.write(tmp_path / "s.safetensors", {"fingerprint": "g"})
-    read, facts = Scores.read(tmp_path / "s.safetensors")
-    assert facts == {"fingerprint": "g"}
+    scores.write(tmp_path / "s.safetensors")
+    read = Scores.read(tmp_path / "s.safetensors")
     assert [row.tolist() for row in read.logprobs] == [row.tolist() for row in scores.logprobs]
 
 

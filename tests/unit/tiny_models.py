@@ -1,9 +1,11 @@
-"""A tiny model and task for the unit tests."""
+"""Tiny models and a task for the unit tests."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 TASK_SECTION = {
     "name": "arithmetic",
@@ -34,3 +36,32 @@ def make_model(seed: int, vocabulary: int = 16) -> PreTrainedModel:
         bos_token_id=None,
     )
     return Qwen3ForCausalLM(config).eval()
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 8, "tie_word_embeddings": False},
+    "llama": {"tie_word_embeddings": False},
+    "gemma": {"head_dim": 8},
+    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1, "tie_word_embeddings": False},
+}
+
+
+def make_family(family: str, seed: int) -> PreTrainedModel:
+    """A random two-layer model of one of FAMILIES, each with its own kinds of parameters and names."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=24,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        **FAMILIES[family],
+    )
+    return AutoModelForCausalLM.from_config(config).eval()

@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ class Workflow:
     folder: Path
     config: dict[str, Any] = field(default_factory=lambda: yaml.safe_load(TINY.read_text()))
     environment: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ("--cores", "2")
 
     def command(self, *arguments: str) -> list[str]:
         (self.folder / "config").mkdir(parents=True, exist_ok=True)
@@ -37,7 +40,8 @@ class Workflow:
         return [
             str(Path(sys.executable).with_name("snakemake")),
             *("--snakefile", str(ROOT / "Snakefile"), "--directory", str(self.folder)),
-            *("--cores", "2", *arguments),
+            *self.options,
+            *arguments,
         ]
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -50,7 +54,19 @@ class Workflow:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
         )
+
+    @contextmanager
+    def started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """Start it for a block that watches it, and kill it if the block gives up."""
+        process = self.start(*arguments)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
 
     def run(self, *arguments: str, status: int = 0) -> str:
         process = self.start(*arguments)
@@ -62,9 +78,9 @@ class Workflow:
         assert process.returncode == status, output
         return output
 
-    def planned(self) -> dict[str, int]:
+    def planned(self, *arguments: str) -> dict[str, int]:
         """The jobs that a run would do now, by rule."""
-        output = self.run("--dry-run")
+        output = self.run("--dry-run", *arguments)
         line = next((line for line in output.splitlines() if " jobs: " in line), None)
         if line is None:
             assert "nothing to be done" in output, output
@@ -83,6 +99,22 @@ class Workflow:
             if path.is_file() and not path.name.startswith(".") and path.suffix != ".html"
             and "seconds" not in path.name and not path.match("figures/*")
         }  # fmt: skip
+
+
+def environments(folder: Path) -> dict[int, dict[str, str]]:
+    """The environments, by process, of the jobs in a folder that work with models."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if b"effopd.runtime.launch" in words:  # not yet the job
+                continue
+            if b"--teacher" in words and (entry / "cwd").resolve() == folder.resolve():
+                variables = (entry / "environ").read_text().split("\0")
+                found[int(entry.name)] = dict(variable.split("=", 1) for variable in variables if "=" in variable)
+        except OSError:
+            continue  # it ended meanwhile, or is somebody else's
+    return found
 
 
 def _digest(path: Path) -> str:

@@ -1,30 +1,43 @@
 # Helpers for the other files here: the checked plan, each job's tracked parameters, and the paths in a chain
 # of states. No rules.
+import sys
 from pathlib import Path
 
 from effopd.plan import FIGURES, TABLES, Plan
 from effopd.runtime import session
 from effopd.runtime.errors import UserError
+from effopd.runtime.launch import command as launch_command
 from snakemake.exceptions import WorkflowError
 
 try:
     PLAN = Plan(config)
+    DATA_FILES = PLAN.data_files()
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
 session.announce(PLAN.config["runtime"])
+# Snakemake follows each chain of states by recursion, a few frames a job.
+sys.setrecursionlimit(sys.getrecursionlimit() + 20 * PLAN.longest_chain())
 
 DATA = f"results/data/{PLAN.config['task']['name']}/manifest.json"
+PROMPTS = f"results/data/{PLAN.config['task']['name']}/prompts-{{model}}/manifest.json"
 MODEL = "results/models/{model}/manifest.json"
+MODEL_EVALUATION = "results/evaluation/models/{model}.json"
 RUN = "results/runs/{run}/seed{seed}"
 STATE = "results/runs/{run}/seed{seed}/state/{step}/state.json"
+ROLLOUTS = "results/runs/{run}/seed{seed}/rollouts/step{step}{part}.json"
+SCORES = "results/runs/{run}/seed{seed}/scores/step{step}{part}.json"
 LEDGER = "results/runs/{run}/seed{seed}/extrapolation/{step}/ledger.json"
 
 
-def begin_run():
-    """Claim the results folder and start the warm server. Ends the run with one line where another run has it."""
+def begin_run(log):
+    """Claim the results folder and start the warm server. Ends the run with one line where another run has it.
+
+    `log` are the files that are written about this run, Snakemake's own among them.
+    """
+    own = next((path for path in log if path.endswith(".snakemake.log")), None)
     try:
-        session.begin(Path("results"), PLAN.config["runtime"])
+        session.begin(Path("results"), PLAN.config["runtime"], workflow.local_exec, own)
     except UserError as error:
         raise WorkflowError(str(error)) from None
 
@@ -51,15 +64,25 @@ def model_of(role):
     """An input function: the manifest of a run's student or teacher."""
 
     def manifest(wildcards):
-        return expand(MODEL, model=PLAN.runs[wildcards.run]["training"][role])
+        return MODEL.format(model=PLAN.runs[wildcards.run]["training"][role])
 
     return manifest
+
+
+def prompts_of(wildcards):
+    """An input function: the prompts of a run, which its student's tokenizer made."""
+    return PROMPTS.format(model=PLAN.runs[wildcards.run]["training"]["student"])
+
+
+def parent_prompts_of(wildcards):
+    """An input function: the prompts of the model that a model is trained from."""
+    return PROMPTS.format(model=PLAN.model_parent(wildcards.model))
 
 
 def point(run, seed, step):
     """What defines the weights after a step: the state and, after a trigger, its ledger; the student at step 0."""
     if step == 0:
-        return {"state": expand(MODEL, model=PLAN.runs[run]["training"]["student"])}
+        return {"state": MODEL.format(model=PLAN.runs[run]["training"]["student"])}
     where = {"run": run, "seed": seed, "step": step}
     files = {"state": STATE.format(**where)}
     if step in PLAN.triggers(run):
@@ -68,8 +91,8 @@ def point(run, seed, step):
 
 
 def start_of(wildcards):
-    """The point from which a segment starts."""
-    return point(wildcards.run, wildcards.seed, PLAN.previous_boundary(wildcards.run, int(wildcards.step)))
+    """The point from which a segment, or a staged step, starts."""
+    return point(wildcards.run, wildcards.seed, PLAN.previous_state(wildcards.run, int(wildcards.step)))
 
 
 def end_of(wildcards):
@@ -95,6 +118,23 @@ def optional(option, name):
     return argument
 
 
+def repeated(option, name):
+    """A params function: `--option path` for each of the job's inputs of that name."""
+
+    def arguments(wildcards, input):
+        return " ".join(f"{option} {path}" for path in getattr(input, name))
+
+    return arguments
+
+
+def candidates_of(wildcards):
+    """What the gate said at a trigger: in one file, or in one for each coefficient."""
+    coefficients = [f"{c:g}" for c in PLAN.candidates(wildcards.run)]
+    if not coefficients:
+        return expand(rules.evaluate_candidates.output.candidates, **wildcards)
+    return expand(rules.evaluate_candidate.output.candidate, coefficient=coefficients, **wildcards)
+
+
 def names_of(stage):
     """A regular expression of the models that a stage makes; one that matches nothing where there are none."""
     names = [name for name in PLAN.config["models"] if PLAN.model_stage(name) == stage]
@@ -103,7 +143,7 @@ def names_of(stage):
 
 def parent_of(wildcards):
     """An input function: the manifest of the model that a model is trained from."""
-    return expand(MODEL, model=PLAN.model_parent(wildcards.model))
+    return MODEL.format(model=PLAN.model_parent(wildcards.model))
 
 
 def evaluation_spec(wildcards):
@@ -126,19 +166,45 @@ def evaluations(wildcards):
     return [pattern.format(*place) for place in PLAN.points()]
 
 
+def kept_artifacts():
+    """What is made again when it is deleted, though everything made from it is there."""
+    states = [STATE.format(run=run, seed=seed, step=step) for run, seed, step in PLAN.points()]
+    models = [pattern.format(model=model) for model in PLAN.config["models"] for pattern in (MODEL, MODEL_EVALUATION)]
+    return [DATA, *models, *states, *all_ledgers(None), *evaluations(None)]
+
+
 def all_ledgers(wildcards):
     """The ledger of every trigger."""
     return [path for run in PLAN.runs for path in expand(LEDGER, run=run, seed=PLAN.seeds, step=PLAN.triggers(run))]
 
 
-def ranks_of(wildcards):
+def ranks_of_model(wildcards):
     """The processes of a model's training job."""
     return PLAN.config["models"][wildcards.model]["ranks"]
 
 
-def launch(wildcards):
-    """The command that starts a model's training job: torch's launcher where it has several ranks."""
-    ranks = ranks_of(wildcards)
-    if ranks == 1:
-        return "effopd"
-    return f"python -m torch.distributed.run --standalone --nproc_per_node {ranks} -m effopd"
+def ranks_of_run(wildcards):
+    """The processes of a run's training jobs."""
+    return PLAN.runs[wildcards.run]["training"]["ranks"]
+
+
+def launch(ranks=None):
+    """A params function: the command that starts a verb's processes, one or its ranks, with the job's resources.
+
+    Snakemake does not track params that depend on `threads` or `resources`: where a job runs changes no result.
+    """
+
+    def command(wildcards, threads, resources):
+        on_cpu = PLAN.config["runtime"]["device"] == "cpu"
+        try:
+            return launch_command(
+                ranks(wildcards) if ranks else 1,
+                gpus=0 if on_cpu else resources.get("gpu", 0),
+                nodes=resources.get("nodes", 1),
+                mpi=resources.get("mpi"),
+                cpus=resources.get("cpus_per_task", threads),
+            )
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
+
+    return command

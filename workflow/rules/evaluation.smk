@@ -7,7 +7,7 @@ rule evaluate:
         unpack(end_of),
         student=model_of("student"),
         teacher=model_of("teacher"),
-        data=DATA,
+        prompts=prompts_of,
     output:
         evaluation="results/evaluation/{run}/seed{seed}/{step}.json",
     log:
@@ -16,9 +16,10 @@ rule evaluate:
         "../../envs/effopd.yaml"
     params:
         spec=evaluation_spec,
+        launch=launch(),
         ledger=optional("--ledger", "ledger"),
     shell:
-        "effopd evaluate --student {input.student} --teacher {input.teacher} --data {input.data}"
+        "{params.launch} evaluate --student {input.student} --teacher {input.teacher} --prompts {input.prompts}"
         " --state {input.state} {params.ledger} --spec {params.spec:q} --out {output.evaluation} 2> {log}"
 
 
@@ -26,17 +27,18 @@ rule evaluate_model:
     input:
         model=MODEL,
         teacher=expand(MODEL, model=PLAN.reference_teacher()),
-        data=DATA,
+        prompts=PROMPTS,
     output:
-        evaluation="results/evaluation/models/{model}.json",
+        evaluation=MODEL_EVALUATION,
     log:
         "logs/evaluate_model/{model}.log",
     conda:
         "../../envs/effopd.yaml"
     params:
         spec=PLAN.evaluate_model_spec(),
+        launch=launch(),
     shell:
-        "effopd evaluate --student {input.model} --teacher {input.teacher} --data {input.data}"
+        "{params.launch} evaluate --student {input.model} --teacher {input.teacher} --prompts {input.prompts}"
         " --state {input.model} --spec {params.spec:q} --out {output.evaluation} 2> {log}"
 
 

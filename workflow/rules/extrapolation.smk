@@ -8,7 +8,7 @@ rule evaluate_candidates:
         state=STATE,
         student=model_of("student"),
         teacher=model_of("teacher"),
-        data=DATA,
+        prompts=prompts_of,
     output:
         candidates="results/runs/{run}/seed{seed}/extrapolation/{step}/candidates.json",
     log:
@@ -17,18 +17,42 @@ rule evaluate_candidates:
         "../../envs/effopd.yaml"
     params:
         spec=spec("evaluate_candidates"),
+        launch=launch(),
         anchor_ledger=optional("--anchor-ledger", "anchor_ledger"),
     shell:
-        "effopd evaluate-candidates --student {input.student} --teacher {input.teacher} --data {input.data}"
+        "{params.launch} evaluate-candidates --student {input.student} --teacher {input.teacher} --prompts {input.prompts}"
         " --state {input.state} --anchor {input.anchor} {params.anchor_ledger}"
         " --spec {params.spec:q} --out {output.candidates} 2> {log}"
+
+
+rule evaluate_candidate:
+    input:
+        unpack(anchor_of),
+        state=STATE,
+        student=model_of("student"),
+        teacher=model_of("teacher"),
+        prompts=prompts_of,
+    output:
+        candidate="results/runs/{run}/seed{seed}/extrapolation/{step}/candidates/{coefficient}.json",
+    log:
+        "logs/evaluate_candidate/{run}.seed{seed}.{step}.{coefficient}.log",
+    conda:
+        "../../envs/effopd.yaml"
+    params:
+        spec=spec("evaluate_candidate"),
+        launch=launch(),
+        anchor_ledger=optional("--anchor-ledger", "anchor_ledger"),
+    shell:
+        "{params.launch} evaluate-candidate --student {input.student} --teacher {input.teacher} --prompts {input.prompts}"
+        " --state {input.state} --anchor {input.anchor} {params.anchor_ledger}"
+        " --spec {params.spec:q} --out {output.candidate} 2> {log}"
 
 
 rule select_candidate:
     input:
         unpack(anchor_of),
         state=STATE,
-        candidates=rules.evaluate_candidates.output.candidates,
+        candidates=candidates_of,
     output:
         ledger=LEDGER,
     log:
@@ -38,6 +62,7 @@ rule select_candidate:
     params:
         spec=spec("select_candidate"),
         anchor_ledger=optional("--anchor-ledger", "anchor_ledger"),
+        candidates=repeated("--candidates", "candidates"),
     shell:
         "effopd select-candidate --state {input.state} --anchor {input.anchor} {params.anchor_ledger}"
-        " --candidates {input.candidates} --spec {params.spec:q} --out {output.ledger} 2> {log}"
+        " {params.candidates} --spec {params.spec:q} --out {output.ledger} 2> {log}"

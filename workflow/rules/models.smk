@@ -1,4 +1,4 @@
-# Models. In: data. Out: Hugging Face folders with a manifest (results/models/<name>/).
+# Models. In: data, prompts. Out: Hugging Face folders with a manifest (results/models/<name>/).
 
 
 rule pretrain_model:
@@ -12,17 +12,17 @@ rule pretrain_model:
         model=names_of("pretrain_model"),
     conda:
         "../../envs/effopd.yaml"
-    threads: ranks_of
+    threads: ranks_of_model
     params:
         spec=spec("pretrain_model"),
-        launch=launch,
+        launch=launch(ranks_of_model),
     shell:
         "{params.launch} pretrain-model --data {input.data} --spec {params.spec:q} --out {output.manifest} 2> {log}"
 
 
 rule train_rl:
     input:
-        data=DATA,
+        prompts=parent_prompts_of,
         init=parent_of,
     output:
         manifest=MODEL,
@@ -32,10 +32,10 @@ rule train_rl:
         model=names_of("train_rl"),
     conda:
         "../../envs/effopd.yaml"
-    threads: ranks_of
+    threads: ranks_of_model
     params:
         spec=spec("train_rl"),
-        launch=launch,
+        launch=launch(ranks_of_model),
     shell:
-        "{params.launch} train-rl --data {input.data} --init {input.init}"
+        "{params.launch} train-rl --prompts {input.prompts} --init {input.init}"
         " --spec {params.spec:q} --out {output.manifest} 2> {log}"

@@ -7,6 +7,7 @@ rule write_config:
         "results/config.yaml",
     log:
         "logs/write_config.log",
+    priority: 1  # first, so that `effopd status` knows the plan
     conda:
         "../../envs/effopd.yaml"
     params:
@@ -18,7 +19,7 @@ rule write_config:
 rule make_tables:
     input:
         evaluations=evaluations,
-        models=expand("results/evaluation/models/{model}.json", model=PLAN.config["models"]),
+        models=expand(MODEL_EVALUATION, model=PLAN.config["models"]),
         ledgers=all_ledgers,
         costs=expand("results/runs/{run}/seed{seed}/cost.parquet", run=PLAN.runs, seed=PLAN.seeds),
     output:

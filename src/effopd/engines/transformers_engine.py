@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.engines.base import Sampling
-from effopd.models import load_weights_into
+from effopd.models import load_weights_into, special_ids
 from effopd.randomness import uniforms
 from effopd.rollouts import Rollouts
 
@@ -27,6 +27,12 @@ class TransformersEngine:
     def __init__(self, model: PreTrainedModel, *, eos_id: int, pad_id: int, batch_size: int) -> None:
         self.model = model
         self.eos_id, self.pad_id, self.batch_size = eos_id, pad_id, batch_size
+
+    @staticmethod
+    def of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> TransformersEngine:
+        """An engine that ends and pads sequences as the tokenizer says."""
+        eos_id, pad_id = special_ids(tokenizer)
+        return TransformersEngine(model, eos_id=eos_id, pad_id=pad_id, batch_size=batch_size)
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         load_weights_into(self.model, weights)

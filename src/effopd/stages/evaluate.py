@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.evaluation import measure
 from effopd.models import load_model, load_tokenizer, model_with
+from effopd.prompts import load_prompts
 from effopd.randomness import seed_of
 from effopd.runtime.artifacts import atomic_path, read_manifest, write_manifest
 from effopd.runtime.progress import say
@@ -26,7 +26,7 @@ def evaluate(
     *,
     student: Path,
     teacher: Path,
-    data: Path,
+    prompts: Path,
     state: Path,
     ledger: Path | None,
     out: Path,
@@ -39,20 +39,18 @@ def evaluate(
     """
     started = time.time()
     settings = spec["evaluation"]
-    data_manifest, teacher_manifest = read_manifest(data, "data"), read_manifest(teacher, "model")
+    prompts_manifest, teacher_manifest = read_manifest(prompts, "prompts"), read_manifest(teacher, "model")
     point = Point.open(state, ledger)
-    problems = pd.read_parquet(data_manifest.file("test.parquet"))["problem"].tolist()
-    rows = [i for i in range(len(problems)) for _ in range(settings["samples"])]
+    test = load_prompts(prompts_manifest, "test")
+    rows = [i for i in range(len(test)) for _ in range(settings["samples"])]
     seeds = [seed_of(settings["seed"], "evaluation", position) for position in range(len(rows))]
     model, tokenizer = model_with(student.parent, point.weights(), device), load_tokenizer(student.parent)
-    engine = TransformersEngine(
-        model, eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, batch_size=settings["batch_size"]
-    )
+    engine = TransformersEngine.of(model, tokenizer, settings["batch_size"])
     measured = measure(
         engine,
         build_task(spec["task"]),
         tokenizer,
-        [problems[i] for i in rows],
+        test.select(rows),
         seeds,
         Sampling(settings["temperature"], settings["max_new_tokens"]),
         rows,
@@ -71,7 +69,7 @@ def evaluate(
         "completion_length": float(measured.items["tokens"].mean()),
         "finished": float(measured.items["finished"].mean()),
     }
-    parents = {"data": data_manifest.fingerprint, "teacher": teacher_manifest.fingerprint, **point.parents}
+    parents = {"prompts": prompts_manifest.fingerprint, "teacher": teacher_manifest.fingerprint, **point.parents}
     write_manifest(
         out,
         kind="evaluation",

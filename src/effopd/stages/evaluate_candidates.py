@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from effopd.engines.base import Sampling
@@ -16,6 +15,7 @@ from effopd.evaluation import measure
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
 from effopd.extrapolation.search import search
 from effopd.models import Weights, load_model, load_tokenizer
+from effopd.prompts import Prompts, load_prompts
 from effopd.randomness import generator, seed_of
 from effopd.runtime.artifacts import read_manifest, write_manifest
 from effopd.runtime.errors import ArtifactError, ConfigError
@@ -31,46 +31,98 @@ def evaluate_candidates(
     *,
     student: Path,
     teacher: Path,
-    data: Path,
+    prompts: Path,
     state: Path,
     anchor: Path,
     anchor_ledger: Path | None,
     out: Path,
     device: torch.device,
 ) -> None:
-    """Score candidates of the state at spec["step"] and write the manifest `out` with every gate value.
+    """Score candidates of the state at spec["step"], as far as the search asks, and write the manifest `out`.
 
     `anchor` is the state (or model) of the previous trigger and `anchor_ledger` what was accepted there.
     """
     started = time.time()
     extrapolation = spec["extrapolation"]
-    data_manifest, teacher_manifest = read_manifest(data, "data"), read_manifest(teacher, "model")
-    point = Point.open(state)
-    if point.step != spec["step"]:
-        raise ArtifactError(f"{state} is at step {point.step} where step {spec['step']} is needed.")
-    current, anchor_point = point.weights(), Point.open(anchor, anchor_ledger)
-    anchor_weights = anchor_of(anchor_point, extrapolation["anchor"])
-    moving = moving_or_refuse(current, extrapolation["parameters"])
-    source = f"{extrapolation['gate']['source']}.parquet"
-    gate = _Gate(spec, pd.read_parquet(data_manifest.file(source))["problem"].tolist(), student, teacher, device)
-
-    def score(coefficient: float) -> float:
-        weights = candidate(current, anchor_weights, coefficient, moving)
-        return gate.score(weights, coefficient)
-
+    trigger = _Trigger(spec, student, teacher, prompts, state, anchor, anchor_ledger, device)
     outcome = search(
         extrapolation["search"],
-        score,
-        gate.score(current, 0.0),
+        trigger.score,
+        trigger.score(0.0),
         extrapolation["coefficients"],
         extrapolation["accept"],
     )
-    parents = {"data": data_manifest.fingerprint, "teacher": teacher_manifest.fingerprint, **point.parents}
-    parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
-    result = {"step": spec["step"], "update_norm": delta_norms(current, anchor_weights, moving), "values": gate.values}
-    write_manifest(out, kind="candidates", spec=spec, parents=parents, result=result, cost=gate.costs, started=started)
+    trigger.write(out, spec, started)
     tried = ", ".join(f"x{t.coefficient:g} {'accepted' if t.accepted else 'rejected'}" for t in outcome.trials)
     say(f"done: {tried}")
+
+
+def evaluate_candidate(
+    spec: dict[str, Any],
+    *,
+    student: Path,
+    teacher: Path,
+    prompts: Path,
+    state: Path,
+    anchor: Path,
+    anchor_ledger: Path | None,
+    out: Path,
+    device: torch.device,
+) -> None:
+    """Score the one candidate spec["coefficient"] (0: the weights as they are), whatever the others are worth."""
+    started = time.time()
+    trigger = _Trigger(spec, student, teacher, prompts, state, anchor, anchor_ledger, device)
+    value = trigger.score(spec["coefficient"])
+    trigger.write(out, spec, started)
+    say(f"done: x{spec['coefficient']:g} scores {value:.4g}")
+
+
+class _Trigger:
+    """The weights at a trigger and the ray of the last update, with the gate that scores points on it."""
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        student: Path,
+        teacher: Path,
+        prompts: Path,
+        state: Path,
+        anchor: Path,
+        anchor_ledger: Path | None,
+        device: torch.device,
+    ) -> None:
+        extrapolation = spec["extrapolation"]
+        prompts_manifest, teacher_manifest = read_manifest(prompts, "prompts"), read_manifest(teacher, "model")
+        point, anchor_point = Point.open(state), Point.open(anchor, anchor_ledger)
+        if point.step != spec["step"]:
+            raise ArtifactError(f"{state} is at step {point.step} where step {spec['step']} is needed.")
+        self.current, self.anchor = point.weights(), anchor_of(anchor_point, extrapolation["anchor"])
+        self.moving = moving_or_refuse(self.current, extrapolation["parameters"])
+        self.parents = {"prompts": prompts_manifest.fingerprint, "teacher": teacher_manifest.fingerprint}
+        self.parents |= point.parents
+        self.parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
+        source = load_prompts(prompts_manifest, extrapolation["gate"]["source"])
+        self.gate = _Gate(spec, source, student, teacher, device)
+
+    def score(self, coefficient: float) -> float:
+        """What the gate says of a coefficient (0: the current weights), higher is better."""
+        weights = self.current
+        if coefficient != 0:
+            weights = candidate(self.current, self.anchor, coefficient, self.moving)
+        return self.gate.score(weights, coefficient)
+
+    def write(self, out: Path, spec: dict[str, Any], started: float) -> None:
+        norm = delta_norms(self.current, self.anchor, self.moving)
+        result = {"step": spec["step"], "update_norm": norm, "values": self.gate.values}
+        write_manifest(
+            out,
+            kind="candidates",
+            spec=spec,
+            parents=self.parents,
+            result=result,
+            cost=self.gate.costs,
+            started=started,
+        )
 
 
 def anchor_of(point: Point, which: str) -> Weights:
@@ -90,27 +142,27 @@ class _Gate:
     """Scores weights on the gate's problems, and remembers every value with its cost."""
 
     def __init__(
-        self, spec: dict[str, Any], problems: list[str], student: Path, teacher: Path, device: torch.device
+        self, spec: dict[str, Any], source: Prompts, student: Path, teacher: Path, device: torch.device
     ) -> None:
         self.spec, self.settings = spec, spec["extrapolation"]["gate"]
         self.values: list[dict[str, Any]] = []
         self.costs: list[dict[str, Any]] = []
         if self.settings["metric"] in ("random", "always"):
             return
+        if self.settings["examples"] > len(source):
+            raise ConfigError(
+                f"config: `extrapolation.gate.examples` is {self.settings['examples']}, and the "
+                f"{self.settings['source']} split holds {len(source)} problems. Lower it or enlarge the split."
+            )
         chosen = generator(spec["seed"], "gate examples", self.settings["source"]).choice(
-            len(problems), self.settings["examples"], replace=False
+            len(source), self.settings["examples"], replace=False
         )
         self.rows = [int(i) for i in sorted(chosen) for _ in range(self.settings["samples"])]
-        self.problems = [problems[i] for i in self.rows]
         self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(student.parent)
+        self.prompts = source.select(self.rows)
         self.model = load_model(student.parent, device)
         self.teacher = load_model(teacher.parent, device) if self.settings["metric"] == "reverse_kl" else None
-        self.engine = TransformersEngine(
-            self.model,
-            eos_id=self.tokenizer.eos_token_id,
-            pad_id=self.tokenizer.pad_token_id,
-            batch_size=len(self.rows),
-        )
+        self.engine = TransformersEngine.of(self.model, self.tokenizer, len(self.rows))
 
     def score(self, weights: Weights, coefficient: float) -> float:
         """The score of a candidate (0: the current weights), higher is better."""
@@ -146,7 +198,7 @@ class _Gate:
             self.engine,
             self.task,
             self.tokenizer,
-            self.problems,
+            self.prompts,
             seeds,
             sampling,
             self.rows,

@@ -9,19 +9,27 @@ from typing import Any
 import pandas as pd
 
 from effopd.runtime.artifacts import atomic_path, write_manifest
+from effopd.runtime.fingerprints import file_sha256
 from effopd.runtime.progress import say
 from effopd.tasks.base import build_task
 
 
-def make_data(spec: dict[str, Any], out: Path) -> None:
-    """Write train, validation, test and corpus beside the manifest `out`."""
+def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...] = ()) -> None:
+    """Write train, validation, test and, where the task has one, the corpus beside the manifest `out`.
+
+    `files` are the local files that the task reads: their contents are part of what the data is.
+    """
     started = time.time()
     task = build_task(spec["task"])
-    tables = {f"{split}.parquet": task.make_split(split) for split in spec["task"]["splits"]}
-    tables["corpus.parquet"] = task.make_corpus()
-    files = {name: _write(table, out.parent / name) for name, table in tables.items()}
-    rows = {name.removesuffix(".parquet"): len(table) for name, table in tables.items()}
-    write_manifest(out, kind="data", spec=spec, parents={}, files=files, result={"rows": rows}, started=started)
+    tables, facts = task.make_tables()
+    written = {f"{name}.parquet": _write(table, out.parent / f"{name}.parquet") for name, table in tables.items()}
+    rows = {name: len(table) for name, table in tables.items()}
+    inputs = {"files": {str(path): file_sha256(path) for path in files}} if files else {}
+    result = {"rows": rows, **facts}
+    write_manifest(out, kind="data", spec={**spec, **inputs}, parents={}, files=written, result=result, started=started)
+    for name in ("duplicates", "overlaps", "beyond_limit"):
+        if dropped := {split: count for split, count in facts.get(name, {}).items() if count}:
+            say(f"left out, {name.replace('_', ' ')}: " + ", ".join(f"{n} of {split}" for split, n in dropped.items()))
     say("done: " + ", ".join(f"{count} {name}" for name, count in rows.items()) + " rows")
 
 

@@ -52,11 +52,10 @@ def train_into_folder(
     folder, steps = out.parent, spec["model"]["steps"]
     kept = {f"checkpoints/step{step}.safetensors": step for step in sorted(checkpoints)}
     trainer = Trainer(model, OptimizerSettings.of(spec["model"]))
-    first = trainer.rank == 0
-    with exclusive(folder) if first else nullcontext():
+    with exclusive(folder) if trainer.first else nullcontext():
         fingerprint = fingerprint_of("model", spec, parents)
-        finished = first and out.is_file() and read_manifest(out, "model").fingerprint == fingerprint
-        if trainer.sum_over_ranks(float(finished)):  # by a job that outlived its killed workflow, while this one waited
+        finished = trainer.first and out.is_file() and read_manifest(out, "model").fingerprint == fingerprint
+        if trainer.broadcast(finished):  # by a job that outlived its killed workflow, while this one waited
             say(f"{what}: finished meanwhile")
             return
         resume = ResumePoint(folder / "resume.safetensors", fingerprint)
@@ -71,7 +70,7 @@ def train_into_folder(
         for step in range(len(rows) + 1, steps + 1):
             facts = train_step(trainer, step)
             rows.append({"step": step, **facts})
-            if not first:
+            if not trainer.first:
                 continue
             if step in checkpoints:
                 save_tensors(folder / f"checkpoints/step{step}.safetensors", weights_of(model))
@@ -79,7 +78,7 @@ def train_into_folder(
             if time.monotonic() - last_saved > RESUME_EVERY_SECONDS and step < steps:
                 resume.save(weights_of(model), trainer.optimizer_state(), rows)
                 last_saved = time.monotonic()
-        if not first:
+        if not trainer.first:
             return
         save_model(model, weights_of(model), tokenizer, folder)
         with atomic_path(folder / "training.parquet") as temporary:

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from effopd.losses import negative_log_likelihood, token_logprobs
+from effopd.models import special_ids
 from effopd.randomness import epoch_order, seed_of
 from effopd.rollouts import PaddedBatch, Rollouts
 from effopd.runtime.artifacts import read_manifest
@@ -29,7 +30,7 @@ def pretrain_model(spec: dict[str, Any], data: Path, out: Path, device: torch.de
     tokenizer = build_task(spec["task"]).make_tokenizer()
     corpus = pd.read_parquet(corpus_manifest.file("corpus.parquet"))
     prompts = encode_prompts(tokenizer, corpus["prompt"].tolist())
-    eos_id = tokenizer.eos_token_id
+    eos_id, pad_id = special_ids(tokenizer)
     completions = [[*ids, eos_id] for ids in encode_prompts(tokenizer, corpus["completion"].tolist())]
     longest = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
     model = _new_model(settings, tokenizer, positions=4 * longest)
@@ -46,7 +47,7 @@ def pretrain_model(spec: dict[str, Any], data: Path, out: Path, device: torch.de
             logprobs=[np.zeros(len(completions[i]), np.float32) for i in share],
             finished=[True] * len(share),
         )
-        batch = PaddedBatch.of(text, tokenizer.pad_token_id, device)
+        batch = PaddedBatch.of(text, pad_id, device)
         progress = step / settings["steps"]
         decay = FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2
         lr = warmed_up(settings["lr"], step, settings["warmup_steps"]) * decay

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from effopd.extrapolation.candidates import candidate
 from effopd.extrapolation.search import search
 from effopd.models import save_tensors
-from effopd.runtime.artifacts import read_manifest, write_manifest
+from effopd.runtime.artifacts import Manifest, read_manifest, write_manifest
 from effopd.runtime.errors import ArtifactError
 from effopd.runtime.progress import say
 from effopd.stages.evaluate_candidates import NEVER, anchor_of, moving_or_refuse
@@ -17,27 +18,41 @@ from effopd.states import LEDGER_WEIGHTS, Point
 
 
 def select_candidate(
-    spec: dict[str, Any], *, state: Path, anchor: Path, anchor_ledger: Path | None, candidates: Path, out: Path
+    spec: dict[str, Any],
+    *,
+    state: Path,
+    anchor: Path,
+    anchor_ledger: Path | None,
+    candidates: Sequence[Path],
+    out: Path,
 ) -> None:
     """Write the ledger `out` of the trigger at spec["step"] and, where a candidate is accepted, its weights beside it.
 
-    Raises ArtifactError where the candidates were scored for another state, or lack a value that the search needs.
+    `candidates` is what `evaluate_candidates` wrote, or what `evaluate_candidate` wrote for each coefficient; those are
+    put together first, as if they had been scored in turn. Raises ArtifactError where the candidates were scored for
+    another state, or lack a value that the search needs.
     """
     started = time.time()
     settings = spec["extrapolation"]
     point, anchor_point = Point.open(state), Point.open(anchor, anchor_ledger)
-    scored = read_manifest(candidates, "candidates")
-    if scored.parents["state"] != point.manifest.fingerprint:
-        raise ArtifactError(f"{candidates} was scored for another state than {state}. Delete it and run again.")
-    values = {entry["coefficient"]: entry for entry in scored.result["values"]}
+    manifests = [read_manifest(path, "candidates") for path in candidates]
+    for manifest in manifests:
+        if manifest.parents["state"] != point.manifest.fingerprint:
+            raise ArtifactError(f"{manifest.path} was scored for another state than {state}. Delete it and run again.")
+    values = {entry["coefficient"]: entry for manifest in manifests for entry in manifest.result["values"]}
     scores = {c: NEVER if entry["score"] is None else entry["score"] for c, entry in values.items()}
 
     def recorded(coefficient: float) -> float:
         if coefficient not in scores:
-            raise ArtifactError(f"{candidates} has no value for coefficient {coefficient:g}. Delete it and run again.")
+            raise ArtifactError(
+                f"{manifests[0].path} has no value for coefficient {coefficient:g}. Delete it and run again."
+            )
         return scores[coefficient]
 
     outcome = search(settings["search"], recorded, recorded(0.0), settings["coefficients"], settings["accept"])
+    scored = manifests[0]
+    if "coefficient" in scored.spec:
+        scored = _put_together(manifests, [0.0, *(trial.coefficient for trial in outcome.trials)], out, started)
     files = {}
     if outcome.coefficient != 0:
         current = point.weights()
@@ -68,3 +83,18 @@ def select_candidate(
         started=started,
     )
     say(f"done: coefficient {outcome.coefficient:g} ({outcome.reason})")
+
+
+def _put_together(manifests: list[Manifest], asked: Sequence[float], out: Path, started: float) -> Manifest:
+    """The manifest that scoring in turn would have left, from one manifest a coefficient; all of them are paid for."""
+    first = manifests[0]
+    values = {entry["coefficient"]: entry for manifest in manifests for entry in manifest.result["values"]}
+    return write_manifest(
+        out.with_name("candidates.json"),
+        kind="candidates",
+        spec={key: value for key, value in first.spec.items() if key != "coefficient"},
+        parents=first.parents,
+        result={**first.result, "values": [values[coefficient] for coefficient in asked]},
+        cost=[row for manifest in manifests for row in manifest.recorded["cost"]],
+        started=started,
+    )

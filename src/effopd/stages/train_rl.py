@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
@@ -14,31 +13,29 @@ from effopd.engines.transformers_engine import TransformersEngine
 from effopd.extrapolation.schedule import powers_of_two
 from effopd.losses import group_advantages, policy_gradient_loss, token_logprobs
 from effopd.models import load_model, load_tokenizer
+from effopd.prompts import load_prompts
 from effopd.randomness import epoch_order, seed_of
 from effopd.rollouts import PaddedBatch
 from effopd.runtime.artifacts import read_manifest
 from effopd.stages.model_folder import share_of, train_into_folder
 from effopd.tasks.base import build_task
 from effopd.trainer import Trainer, warmed_up
-from effopd.verification import encode_prompts, verify_rollouts
+from effopd.verification import verify_rollouts
 
 
-def train_rl(spec: dict[str, Any], data: Path, init: Path, out: Path, device: torch.device) -> None:
+def train_rl(spec: dict[str, Any], prompts: Path, init: Path, out: Path, device: torch.device) -> None:
     """Train the model of the manifest `init` with GRPO and write it, and its checkpoints at powers of two."""
     settings = spec["model"]
-    data_manifest, init_manifest = read_manifest(data, "data"), read_manifest(init, "model")
+    prompts_manifest, init_manifest = read_manifest(prompts, "prompts"), read_manifest(init, "model")
     task = build_task(spec["task"])
-    problems = pd.read_parquet(data_manifest.file("train.parquet"))["problem"].tolist()
+    training = load_prompts(prompts_manifest, "train")
     model, tokenizer = load_model(init.parent, device), load_tokenizer(init.parent)
-    prompts = encode_prompts(tokenizer, problems)
     group, count = settings["samples_per_prompt"], settings["prompts_per_step"]
-    engine = TransformersEngine(
-        model, eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, batch_size=group * count
-    )
+    engine = TransformersEngine.of(model, tokenizer, group * count)
     sampling = Sampling(settings["temperature"], settings["max_new_tokens"])
 
     def train_step(trainer: Trainer, step: int) -> dict[str, float]:
-        order = epoch_order(settings["seed"], "reinforcement order", len(prompts), (step - 1) * count, count)
+        order = epoch_order(settings["seed"], "reinforcement order", len(training), (step - 1) * count, count)
         groups = share_of(trainer, list(enumerate(order)))  # whole groups: their mean is the baseline
         rows = [i for _, i in groups for _ in range(group)]
         seeds = [
@@ -46,11 +43,12 @@ def train_rl(spec: dict[str, Any], data: Path, init: Path, out: Path, device: to
             for position, _ in groups
             for sample in range(group)
         ]
-        rollouts = engine.generate([prompts[i] for i in rows], seeds, sampling)
-        rewards = torch.tensor(verify_rollouts(task, tokenizer, [problems[i] for i in rows], rollouts)["reward"])
+        asked = training.select(rows)
+        rollouts = engine.generate(asked.tokens, seeds, sampling)
+        rewards = torch.tensor(verify_rollouts(task, tokenizer, asked.problems, rollouts)["reward"])
         lengths = torch.tensor([len(c) for c in rollouts.completions])
         advantages = group_advantages(rewards, group).repeat_interleave(lengths).to(device)
-        batch = PaddedBatch.of(rollouts, tokenizer.pad_token_id, device)
+        batch = PaddedBatch.of(rollouts, engine.pad_id, device)
         total = int(trainer.sum_over_ranks(rollouts.completion_tokens))
         lr = warmed_up(settings["lr"], step, settings["warmup_steps"])
         facts = trainer.step([batch], lambda m, b: _loss(m, b, advantages, total, settings["temperature"]), lr)
@@ -60,7 +58,7 @@ def train_rl(spec: dict[str, Any], data: Path, init: Path, out: Path, device: to
     train_into_folder(
         out,
         spec=spec,
-        parents={"data": data_manifest.fingerprint, "init": init_manifest.fingerprint},
+        parents={"prompts": prompts_manifest.fingerprint, "init": init_manifest.fingerprint},
         model=model,
         tokenizer=tokenizer,
         train_step=train_step,

@@ -1,0 +1,116 @@
+"""Prompts: the token ids of a task's problems, made once for each model and read by every stage that generates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerFast
+
+from effopd.runtime.artifacts import Manifest, atomic_path, read_manifest
+from effopd.runtime.errors import ArtifactError, UserError
+from effopd.tasks.base import Problem
+from effopd.verification import encode_prompts
+
+SCHEMA = pa.schema([("row", pa.int64()), ("tokens", pa.list_(pa.int32()))])
+
+
+class TokenLists(Sequence[list[int]]):
+    """Lists of token ids, four bytes a token until one is asked for: every job of a run reads all prompts."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[list[int]]: ...
+    def __getitem__(self, index: int | slice) -> list[int] | Sequence[list[int]]:
+        if isinstance(index, slice):
+            return TokenLists(self.column[index])
+        tokens: list[int] = self.column[index].as_py()
+        return tokens
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """N problems as a model is asked them."""
+
+    tokens: Sequence[list[int]]  # N lists of token ids
+    problems: Sequence[Problem]  # N
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.problems):
+            raise ValueError(f"{len(self.tokens)} prompts of {len(self.problems)} problems")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def select(self, rows: Sequence[int]) -> Prompts:
+        return Prompts([self.tokens[i] for i in rows], [self.problems[i] for i in rows])
+
+
+def tokenize_problems(
+    tokenizer: PreTrainedTokenizerFast, problems: Sequence[str], settings: Mapping[str, Any] | None
+) -> list[list[int]]:
+    """Token ids of the prompts of problems, as `task.prompt` says; None: each problem is its own prompt.
+
+    Raises UserError where a chat is asked for and the tokenizer has no template for one.
+    """
+    if settings is None:
+        return encode_prompts(tokenizer, problems)
+    texts = [settings["template"].replace("{problem}", problem) for problem in problems]
+    if settings["format"] == "plain":
+        return encode_prompts(tokenizer, texts)
+    if not tokenizer.chat_template:
+        raise UserError(
+            "`task.prompt.format` is chat, and the model's tokenizer has no chat template. Set it to plain, or take a "
+            "model that was trained to chat."
+        )
+    system = [{"role": "system", "content": settings["system"]}] if settings["system"] else []
+    chats = [[*system, {"role": "user", "content": text}] for text in texts]
+    rendered: Any = tokenizer.apply_chat_template(
+        chats, tokenize=False, add_generation_prompt=True, enable_thinking=settings["thinking"]
+    )
+    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])  # the template has put them in
+
+
+def write_tokens(path: Path, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> None:
+    """Write the prompts of these rows of a split: `row` (in the split's data) and `tokens`."""
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table({"row": rows, "tokens": [prompts[row] for row in rows]}, schema=SCHEMA), temporary)
+
+
+def load_tokens(prompts: Manifest, split: str) -> TokenLists:
+    """Token ids of a split's prompts, for stages that need no answers."""
+    return TokenLists(pq.read_table(prompts.file(f"{split}.parquet"), columns=["tokens"])["tokens"])
+
+
+def load_prompts(prompts: Manifest, split: str) -> Prompts:
+    """A split's prompts with their problems, which lie in the data that the prompts were made from, one folder up.
+
+    Raises ArtifactError where that data is not there, or is another.
+    """
+    data = read_manifest(prompts.path.parent.parent / "manifest.json", "data")
+    if data.fingerprint != prompts.parents["data"]:
+        raise ArtifactError(
+            f"{prompts.path} was made from other data than {data.path} (fingerprint {prompts.parents['data']}, not "
+            f"{data.fingerprint}). Delete it and run the workflow again."
+        )
+    rows = pq.read_table(prompts.file(f"{split}.parquet"), columns=["row"])["row"].to_pylist()
+    problems = load_problems(data, split)
+    return Prompts(load_tokens(prompts, split), [problems[row] for row in rows])
+
+
+def load_problems(data: Manifest, split: str) -> list[Problem]:
+    """The problems of a split."""
+    table = pd.read_parquet(data.file(f"{split}.parquet"), columns=["problem", "answer"])
+    return [Problem(text, answer) for text, answer in zip(table["problem"], table["answer"], strict=True)]

@@ -1,0 +1,408 @@
+"""Segments: the on-policy distillation steps between two kept states, packed into jobs in either of two ways.
+
+- Colocated: `train_segment` does all steps of a segment in one job, with warm engines.
+- Staged: `generate_rollouts`, `score_rollouts` and `update_policy` do one step in jobs of their own, the first two in
+  shards.
+
+Both write the same artifacts with the same fingerprints (bitwise the same on CPU): what a step's rollouts, scores and
+state are made from is the state at which their segment starts, and the step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from effopd import distillation
+from effopd.engines.transformers_engine import TransformersEngine
+from effopd.models import load_model, load_tokenizer, load_weights_into, model_with, special_ids, weights_of
+from effopd.prompts import load_tokens
+from effopd.rollouts import Rollouts
+from effopd.runtime.artifacts import Manifest, atomic_path, fingerprint_of, read_manifest, release, write_manifest
+from effopd.runtime.cost import cost_row
+from effopd.runtime.errors import ArtifactError
+from effopd.runtime.locks import exclusive
+from effopd.runtime.progress import Progress, say
+from effopd.scoring import LocalTeacher, Scores
+from effopd.shares import WHOLE, Share
+from effopd.states import METRICS, OPTIMIZER, WEIGHTS, Point, ResumePoint, save_state
+from effopd.step_artifacts import ROLLOUTS, SCORES, Kind, Made, Rows
+from effopd.trainer import OptimizerSettings, Trainer
+
+RESUME_EVERY_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """What all artifacts of a segment have in common."""
+
+    settings: dict[str, Any]  # training, task, seed, start, code
+    parents: dict[str, str]  # fingerprints: student, teacher, prompts, the state at the start and its ledger
+
+    @staticmethod
+    def of(spec: dict[str, Any], student: Manifest, teacher: Manifest, prompts: Manifest, point: Point) -> _Segment:
+        """The segment that a job works on from `point`. Raises ArtifactError where that is no point of it."""
+        settings = {key: spec[key] for key in ("training", "task", "seed", "start", "code")}
+        own = {"student": student.fingerprint, "teacher": teacher.fingerprint, "prompts": prompts.fingerprint}
+        if point.step == spec["start"]:
+            return _Segment(settings, {**own, **point.parents})
+        segment = _Segment(settings, point.manifest.parents)
+        if point.manifest.spec != segment.spec(end=point.step) or not own.items() <= segment.parents.items():
+            raise ArtifactError(
+                f"{point.manifest.path} (step {point.step}) is no state of the segment that starts at step "
+                f"{spec['start']}. Delete it and run the workflow again."
+            )
+        return segment
+
+    def spec(self, **place: Any) -> dict[str, Any]:
+        """The manifest's spec of one of its artifacts: `step=` for rollouts and scores, `end=` for states."""
+        return {**self.settings, **place}
+
+    def rollouts(self, **place: Any) -> str:
+        """The fingerprint of a step's rollouts."""
+        return fingerprint_of(ROLLOUTS.name, self.spec(**place), self.parents)
+
+    def scored(self, rollouts: str) -> dict[str, str]:
+        """The parents of the scores of rollouts with that fingerprint."""
+        return {**self.parents, "rollouts": rollouts}
+
+
+def _place(spec: dict[str, Any]) -> tuple[dict[str, Any], Share]:
+    """Which step, and which share of it, a staged job works on: for its artifact's spec, and as a Share."""
+    place: dict[str, Any] = {key: spec[key] for key in ("step", "shard") if key in spec}
+    return place, Share(*spec["shard"]) if "shard" in spec else WHOLE
+
+
+class _Student:
+    """The student with a point's weights, and what goes with it to generate and train."""
+
+    def __init__(self, training: dict[str, Any], student: Manifest, point: Point, device: torch.device) -> None:
+        folder = student.path.parent
+        self.model: PreTrainedModel = model_with(folder, point.weights(), device)
+        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(folder)
+        _, self.pad_id = special_ids(self.tokenizer)
+        self.training, self.point = training, point
+
+    def engine(self) -> TransformersEngine:
+        return TransformersEngine.of(self.model, self.tokenizer, self.training["batch_size"])
+
+    def trainer(self) -> Trainer:
+        trainer = Trainer(self.model, OptimizerSettings.of(self.training))
+        if optimizer := self.point.optimizer():
+            trainer.load_optimizer_state(optimizer)
+        return trainer
+
+
+def _teacher(training: dict[str, Any], teacher: Manifest, pad_id: int, device: torch.device) -> LocalTeacher:
+    return LocalTeacher(load_model(teacher.path.parent, device), pad_id=pad_id, batch_size=training["batch_size"])
+
+
+def _at(point: Point, state: Path, step: int) -> None:
+    if point.step != step:
+        raise ArtifactError(f"{state} is at step {point.step} where step {step} is needed.")
+
+
+def train_segment(
+    spec: dict[str, Any],
+    *,
+    student: Path,
+    teacher: Path,
+    prompts: Path,
+    state: Path,
+    ledger: Path | None,
+    out: Path,
+    run_folder: Path,
+    device: torch.device,
+) -> None:
+    """Train from the state (and ledger) at spec["start"] to spec["end"] and write the state manifest `out`.
+
+    `student` and `teacher` are model manifests, `state` the student's for a first segment. Every step's rollouts and
+    scores go to `run_folder` before they are trained on, so a killed segment regenerates nothing; it goes on from its
+    last resume point and replays the steps since then. Under several ranks each generates and scores its share.
+    Raises ArtifactError where an input is not what it should be, DivergenceError where training breaks.
+    """
+    started = time.time()
+    training, seed, first, last = spec["training"], spec["seed"], spec["start"], spec["end"]
+    student_manifest, teacher_manifest = read_manifest(student, "model"), read_manifest(teacher, "model")
+    prompts_manifest, point = read_manifest(prompts, "prompts"), Point.open(state, ledger)
+    _at(point, state, first)
+    segment = _Segment.of(spec, student_manifest, teacher_manifest, prompts_manifest, point)
+    learner = _Student(training, student_manifest, point, device)
+    engine, tokens = learner.engine(), load_tokens(prompts_manifest, "train")
+    scorer = _teacher(training, teacher_manifest, learner.pad_id, device)
+    trainer = learner.trainer()
+    share = Share(trainer.rank, trainer.ranks)
+    with exclusive(out.parent) if trainer.first else nullcontext():
+        resume = ResumePoint(
+            out.with_name("resume.safetensors"), fingerprint_of("state", segment.spec(end=last), segment.parents)
+        )
+        rows: Rows = []
+        costs: Rows = []
+        trainer.wait()  # for the first rank to have the folder to itself
+        if saved := resume.load():
+            weights, optimizer, history = saved
+            load_weights_into(learner.model, weights)
+            trainer.load_optimizer_state(optimizer)
+            rows, costs = history["metrics"], history["costs"]
+            say(f"going on after step {first + len(rows)}")
+        progress = Progress(f"steps {first + 1}-{last}: step", last, done=first + len(rows))
+        saved_at = time.monotonic()
+        for step in range(first + len(rows) + 1, last + 1):
+            rollouts, made = _make_or_reuse(
+                ROLLOUTS,
+                run_folder / f"rollouts/step{step}.json",
+                segment.spec(step=step),
+                segment.parents,
+                trainer,
+                partial(distillation.generate_rollouts, engine, tokens, training, seed, step, share),
+                partial(_generation_cost, step),
+            )
+            costs += made
+            mine = rollouts.select(share.rows(len(rollouts), training["batch_size"]))
+            scores, made = _make_or_reuse(
+                SCORES,
+                run_folder / f"scores/step{step}.json",
+                segment.spec(step=step),
+                segment.scored(segment.rollouts(step=step)),
+                trainer,
+                partial(scorer.score, mine),
+                partial(_scoring_cost, step),
+            )
+            costs += made
+            _update(trainer, rollouts, scores, training, step, learner.pad_id, rows, costs)
+            progress.update(step, reverse_kl=rows[-1]["reverse_kl"])
+            if trainer.first and step < last and time.monotonic() - saved_at > RESUME_EVERY_SECONDS:
+                resume.save(weights_of(learner.model), trainer.optimizer_state(), {"metrics": rows, "costs": costs})
+                saved_at = time.monotonic()
+        if trainer.first:
+            _write_state(out, segment, last, learner.model, trainer, rows, costs, started)
+            resume.discard()
+
+
+def generate_rollouts(
+    spec: dict[str, Any],
+    *,
+    student: Path,
+    teacher: Path,
+    prompts: Path,
+    state: Path,
+    ledger: Path | None,
+    out: Path,
+    device: torch.device,
+) -> None:
+    """Generate the rollouts of spec["step"], or its shard of them, with the weights of the step before."""
+    started = time.time()
+    training, point = spec["training"], Point.open(state, ledger)
+    student_manifest, prompts_manifest = read_manifest(student, "model"), read_manifest(prompts, "prompts")
+    _at(point, state, spec["step"] - 1)
+    segment = _Segment.of(spec, student_manifest, read_manifest(teacher, "model"), prompts_manifest, point)
+    learner = _Student(training, student_manifest, point, device)
+    place, share = _place(spec)
+    working = time.perf_counter()
+    rollouts = distillation.generate_rollouts(
+        learner.engine(), load_tokens(prompts_manifest, "train"), training, spec["seed"], spec["step"], share
+    )
+    cost = _generation_cost(spec["step"], rollouts, time.perf_counter() - working)
+    ROLLOUTS.write(rollouts, out, segment.spec(**place), segment.parents, cost, started)
+    say(f"done: {len(rollouts)} rollouts, {rollouts.completion_tokens} tokens")
+
+
+def score_rollouts(
+    spec: dict[str, Any], *, student: Path, teacher: Path, rollouts: Path, out: Path, device: torch.device
+) -> None:
+    """Score the rollouts of spec["step"], or a shard of them, with the teacher.
+
+    Raises ArtifactError where the rollouts are not of that step, share, student and teacher.
+    """
+    started = time.time()
+    training, teacher_manifest = spec["training"], read_manifest(teacher, "model")
+    student_manifest, generated = read_manifest(student, "model"), read_manifest(rollouts, ROLLOUTS.name)
+    place, _ = _place(spec)
+    segment = _Segment({key: spec[key] for key in spec if key not in place}, generated.parents)
+    own = {"student": student_manifest.fingerprint, "teacher": teacher_manifest.fingerprint}
+    if generated.spec != segment.spec(**place) or not own.items() <= generated.parents.items():
+        raise ArtifactError(f"{rollouts} are not the rollouts to score. Delete it and run the workflow again.")
+    _, pad_id = special_ids(load_tokenizer(student.parent))
+    scorer = _teacher(training, teacher_manifest, pad_id, device)
+    working = time.perf_counter()
+    scores = scorer.score(ROLLOUTS.open(generated))
+    cost = _scoring_cost(spec["step"], scores, time.perf_counter() - working)
+    SCORES.write(scores, out, segment.spec(**place), segment.scored(generated.fingerprint), cost, started)
+    say(f"done: {scores.tokens} tokens scored")
+
+
+def update_policy(
+    spec: dict[str, Any],
+    *,
+    student: Path,
+    teacher: Path,
+    prompts: Path,
+    state: Path,
+    ledger: Path | None,
+    rollouts: Sequence[Path],
+    scores: Sequence[Path],
+    out: Path,
+    run_folder: Path,
+    device: torch.device,
+) -> None:
+    """Do optimizer step spec["step"] on the rollouts and scores of its shards and write the state manifest `out`.
+
+    Several shards are put together into the step's one artifact of each kind in `run_folder`. Under several ranks each
+    works on its share of the batch, and the first writes.
+    """
+    started = time.time()
+    training, step, point = spec["training"], spec["step"], Point.open(state, ledger)
+    student_manifest = read_manifest(student, "model")
+    _at(point, state, step - 1)
+    segment = _Segment.of(
+        spec, student_manifest, read_manifest(teacher, "model"), read_manifest(prompts, "prompts"), point
+    )
+    learner = _Student(training, student_manifest, point, device)
+    trainer = learner.trainer()
+    with exclusive(out.parent) if trainer.first else nullcontext():
+        if trainer.first:
+            _release_state_before(point)
+        together = partial(_together, trainer, segment.spec(step=step), len(rollouts))
+        made, generation = together(ROLLOUTS, run_folder / f"rollouts/step{step}.json", segment.parents, rollouts)
+        scored, scoring = together(
+            SCORES, run_folder / f"scores/step{step}.json", segment.scored(segment.rollouts(step=step)), scores
+        )
+        rows: Rows = []
+        costs: Rows = []
+        if point.step > spec["start"]:
+            rows = pd.read_parquet(point.manifest.file(METRICS)).to_dict("records")
+            costs = list(point.manifest.recorded["cost"])
+        costs += [*generation, *scoring]
+        _update(trainer, made, scored, training, step, learner.pad_id, rows, costs)
+        if trainer.first:
+            _write_state(out, segment, step, learner.model, trainer, rows, costs, started)
+
+
+def _make_or_reuse(
+    kind: Kind[Made],
+    path: Path,
+    spec: dict[str, Any],
+    parents: dict[str, str],
+    trainer: Trainer,
+    make: Callable[[], Made],
+    cost_of: Callable[[Made, float], Rows],
+) -> tuple[Made, Rows]:
+    """A step's artifact with its cost: what `path` holds where that is whole, else what all ranks' `make` amount to."""
+    started = time.time()
+    held = kind.held(path, fingerprint_of(kind.name, spec, parents)) if trainer.first else None
+    if (held := trainer.broadcast(held)) is not None:
+        return held
+    working = time.perf_counter()
+    made = kind.concatenate(trainer.gather(make()))
+    cost = cost_of(made, time.perf_counter() - working)
+    if trainer.first:
+        kind.write(made, path, spec, parents, cost, started)
+    return made, cost
+
+
+def _together(
+    trainer: Trainer,
+    spec: dict[str, Any],
+    shards: int,
+    kind: Kind[Made],
+    path: Path,
+    parents: dict[str, str],
+    parts: Sequence[Path],
+) -> tuple[Made, Rows]:
+    """A step's artifact from its shards, written to `path` unless it is there already (or is the one part itself)."""
+    started = time.time()
+    result = None
+    if trainer.first:
+        result = kind.held(path, fingerprint_of(kind.name, spec, parents))
+        if result is None and shards == 1:
+            raise ArtifactError(f"{path} is not what this step was made from. Delete it and run the workflow again.")
+        manifests = [read_manifest(part, kind.name) for part in parts] if shards > 1 else []
+        if result is None:
+            for number, manifest in enumerate(manifests):
+                if manifest.spec != {**spec, "shard": [number, shards]}:
+                    raise ArtifactError(
+                        f"{manifest.path} is not shard {number + 1} of {shards} of this step. "
+                        "Delete it and run the workflow again."
+                    )
+            made = kind.concatenate([kind.open(manifest) for manifest in manifests])
+            result = made, [row for manifest in manifests for row in manifest.recorded["cost"]]
+            kind.write(made, path, spec, parents, result[1], started)
+        for manifest in manifests:
+            release(manifest, manifest.files, "put together")
+    result = trainer.broadcast(result)
+    assert result is not None
+    return result
+
+
+def _release_state_before(point: Point) -> None:
+    """Delete the weights of the state before a staged step's own start, unless it is a kept one.
+
+    Everything made from it is complete: Snakemake starts no job before the last has ended.
+    """
+    if point.manifest.kind == "state" and point.step - 1 > point.manifest.spec["start"]:
+        folder = point.manifest.path.parent.parent / str(point.step - 1)
+        release(read_manifest(folder / point.manifest.path.name, "state"), [WEIGHTS, OPTIMIZER], "between kept states")
+
+
+def _update(
+    trainer: Trainer,
+    rollouts: Rollouts,
+    scores: Scores,
+    training: dict[str, Any],
+    step: int,
+    pad_id: int,
+    rows: Rows,
+    costs: Rows,
+) -> None:
+    """One optimizer step; its metrics and its cost are added to `rows` and `costs`."""
+    working = time.perf_counter()
+    facts = distillation.update_policy(trainer, rollouts, scores, training, step, pad_id)
+    seconds = time.perf_counter() - working
+    rows.append({"step": step, **facts})
+    costs.append(cost_row("update policy", step, seconds, trained=rollouts.completion_tokens))
+
+
+def _write_state(
+    out: Path,
+    segment: _Segment,
+    step: int,
+    model: PreTrainedModel,
+    trainer: Trainer,
+    rows: Rows,
+    costs: Rows,
+    started: float,
+) -> None:
+    """Write the state after `step`: weights, optimizer, and the metrics of the steps since the segment's start."""
+    files = save_state(out.parent, weights_of(model), trainer.optimizer_state())
+    files[METRICS] = out.parent / METRICS
+    with atomic_path(files[METRICS]) as temporary:
+        pd.DataFrame(rows).to_parquet(temporary, index=False)
+    reverse_kl = rows[-1]["reverse_kl"]
+    write_manifest(
+        out,
+        kind="state",
+        spec=segment.spec(end=step),
+        parents=segment.parents,
+        files=files,
+        result={"step": step, "reverse_kl": reverse_kl},
+        cost=costs,
+        started=started,
+    )
+    say(f"done: reverse KL of the last step's rollouts {reverse_kl:.4f}")
+
+
+def _generation_cost(step: int, rollouts: Rollouts, seconds: float) -> Rows:
+    return [cost_row("generate rollouts", step, seconds, generated=rollouts.completion_tokens)]
+
+
+def _scoring_cost(step: int, scores: Scores, seconds: float) -> Rows:
+    return [cost_row("score rollouts", step, seconds, scored=scores.tokens)]

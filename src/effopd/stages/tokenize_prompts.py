@@ -1,0 +1,55 @@
+"""Prompts: the problems of every split as a model's tokenizer sees them, as parquet files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from effopd.models import load_tokenizer
+from effopd.prompts import load_problems, tokenize_problems, write_tokens
+from effopd.runtime.artifacts import read_manifest, write_manifest
+from effopd.runtime.errors import UserError
+from effopd.runtime.progress import say
+
+SPLITS = ("train", "validation", "test")
+
+
+def tokenize_prompts(spec: dict[str, Any], data: Path, model: Path, out: Path) -> None:
+    """Write, beside the manifest `out`, a table for each split: `row` (in the split's data) and `tokens`.
+
+    Prompts longer than `task.prompt.max_tokens` are left out. Raises UserError where a split has none left.
+    """
+    started = time.time()
+    data_manifest, model_manifest = read_manifest(data, "data"), read_manifest(model, "model")
+    tokenizer, settings = load_tokenizer(model.parent), spec["prompt"]
+    files, facts = {}, {}
+    for split in SPLITS:
+        problems = [problem.text for problem in load_problems(data_manifest, split)]
+        prompts = tokenize_problems(tokenizer, problems, settings)
+        longest = settings["max_tokens"] if settings else max(map(len, prompts))
+        kept = [row for row, tokens in enumerate(prompts) if 0 < len(tokens) <= longest]
+        if not kept:
+            raise UserError(
+                f"every prompt of the {split} split is longer than {longest} tokens. Raise `task.prompt.max_tokens`."
+            )
+        files[f"{split}.parquet"] = out.parent / f"{split}.parquet"
+        write_tokens(files[f"{split}.parquet"], prompts, kept)
+        lengths = [len(prompts[row]) for row in kept]
+        facts[split] = {
+            "prompts": len(kept),
+            "too_long": len(prompts) - len(kept),
+            "tokens": sum(lengths),
+            "longest": max(lengths),
+        }
+    write_manifest(
+        out,
+        kind="prompts",
+        spec=spec,
+        parents={"data": data_manifest.fingerprint, "model": model_manifest.fingerprint},
+        files=files,
+        result=facts,
+        started=started,
+    )
+    counts = (f"{fact['prompts']} {split} ({fact['too_long']} too long)" for split, fact in facts.items())
+    say(f"done: {', '.join(counts)} prompts")

@@ -1,0 +1,229 @@
+"""What reruns when: each change, and exactly the jobs that a dry run then asks for."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from workflow_runs import ROOT, Workflow
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+
+# The tiny experiment: 3 runs (two of them extrapolate) x 2 seeds x 3 kept states; 2 models.
+REPORT = {"write_report": 1}
+CONFIG = {**REPORT, "write_config": 1}
+FIGURES = {"plot_figure": 4, **CONFIG}
+TABLES = {"make_tables": 1, **FIGURES}
+EVERY_STATE = {"evaluate": 18, **TABLES}
+EVERY_RUN = {
+    "train_segment": 18, "evaluate_candidates": 12, "select_candidate": 12, "collect_run": 6, **EVERY_STATE,
+}  # fmt: skip
+EVERY_TEACHER = {"train_rl": 1, "tokenize_prompts": 1, "evaluate_model": 2, **EVERY_RUN}
+EVERY_PROMPT = {**EVERY_TEACHER, "tokenize_prompts": 2}
+EVERY_MODEL = {"pretrain_model": 1, **EVERY_PROMPT}
+EVERYTHING = {"make_data": 1, **EVERY_MODEL}
+# A run that extrapolates, from its first gate on: the segment before it stays.
+AFTER_A_GATE = {
+    "evaluate_candidates": 6, "select_candidate": 6, "train_segment": 4, "evaluate": 6, "collect_run": 2, **TABLES,
+}  # fmt: skip
+BOTH_RUNS_AFTER_A_GATE = {
+    "evaluate_candidates": 12, "select_candidate": 12, "train_segment": 8, "evaluate": 12, "collect_run": 4, **TABLES,
+}  # fmt: skip
+NEW_RUN = {"train_segment": 6, "evaluate": 6, "collect_run": 2, **TABLES}
+STAGED = {
+    "generate_rollouts": 18, "score_rollouts": 18, "update_policy": 24, "evaluate_candidate": 36, "evaluate_candidates": 6,
+    "select_candidate": 12, "collect_run": 6, **EVERY_STATE,
+}  # the rollouts and scores of the untrained student are there already  # fmt: skip
+
+
+def without_config(rules: dict[str, int]) -> dict[str, int]:
+    """The same where no key has changed."""
+    return {rule: count for rule, count in rules.items() if rule != "write_config"}
+
+
+CHANGES = {
+    # how things run, and where: nothing
+    "runtime": ("runtime: {device: auto, threads: 2, warm: 'off'}", {}),
+    "a default written out": ("models: {base: {betas: [0.9, 0.98]}}", {}),
+    "the order of keys": ("task: {splits: {test: 24, validation: 16, train: 64}}", {}),
+    # data and models
+    "task.seed": ("task: {seed: 1}", EVERYTHING),
+    "task.splits.test": ("task: {splits: {test: 25}}", EVERYTHING),
+    "task.corpus.slips": ("task: {corpus: {slips: 0.2}}", EVERYTHING),
+    "models.base.lr": ("models: {base: {lr: 0.002}}", EVERY_MODEL),
+    "models.base.layers": ("models: {base: {layers: 3}}", EVERY_MODEL),
+    "models.base.betas swapped": ("models: {base: {betas: [0.98, 0.9]}}", EVERY_MODEL),
+    "models.teacher.lr": ("models: {teacher: {lr: 0.001}}", EVERY_TEACHER),
+    "models.teacher.steps": ("models: {teacher: {steps: 5}}", EVERY_TEACHER),
+    "a model more": ("models: {other: {kind: grpo, init: base, steps: 2}}",
+                     {"train_rl": 1, "tokenize_prompts": 1, "evaluate_model": 1, **TABLES}),
+    # training
+    "training.lr": ("training: {lr: 2.0e-4}", EVERY_RUN),
+    "training.lr of one run": ("runs: {opd: {training: {lr: 2.0e-4}}}", NEW_RUN),
+    "training.temperature": ("training: {temperature: 0.9}", EVERY_RUN),
+    "training.max_new_tokens": ("training: {max_new_tokens: 12}", {"evaluate_model": 2, **EVERY_RUN}),
+    "training.importance_limit": ("training: {importance_limit: 4}", EVERY_RUN),
+    "training.batch_size": ("training: {batch_size: 4}", EVERY_RUN),
+    "training.ranks": ("training: {batch_size: 4, ranks: 2}", EVERY_RUN),
+    "training.teacher of one run": ("runs: {opd: {training: {teacher: base}}}", {"evaluate_model": 2, **NEW_RUN}),
+    # more of the same: only the new part
+    "training.steps, one trigger more": (
+        "training: {steps: 8}",
+        {"train_segment": 6, "evaluate": 6, "evaluate_candidates": 4, "select_candidate": 4, "collect_run": 6, **TABLES},
+    ),
+    "triggers listed": ("extrapolation: {triggers: [1, 2, 4]}", CONFIG),
+    "a seed more": (
+        "seeds: [0, 1, 2]",
+        {"train_segment": 9, "evaluate": 9, "evaluate_candidates": 6, "select_candidate": 6, "collect_run": 3, **TABLES},
+    ),
+    "a seed less": ("seeds: [1]", TABLES),
+    "a run more": ("runs: {another: {training: {lr: 2.0e-4}, extrapolation: {triggers: none}}}", NEW_RUN),
+    # extrapolation
+    "coefficients": ("extrapolation: {coefficients: [2, 4]}", BOTH_RUNS_AFTER_A_GATE),
+    "search": ("runs: {effopd: {extrapolation: {search: all}}}", AFTER_A_GATE),
+    "accept": ("runs: {effopd: {extrapolation: {accept: '>'}}}", AFTER_A_GATE),
+    "anchor": ("runs: {effopd: {extrapolation: {anchor: raw}}}", AFTER_A_GATE),
+    "parameters": ("runs: {effopd: {extrapolation: {parameters: all}}}", AFTER_A_GATE),
+    "gate.metric": ("runs: {effopd: {extrapolation: {gate: {metric: reverse_kl}}}}", AFTER_A_GATE),
+    "gate.examples": ("extrapolation: {gate: {examples: 9}}", BOTH_RUNS_AFTER_A_GATE),
+    "gate.source": ("runs: {effopd: {extrapolation: {gate: {source: validation}}}}", AFTER_A_GATE),
+    "gate.paired": ("runs: {effopd: {extrapolation: {gate: {paired: true}}}}", AFTER_A_GATE),
+    # looking at results
+    "evaluation.samples": ("evaluation: {samples: 2}", {"evaluate_model": 2, **EVERY_STATE}),
+    "evaluation.seed": ("evaluation: {seed: 1}", {"evaluate_model": 2, **EVERY_STATE}),
+    "evaluation.confidence": ("evaluation: {confidence: 0.9}", TABLES),
+    "evaluation.baseline": ("evaluation: {baseline: effopd}", TABLES),
+    "a label": ("runs: {effopd: {label: Jump}}", FIGURES),
+    "one figure's width": ("figures: {accuracy_vs_steps: {width: 7.0}}", {**CONFIG, "plot_figure": 1}),
+    # how training is cut into jobs
+    "execution.shards without stages": ("execution: {shards: 1}", {}),
+    "execution.mode": ("execution: {mode: staged}", STAGED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_key_reruns_exactly_what_depends_on_it(undisturbed, tmp_path, change):
+    overlay, expected = CHANGES[change]
+    path = tmp_path / "overlay.yaml"
+    path.write_text(overlay)
+    assert undisturbed.planned("--configfile", str(path)) == expected
+
+
+MODULES = {
+    "stages/make_data.py": EVERYTHING,
+    "stages/tokenize_prompts.py": EVERY_PROMPT,
+    "stages/pretrain_model.py": EVERY_MODEL,
+    "stages/train_rl.py": EVERY_TEACHER,
+    "stages/model_folder.py": EVERY_MODEL,
+    "stages/segments.py": EVERY_RUN,
+    "stages/evaluate_candidates.py": BOTH_RUNS_AFTER_A_GATE,
+    "stages/select_candidate.py": {**BOTH_RUNS_AFTER_A_GATE, "evaluate_candidates": 8},  # at step 1 nothing precedes it
+    "stages/evaluate.py": {"evaluate_model": 2, **EVERY_STATE},
+    "stages/collect_run.py": {"collect_run": 6, **TABLES},
+    "stages/make_tables.py": TABLES,
+    "stages/plot_figure.py": {"plot_figure": 4, **REPORT},
+    "stages/write_config.py": {"write_config": 1},
+    "stages/write_report.py": REPORT,
+    "report.html.jinja": REPORT,
+    "losses.py": EVERY_MODEL,
+    "extrapolation/search.py": BOTH_RUNS_AFTER_A_GATE,
+    "tasks/arithmetic.py": EVERYTHING,
+    "tasks/mathematics.py": {},  # no task of this experiment
+    "sandbox/supervisor.py": {},
+    "runtime/artifacts.py": {},
+    "config.py": {},
+    "plan.py": {},
+    "cli.py": {},
+    "../snakemake_logger_plugin_effopd/__init__.py": {},
+}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A copy of the package to edit."""
+    return shutil.copytree(ROOT / "src", tmp_path_factory.mktemp("edited") / "src")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_changed_module_reruns_exactly_the_stages_that_use_it(undisturbed, sources, module):
+    path = sources / "effopd" / module
+    text = path.read_text()
+    edited = Workflow(undisturbed.folder, environment={"PYTHONPATH": str(sources)})
+    try:
+        path.write_text(text + ("<!-- -->" if path.suffix == ".jinja" else "\nCHANGED = True\n"))
+        expected = MODULES[module]
+        assert edited.planned() == (expected if "write_config" in module else without_config(expected))
+    finally:
+        path.write_text(text)
+
+
+def test_explanations_rerun_nothing(undisturbed, tmp_path):
+    sources = shutil.copytree(ROOT / "src", tmp_path / "src")
+    for path in sources.glob("effopd/**/*.py"):
+        text = path.read_text()
+        assert text.startswith('"""')
+        path.write_text('"""In other words: ' + text.removeprefix('"""') + "\n# A comment.\n")
+    assert Workflow(undisturbed.folder, environment={"PYTHONPATH": str(sources)}).planned() == {}
+
+
+def append_a_space(path):
+    path.write_text(path.read_text() + " ")
+
+
+FILES = {
+    "data/arithmetic/manifest.json": (append_a_space, EVERY_MODEL),
+    "models/base/manifest.json": (append_a_space, EVERY_PROMPT),
+    "runs/effopd/seed0/extrapolation/4/candidates.json": (
+        append_a_space, {"select_candidate": 1, "evaluate": 1, "collect_run": 1, **TABLES},
+    ),
+    "evaluation/opd/seed0/4.json": (append_a_space, TABLES),
+    "runs/opd/seed0/state/2/state.json": (
+        Path.unlink, {"train_segment": 2, "evaluate": 2, "collect_run": 1, **TABLES},
+    ),
+    "runs/opd/seed0/metrics.parquet": (Path.unlink, {"collect_run": 1, **TABLES}),
+    "tables/models.csv": (Path.unlink, TABLES),
+    "models/teacher/manifest.json": (Path.touch, {}),  # small inputs are compared by content
+    "runs/opd/seed0/state/2/weights.safetensors": (Path.touch, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_file_reruns_exactly_what_is_made_from_it(copy, name):
+    change, expected = FILES[name]
+    time.sleep(0.01)  # a later time stamp
+    change(copy.path(name))
+    assert copy.planned() == without_config(expected)
+
+
+def test_a_fresh_clone_over_an_existing_results_folder_reruns_nothing(copy):
+    shutil.rmtree(copy.folder / ".snakemake")
+    shutil.rmtree(copy.folder / "logs")
+    assert copy.planned() == {}
+
+
+def test_verify_finds_what_snakemake_cannot_see_without_its_records(copy):
+    """A lost .snakemake folder and a changed parameter: the dry run says nothing, the manifests do."""
+
+    def verify(*arguments):
+        command = [str(Path(sys.executable).with_name("effopd")), "verify", *arguments]
+        return subprocess.run(command, cwd=copy.folder, capture_output=True, text=True)
+
+    shutil.rmtree(copy.folder / ".snakemake")
+    assert verify("--configfile", "config/config.yaml").returncode == 0
+    copy.config["runs"]["opd"]["training"] = {"lr": 2.0e-4}
+    assert copy.planned() == {}
+    found = verify("--configfile", "config/config.yaml")
+    assert found.returncode == 2
+    wrong = {line.split(" ")[0] for line in found.stderr.splitlines() if "would make now" in line}
+    states = {f"results/runs/opd/seed{seed}/state/{step}/state.json" for seed in (0, 1) for step in (1, 2, 4)}
+    evaluations = {f"results/evaluation/opd/seed{seed}/{step}.json" for seed in (0, 1) for step in (1, 2, 4)}
+    assert wrong == states | evaluations
+    for path in wrong:
+        (copy.folder / path).unlink()
+    copy.run()
+    assert verify("--configfile", "config/config.yaml").returncode == 0
+    missing = verify("--configfile", "nothing.yaml")
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: nothing.yaml does not exist.")

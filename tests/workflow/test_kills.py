@@ -1,0 +1,241 @@
+"""Chaos: whatever is killed, and when, one more run finishes with bitwise the results of an undisturbed one.
+
+Each case starts from a finished experiment in which one stage's result was deleted, waits for that stage's job, kills
+at a seeded moment, runs the workflow once more and compares everything.
+"""
+
+import functools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from workflow_runs import Workflow
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill: of `victim`, by `signal`, while `verb` runs, whose `lost` results were deleted before."""
+
+    verb: str
+    lost: str  # globs below results/
+    victim: str  # workflow | group | job | rank | writer
+    signal: signal.Signals
+    within: float = 0.25  # seconds after the job was seen, at most
+
+    def __str__(self) -> str:
+        return f"{self.verb}-{self.victim}-{self.signal.name}"
+
+
+KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+RUN = "runs/effopd/seed0"
+STEP_2 = f"{RUN}/*/step2* {RUN}/*/2"
+SHARED = [
+    Kill("make-data", "*", "job", KILL),
+    Kill("make-data", "*", "group", KILL),
+    Kill("pretrain-model", "models/base/*", "job", KILL, 1.0),
+    Kill("pretrain-model", "models/base/*", "group", INT, 1.0),
+    Kill("train-rl", "models/teacher/*", "job", KILL, 0.5),
+    Kill("select-candidate", f"{RUN}/extrapolation/1/ledger.json", "job", KILL),
+    Kill("select-candidate", f"{RUN}/extrapolation/1/ledger.json", "writer", KILL),
+    Kill("evaluate", "evaluation/effopd/seed0/2.*", "job", TERM),
+    Kill("evaluate", "evaluation/effopd/seed0/2.*", "workflow", KILL),
+    Kill("collect-run", f"{RUN}/metrics.parquet", "group", KILL),
+    Kill("make-tables", "tables/*", "job", KILL),
+    Kill("plot-figure", "figures/*", "group", TERM, 0.5),
+    Kill("write-report", "report.html", "job", KILL),
+]
+CASES = {
+    "colocated": [
+        *SHARED,
+        Kill("train-segment", f"{RUN}/*/*1*", "job", KILL),
+        Kill("train-segment", f"{RUN}/*/*1*", "group", KILL),
+        Kill("train-segment", STEP_2, "group", INT),
+        Kill("train-segment", STEP_2, "workflow", KILL),
+        Kill("train-segment", STEP_2, "writer", KILL),
+        Kill("evaluate-candidates", f"{RUN}/extrapolation/1/*", "job", KILL),
+        Kill("evaluate-candidates", f"{RUN}/extrapolation/2/*", "workflow", INT),
+    ],
+    "staged": [
+        *SHARED,
+        Kill("generate-rollouts", f"{RUN}/*/*1*", "job", KILL),
+        Kill("generate-rollouts", f"{RUN}/rollouts/step2* {RUN}/state/2", "writer", KILL),
+        Kill("generate-rollouts", f"{RUN}/rollouts/step2* {RUN}/state/2", "group", TERM),
+        Kill("score-rollouts", f"{RUN}/rollouts/* {RUN}/scores/* {RUN}/state/*", "job", KILL),
+        Kill("score-rollouts", f"{RUN}/rollouts/* {RUN}/scores/* {RUN}/state/*", "group", KILL),
+        Kill("update-policy", f"{RUN}/state/*", "job", KILL),
+        Kill("update-policy", f"{RUN}/state/*", "workflow", KILL),
+        Kill("update-policy", STEP_2, "writer", KILL),
+        Kill("evaluate-candidate", f"{RUN}/extrapolation/1/*", "job", KILL),
+        Kill("evaluate-candidate", f"{RUN}/extrapolation/*/*", "group", INT),
+    ],
+    "ranks": [
+        Kill("train-rl", "models/teacher/*", "rank", KILL, 4.0),
+        Kill("train-rl", "models/teacher/*", "workflow", TERM, 4.0),
+        Kill("update-policy", f"{RUN}/state/*", "rank", KILL, 4.0),
+        Kill("update-policy", f"{RUN}/state/2/*", "group", INT, 4.0),
+    ],
+}
+
+
+def small(folder: Path, mode: str) -> Workflow:
+    """The tiny experiment cut down to one run of two steps; with `ranks`, staged and two processes a training job."""
+    workflow, ranks = Workflow(folder), 2 if mode == "ranks" else 1
+    config = workflow.config
+    config["models"]["teacher"] |= {"ranks": ranks, "steps": 2}
+    config["training"] |= {"steps": 2, "batch_size": 3, "ranks": ranks}
+    config["runs"] = {"effopd": config["runs"]["effopd"]}
+    config["evaluation"]["baseline"] = "effopd"
+    config["seeds"] = [0]
+    config["execution"] = {"mode": "colocated", "shards": 1} if mode == "colocated" else {"mode": "staged", "shards": 2}
+    return workflow
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Callable[[str], Workflow]:
+    """Undisturbed runs by mode, each made once: the tests do not come sorted by mode."""
+
+    @functools.cache
+    def run(mode: str) -> Workflow:
+        workflow = small(tmp_path_factory.mktemp(mode), mode)
+        workflow.run()
+        return workflow
+
+    return run
+
+
+@pytest.fixture
+def reference(finished, request) -> Workflow:
+    """The undisturbed run of the mode that the test names."""
+    return finished(request.param)
+
+
+def copy_of(reference: Workflow, folder: Path) -> Workflow:
+    subprocess.run(["cp", "-a", str(reference.folder), str(folder)], check=True)
+    return Workflow(folder, reference.config)
+
+
+def jobs_in(folder: Path, verb: str) -> Iterator[int]:
+    """The processes of a verb's jobs that work in a folder."""
+    for process, arguments in processes_in(folder):
+        if verb.encode() in arguments:
+            yield process
+
+
+def processes_in(folder: Path) -> Iterator[tuple[int, list[bytes]]]:
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cwd").readlink() == folder:
+                yield int(entry.name), (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it ended meanwhile, or is somebody else's
+
+
+def rank_in(folder: Path) -> int | None:
+    """The second rank of a training job."""
+    for process, _ in processes_in(folder):
+        try:
+            if b"RANK=1" in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
+                return process
+        except OSError:
+            continue
+    return None
+
+
+def is_writing(folder: Path) -> bool:
+    return next(folder.glob("results/**/.*.part"), None) is not None
+
+
+def strike(kill: Kill, workflow: Workflow, process: subprocess.Popen[str], moments: random.Random) -> bool:
+    """Wait for the job, then kill the victim. Whether it was there."""
+    folder = workflow.folder
+    while process.poll() is None and not next(jobs_in(folder, kill.verb), None):
+        time.sleep(0.005)
+    if kill.victim == "writer":
+        while process.poll() is None and not is_writing(folder):
+            pass
+        os.killpg(process.pid, kill.signal)
+        return is_writing(folder)
+    if kill.victim == "rank":
+        while process.poll() is None and rank_in(folder) is None:
+            time.sleep(0.01)
+    time.sleep(moments.uniform(0, kill.within))
+    if process.poll() is not None:
+        return False
+    if kill.victim == "group":
+        os.killpg(process.pid, kill.signal)
+        return True
+    victim = {
+        "workflow": lambda: process.pid,
+        "job": lambda: next(jobs_in(folder, kill.verb), None),
+        "rank": lambda: rank_in(folder),
+    }[kill.victim]()
+    if victim is None:
+        return False
+    try:
+        os.kill(victim, kill.signal)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def lose(workflow: Workflow, patterns: str) -> None:
+    paths = [path for pattern in patterns.split() for path in workflow.folder.glob(f"results/{pattern}")]
+    assert paths, patterns
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+GROUPS = {"colocated": "kills", "staged": "kills of stages", "ranks": "kills"}  # of tests that share a worker
+KILLS = [
+    pytest.param(mode, kill, id=f"{mode}-{kill}", marks=pytest.mark.xdist_group(GROUPS[mode]))
+    for mode, kills in CASES.items()
+    for kill in kills
+]
+
+
+@pytest.mark.parametrize(("reference", "kill"), KILLS, indirect=["reference"])
+def test_after_a_kill_one_more_run_gives_the_same_bits(reference, tmp_path, kill):
+    moments = random.Random(str(kill))
+    for attempt in range(6):
+        workflow = copy_of(reference, tmp_path / str(attempt))
+        lose(workflow, kill.lost)
+        process = workflow.start()
+        struck = strike(kill, workflow, process, moments)
+        output, _ = process.communicate(timeout=300)
+        if struck:  # else the job was over before the blow fell: again
+            break
+    assert struck, output
+    assert "Traceback" not in output
+    workflow.run()
+    assert workflow.contents() == reference.contents()
+
+
+OUTLIVING = [
+    pytest.param(mode, verb, id=f"{mode}-{verb}", marks=pytest.mark.xdist_group(GROUPS[mode]))
+    for mode, verb in (("ranks", "train-rl"), ("colocated", "train-segment"), ("staged", "update-policy"))
+]
+
+
+@pytest.mark.parametrize(("reference", "verb"), OUTLIVING, indirect=["reference"])
+def test_what_a_job_finished_that_outlived_its_killed_workflow_is_used(reference, tmp_path, verb):
+    """kill -9 of the workflow's process alone; its cold jobs (train-rl has two ranks) go on to their end."""
+    workflow = copy_of(reference, tmp_path / "outlived")
+    workflow.config = {**reference.config, "runtime": {**reference.config["runtime"], "warm": "off"}}
+    lose(workflow, "models/teacher/*" if verb == "train-rl" else STEP_2)
+    process = workflow.start()
+    while next(jobs_in(workflow.folder, verb), None) is None and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    workflow.config = reference.config
+    workflow.run()
+    assert workflow.contents() == reference.contents()
