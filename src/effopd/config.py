@@ -191,6 +191,14 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
             f"`evaluation.baseline` is {config['evaluation']['baseline']!r}, which is no run. "
             f"Name one of: {_listed(list(config['runs']))}."
         )
+    yield from _dynamics_problems(config)
+
+
+def _dynamics_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    for key, word in (("runs", "all"), ("seeds", "all"), ("models", "teachers")):
+        chosen, known = config["dynamics"][key], list(config[key])
+        for unknown in (name for name in chosen if chosen != word and name not in known):
+            yield f"`dynamics.{key}` names {unknown!r}, which is none of {_listed(known)}. Name one of them, or {word}."
 
 
 def _task_problems(task: Mapping[str, Any]) -> Iterator[str]:
