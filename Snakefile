@@ -27,10 +27,11 @@ include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
 
 
-# On a cluster these run where the workflow was started: seconds on a core, no model. `select_candidate` does not,
-# as it reads and writes whole models.
+# On a cluster these run where the workflow was started: seconds on a core, no model; `fetch_model`, as nodes often have
+# no way to the hub. `select_candidate` does not, as it reads and writes whole models.
 localrules:
     all,
+    fetch_model,
     write_config,
     collect_run,
     make_tables,

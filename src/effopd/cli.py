@@ -112,6 +112,14 @@ def tokenize_prompts(spec: dict[str, Any], out: Path, data: Path, model: Path) -
     run(spec, data, model, out)
 
 
+@_stage("fetch-model")
+def fetch_model(spec: dict[str, Any], out: Path) -> None:
+    """Fetch a pretrained model from the hub, or link one from a local folder."""
+    from effopd.stages.fetch_model import fetch_model as run
+
+    run(spec, out)
+
+
 @_stage("pretrain-model", _DATA, computes=True)
 def pretrain_model(spec: dict[str, Any], out: Path, data: Path, device: str, threads: int) -> None:
     """Train a base model from scratch."""

@@ -6,6 +6,7 @@ import copy
 import difflib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
@@ -238,6 +239,9 @@ def _split_rows(task: Mapping[str, Any], split: str) -> tuple[str, int | None]:
 def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
     models = config["models"]
     for name, model in models.items():
+        if model["kind"] == "pretrained":
+            yield from _pretrained_problems(f"models.{name}", model)
+            continue
         if model["kind"] == "pretrain":
             if model["batch_size"] < model["ranks"]:
                 yield f"`models.{name}.ranks` is {model['ranks']}, more than the sequences of a step. Lower it."
@@ -255,7 +259,32 @@ def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
             if origin in seen:
                 yield f"`models.{name}.init` leads back to itself ({' -> '.join([*seen, origin])}). Break the circle."
                 return
+            if models[origin].get("trust_remote_code"):
+                yield (
+                    f"`models.{name}.init` is {origin!r}, whose code is its own: what is trained from it could not be "
+                    "saved with it. Train it elsewhere, and name the folder."
+                )
             seen.append(origin)
+
+
+def _pretrained_problems(place: str, model: Mapping[str, Any]) -> Iterator[str]:
+    revision = model.get("revision")
+    if is_local(model["path"]):
+        if revision is not None:
+            yield f"`{place}.revision`: a local folder has none. Remove it."
+        return
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model["path"]):
+        yield (
+            f"`{place}.path` is {model['path']!r}, neither a model of the hub (`owner/name`) nor a local folder. Write "
+            "a folder with ./ in front."
+        )
+    if revision is None:
+        yield (
+            f"`{place}.revision` is missing: the model {model['path']} of the hub can change. Add the commit, or write "
+            "a local folder with ./ in front."
+        )
+    elif not re.fullmatch(r"[0-9a-f]{40}", revision):
+        yield f"`{place}.revision` is {revision!r}, which can move. Write the commit, 40 hexadecimal digits."
 
 
 def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, Any]) -> Iterator[str]:

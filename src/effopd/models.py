@@ -10,10 +10,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
-from effopd.runtime.artifacts import atomic_path
+from effopd.runtime.artifacts import atomic_path, read_json
 from effopd.runtime.errors import ArtifactError
 
 Weights = dict[str, torch.Tensor]
@@ -27,15 +34,16 @@ def _quiet_transformers() -> Any:
     yield
 
 
-def load_model(folder: str | Path, device: torch.device) -> PreTrainedModel:
-    """A causal language model from a local folder of safetensors, in float32, in evaluation mode.
+def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model from a local folder of safetensors, in evaluation mode, whatever type the files have.
 
-    Code that comes with a checkpoint is never run. Raises ArtifactError where the folder is not such a model.
+    Code that comes with a checkpoint is run only where its manifest says that the configuration trusts it. Raises
+    ArtifactError where the folder is not such a model.
     """
     with _quiet_transformers():
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+                str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=_trusts(folder)
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise ArtifactError(f"{folder} is not a loadable Hugging Face model: {error}") from error
@@ -43,22 +51,54 @@ def load_model(folder: str | Path, device: torch.device) -> PreTrainedModel:
     return model.eval()
 
 
+def load_frozen(folder: Path, device: torch.device) -> PreTrainedModel:
+    """A model of the workflow that is not trained further, such as a teacher, held as its `dtype` in `models` says."""
+    return load_model(folder, device, getattr(torch, _section(folder).get("dtype", "float32")))
+
+
+def model_config(folder: str | Path, trust: bool | None = None) -> PretrainedConfig:
+    """The architecture of a model folder. Raises ArtifactError where transformers does not know it."""
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=_trusts(folder) if trust is None else trust
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(
+            f"{folder} is not a model that transformers knows: {' '.join(str(error).split())}"
+        ) from error
+    return config
+
+
 def model_with(folder: str | Path, weights: Mapping[str, torch.Tensor], device: torch.device) -> PreTrainedModel:
     """The architecture of a model folder with other weights, whose own weight files are then not read.
 
     Raises ArtifactError where the weights are not of this architecture.
     """
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    config = model_config(folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=_trusts(folder))
     load_weights_into(model, weights)
     model = model.to(device)
     return model.eval()
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: str | Path, trust: bool | None = None) -> PreTrainedTokenizerFast:
     with _quiet_transformers():
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=_trusts(folder) if trust is None else trust
+        )
     return tokenizer
+
+
+def _trusts(folder: str | Path) -> bool:
+    """Whether the configuration trusts the code that comes with a model of the workflow."""
+    return bool(_section(folder).get("trust_remote_code", False))
+
+
+def _section(folder: str | Path) -> dict[str, Any]:
+    """What the configuration said of the model in a folder of the workflow; nothing of other folders."""
+    path = Path(folder) / "manifest.json"
+    section: dict[str, Any] = read_json(path)["spec"].get("model", {}) if path.is_file() else {}
+    return section
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
@@ -78,6 +118,11 @@ def save_model(model: PreTrainedModel, weights: Weights, tokenizer: PreTrainedTo
     with _quiet_transformers():
         model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
+
+
+def weights_in(model: torch.nn.Module) -> Weights:
+    """The trainable parameters by name, not copied; tied parameters once."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def weights_of(model: torch.nn.Module) -> Weights:

@@ -15,6 +15,7 @@ import yaml
 
 from effopd.config import complete, merged, run_settings
 from effopd.extrapolation.schedule import powers_of_two, trigger_steps
+from effopd.pretrained import local_model_files
 from effopd.runtime.errors import ConfigError
 from effopd.runtime.fingerprints import canonical_json, code_digest
 from effopd.tasks.base import task_module
@@ -121,7 +122,13 @@ class Plan:
         return self.config["models"][name].get("init")
 
     def model_stage(self, name: str) -> str:
-        return {"pretrain": "pretrain_model", "grpo": "train_rl"}[self.config["models"][name]["kind"]]
+        stages = {"pretrain": "pretrain_model", "grpo": "train_rl", "pretrained": "fetch_model"}
+        return stages[self.config["models"][name]["kind"]]
+
+    def model_files(self, name: str) -> list[str]:
+        """The local files that a model is. Raises ConfigError where its folder is none of a model."""
+        model = self.config["models"][name]
+        return [str(path) for path in local_model_files(model)] if model["kind"] == "pretrained" else []
 
     def longest_chain(self) -> int:
         """The jobs that one run's last state is made by, one after the other: at most four a step."""
@@ -164,6 +171,9 @@ class Plan:
         return {"model": self.config["models"][model], "task": self._verifier()}
 
     _train_rl = _pretrain_model
+
+    def _fetch_model(self, model: str) -> dict[str, Any]:
+        return {"model": self.config["models"][model]}
 
     def _segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
         """What the artifacts of a step have in common with the others of its segment."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from effopd.models import Weights, load_tensors, save_tensors
+import torch
+
+from effopd.models import Weights, load_model, load_tensors, save_tensors, weights_in
 from effopd.runtime.artifacts import Manifest, read_manifest
 from effopd.runtime.errors import ArtifactError
 from effopd.trainer import OptimizerState
@@ -52,8 +54,9 @@ class Point:
         """The weights before any extrapolation at this step."""
         if self.manifest.kind == "state":
             return load_tensors(self.manifest.file(WEIGHTS))
-        shards = [name for name in self.manifest.files if name.startswith("model") and name.endswith(".safetensors")]
-        return {name: tensor for shard in shards for name, tensor in load_tensors(self.manifest.file(shard)).items()}
+        for name in self.manifest.files:
+            self.manifest.file(name)  # whole, or an error that says what to do
+        return weights_in(load_model(self.manifest.path.parent, torch.device("cpu")))
 
     def weights(self) -> Weights:
         """The weights from which training goes on: the accepted candidate's, or the raw ones."""

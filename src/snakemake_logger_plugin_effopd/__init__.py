@@ -25,6 +25,7 @@ SHOWN = 4  # running jobs that a heartbeat names
 DOING = {
     "make_data": "data:",
     "tokenize_prompts": "prompts of {model}:",
+    "fetch_model": "{model}:",
     "pretrain_model": "{model}:",
     "train_rl": "{model}:",
     "train_segment": "{run} seed {seed}:",
@@ -48,6 +49,7 @@ ACCOUNTS = ("No SLURM account given", "No account was given", "Unable to guess S
 # Rules whose result is worth a line of its own.
 MILESTONES = {
     "make_data": "data",
+    "fetch_model": "{model}",
     "pretrain_model": "{model}",
     "train_rl": "{model}",
     "evaluate_model": "{model}",

@@ -47,12 +47,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_family(family: str, seed: int) -> PreTrainedModel:
+def make_family(family: str, seed: int, vocabulary: int = 24) -> PreTrainedModel:
     """A random two-layer model of one of FAMILIES, each with its own kinds of parameters and names."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         family,
-        vocab_size=24,
+        vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,

@@ -12,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 try:
     PLAN = Plan(config)
     DATA_FILES = PLAN.data_files()
+    MODEL_FILES = {model: PLAN.model_files(model) for model in PLAN.config["models"]}
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -139,6 +140,11 @@ def names_of(stage):
     """A regular expression of the models that a stage makes; one that matches nothing where there are none."""
     names = [name for name in PLAN.config["models"] if PLAN.model_stage(name) == stage]
     return "|".join(names) or "(?!)"
+
+
+def model_files_of(wildcards):
+    """An input function: the local files that a pretrained model is; none for one of the hub."""
+    return MODEL_FILES[wildcards.model]
 
 
 def parent_of(wildcards):

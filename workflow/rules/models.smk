@@ -1,4 +1,22 @@
-# Models. In: data, prompts. Out: Hugging Face folders with a manifest (results/models/<name>/).
+# Models. In: data, prompts, the hub or local folders. Out: Hugging Face folders with a manifest
+# (results/models/<name>/).
+
+
+rule fetch_model:
+    input:
+        files=model_files_of,
+    output:
+        manifest=MODEL,
+    log:
+        "logs/fetch_model/{model}.log",
+    wildcard_constraints:
+        model=names_of("fetch_model"),
+    conda:
+        "../../envs/effopd.yaml"
+    params:
+        spec=spec("fetch_model"),
+    shell:
+        "effopd fetch-model --spec {params.spec:q} --out {output.manifest} 2> {log}"
 
 
 rule pretrain_model:

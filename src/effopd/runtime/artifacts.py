@@ -170,25 +170,29 @@ def write_manifest(
     spec: Mapping[str, Any],
     parents: Mapping[str, str],
     files: Mapping[str, Path] | None = None,
+    sha256: Mapping[str, str] | None = None,
     result: Mapping[str, Any] | None = None,
     cost: Sequence[Mapping[str, Any]] = (),
     started: float,
 ) -> Manifest:
     """Write the manifest of an artifact whose files are complete: last, and atomically.
 
-    `files` maps names to paths in the manifest's folder; `started` is the `time.time()` at which the stage began;
-    `cost` are rows of the cost ledger. Wall times and host facts go under `recorded`: nothing else in a manifest
-    differs between two runs of one plan. What was deleted of an earlier artifact here is forgotten.
+    `files` maps names to paths in the manifest's folder; `sha256` are digests of theirs that are known already;
+    `started` is the `time.time()` at which the stage began; `cost` are rows of the cost ledger. Wall times and host
+    facts go under `recorded`: nothing else in a manifest differs between two runs of one plan. What was deleted of an
+    earlier artifact here is forgotten.
     """
     path = Path(path)
     path.with_suffix(PRUNED).unlink(missing_ok=True)
+    known = sha256 or {}
     entry: dict[str, Any] = {
         "kind": kind,
         "fingerprint": fingerprint_of(kind, spec, parents),
         "spec": dict(spec),
         "parents": dict(parents),
         "files": {
-            name: {"size": file.stat().st_size, "sha256": file_sha256(file)} for name, file in (files or {}).items()
+            name: {"size": file.stat().st_size, "sha256": known.get(name) or file_sha256(file)}
+            for name, file in (files or {}).items()
         },
         "result": dict(result or {}),
         "recorded": {

@@ -12,7 +12,7 @@ import torch
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.evaluation import measure
-from effopd.models import load_model, load_tokenizer, model_with
+from effopd.models import load_frozen, load_tokenizer, model_with
 from effopd.prompts import load_prompts
 from effopd.randomness import seed_of
 from effopd.runtime.artifacts import atomic_path, read_manifest, write_manifest
@@ -55,7 +55,7 @@ def evaluate(
         Sampling(settings["temperature"], settings["max_new_tokens"]),
         rows,
         student=model,
-        teacher=load_model(teacher.parent, device),
+        teacher=load_frozen(teacher.parent, device),
         batch_size=settings["batch_size"],
     )
     items = out.with_suffix(".items.parquet")

@@ -14,7 +14,7 @@ from effopd.engines.transformers_engine import TransformersEngine
 from effopd.evaluation import measure
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
 from effopd.extrapolation.search import search
-from effopd.models import Weights, load_model, load_tokenizer
+from effopd.models import Weights, load_frozen, load_model, load_tokenizer
 from effopd.prompts import Prompts, load_prompts
 from effopd.randomness import generator, seed_of
 from effopd.runtime.artifacts import read_manifest, write_manifest
@@ -161,7 +161,7 @@ class _Gate:
         self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(student.parent)
         self.prompts = source.select(self.rows)
         self.model = load_model(student.parent, device)
-        self.teacher = load_model(teacher.parent, device) if self.settings["metric"] == "reverse_kl" else None
+        self.teacher = load_frozen(teacher.parent, device) if self.settings["metric"] == "reverse_kl" else None
         self.engine = TransformersEngine.of(self.model, self.tokenizer, len(self.rows))
 
     def score(self, weights: Weights, coefficient: float) -> float:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd import distillation
 from effopd.engines.transformers_engine import TransformersEngine
-from effopd.models import load_model, load_tokenizer, load_weights_into, model_with, special_ids, weights_of
+from effopd.models import load_frozen, load_tokenizer, load_weights_into, model_with, special_ids, weights_of
 from effopd.prompts import load_tokens
 from effopd.rollouts import Rollouts
 from effopd.runtime.artifacts import Manifest, atomic_path, fingerprint_of, read_manifest, release, write_manifest
@@ -103,7 +103,7 @@ class _Student:
 
 
 def _teacher(training: dict[str, Any], teacher: Manifest, pad_id: int, device: torch.device) -> LocalTeacher:
-    return LocalTeacher(load_model(teacher.path.parent, device), pad_id=pad_id, batch_size=training["batch_size"])
+    return LocalTeacher(load_frozen(teacher.path.parent, device), pad_id=pad_id, batch_size=training["batch_size"])
 
 
 def _at(point: Point, state: Path, step: int) -> None:

@@ -1,0 +1,135 @@
+"""Pretrained models: from the hub or a local folder, by links, so that no weights are copied."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from pathlib import Path
+from typing import Any
+
+from effopd.dynamics.checkpoints import Checkpoint
+from effopd.models import load_tokenizer, model_config, special_ids
+from effopd.pretrained import ATTEMPTS, FIRST_PAUSE_SECONDS, local_model_files, patterns
+from effopd.runtime.artifacts import read_json, write_json, write_manifest
+from effopd.runtime.errors import ArtifactError, UserError
+from effopd.runtime.fingerprints import file_sha256
+from effopd.runtime.progress import say
+
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
+DIGESTS = ".digests.json"  # of files already read, so that the next run need not read them again
+
+
+def fetch_model(spec: dict[str, Any], out: Path) -> None:
+    """Link the files of spec["model"] into the folder of the manifest `out`, whose fingerprint holds their contents.
+
+    A model of the hub is downloaded to the hub's own cache (HF_HOME), where other projects find it too. Raises
+    UserError where it cannot be had, or is no model that can be used.
+    """
+    started = time.time()
+    model, folder = spec["model"], out.parent
+    sources = local_model_files(model) or _hub_files(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        if old.is_symlink():
+            old.unlink()
+    for source in sources:
+        (folder / source.name).symlink_to(source.absolute())
+    links = {source.name: folder / source.name for source in sources}
+    facts = _facts(model, folder)
+    digests = _digests(links, folder / DIGESTS)
+    write_manifest(
+        out,
+        kind="model",
+        spec={**spec, "files": digests},  # two contents of one path are two models
+        parents={},
+        files=links,
+        sha256=digests,
+        result=facts,
+        started=started,
+    )
+    size = sum(path.stat().st_size for path in links.values())
+    say(f"done: {facts['parameters']:,} parameters, {size / 1e9:.2f} GB in {len(links)} files")
+
+
+def _hub_files(model: dict[str, Any]) -> list[Path]:
+    """Download a model of the hub. Raises UserError, with the remedy, where that fails."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    name, revision = model["path"], model["revision"]
+    what = f"the model {name} at revision {revision}"
+    for attempt in range(ATTEMPTS):
+        try:
+            found = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns(model))))
+            break
+        except GatedRepoError:
+            raise UserError(
+                f"{what} is gated. Accept its terms at https://huggingface.co/{name}, then log in (`hf auth login`) or "
+                "set HF_TOKEN."
+            ) from None
+        except RepositoryNotFoundError:
+            raise UserError(
+                f"{what} is not on the hub, or is private. Correct its `path` in `models`, or set HF_TOKEN."
+            ) from None
+        except RevisionNotFoundError:
+            raise UserError(f"{what} is not on the hub: {name} has no such commit. Correct its `revision`.") from None
+        except Exception as error:  # of the hub's client, of its HTTP library, or of the disk
+            if attempt + 1 == ATTEMPTS or constants.is_offline_mode():
+                raise UserError(
+                    f"{what} can be neither downloaded nor found in the cache ({_one_line(error)}). Check the "
+                    "connection and run again: what was downloaded is kept. Without one, copy the model here and give "
+                    "its folder as `path`."
+                ) from error
+            say(f"downloading {name}: {_one_line(error)}; trying again")
+            time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
+    files = sorted(path for path in found.iterdir() if path.is_file())
+    if not fnmatch.filter([path.name for path in files], "model*.safetensors"):
+        raise UserError(
+            f"{what} has no safetensors. Pickled weights are not read, since they may run code: take a revision that "
+            "has them, or convert the model and give its folder as `path`."
+        )
+    return [path for path in files if any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns(model))]
+
+
+def _facts(model: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a model is, from its files' headers. Raises UserError where it could not be used later on."""
+    checkpoint = Checkpoint.open(folder)
+    names = [path.name for path in folder.iterdir()]
+    if not any(fnmatch.filter(names, pattern) for pattern in VOCABULARIES):  # transformers would make up an empty one
+        raise ArtifactError(f"{model['path']} has no tokenizer ({' or '.join(VOCABULARIES)}). Save one with the model.")
+    config = model_config(folder, trust=model["trust_remote_code"])
+    try:
+        tokenizer = load_tokenizer(folder, trust=model["trust_remote_code"])
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{model['path']} has no usable tokenizer ({_one_line(error)}).") from error
+    special_ids(tokenizer)
+    sizes = {name: _product(stored.shape) for name, stored in checkpoint.tensors.items()}
+    dtypes = sorted({stored.dtype for stored in checkpoint.tensors.values()})
+    return {"parameters": sum(sizes.values()), "stored_as": dtypes, "architecture": config.model_type}
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    count = 1
+    for extent in shape:
+        count *= extent
+    return count
+
+
+def _digests(files: dict[str, Path], kept: Path) -> dict[str, str]:
+    """The sha256 of files; those that have neither moved nor changed since `kept` was written are not read again."""
+    try:
+        known = read_json(kept)
+    except ArtifactError:
+        known = {}
+    entries: dict[str, list[Any]] = {}
+    for name, file in files.items():
+        status = file.stat()
+        state = [str(file.resolve()), status.st_size, status.st_mtime_ns]
+        before = known.get(name)
+        entries[name] = [*state, before[3] if before and before[:3] == state else file_sha256(file)]
+        write_json(kept, {**known, **entries})  # after each: hashing tens of gigabytes takes minutes
+    return {name: entry[3] for name, entry in entries.items()}
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
