@@ -298,6 +298,36 @@ def analyze(base: Path, trained: tuple[str, ...], out: Path, tolerance: float, d
     click.echo(f"wrote {', '.join(f'{name}.parquet' for name in tables)} to {out}")
 
 
+@main.command("extrapolate")
+@_path("anchor", "The checkpoint from which the update is measured: a folder of safetensors.")
+@_path("current", "The checkpoint to extrapolate from, of the same model.")
+@click.option("--coefficient", type=float, required=True, help="Multiple of the update to add.")
+@_path("out", "The folder to write.")
+@click.option(
+    "--parameters",
+    default="attention_mlp",
+    show_default=True,
+    help="Which move: attention_mlp (as in the paper's code), all, or a regular expression searched for in names.",
+)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Store in this type; default: as --current."
+)
+def extrapolate(dtype: str | None, **arguments: Any) -> None:
+    """Write the checkpoint current + coefficient * (current - anchor), streamed from file to file."""
+    import torch
+
+    from effopd.extrapolation.files import extrapolate_folder
+    from effopd.runtime.text import size_text
+
+    torch.set_num_threads(1)
+    summary = extrapolate_folder(dtype=getattr(torch, dtype) if dtype else None, **arguments)
+    for warning in summary.warnings():
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(
+        f"wrote {arguments['out']}: {size_text(summary.bytes)}, {summary.moved} of {summary.tensors} tensors moved"
+    )
+
+
 @main.command("describe-config")
 def describe_config() -> None:
     """Print the configuration's parameters as a Markdown table."""

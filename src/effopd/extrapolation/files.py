@@ -1,0 +1,249 @@
+"""Candidates from checkpoint folders: current + c * (current - anchor), streamed, never a whole model in memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from effopd.dynamics.checkpoints import HEAD, INDEX, Checkpoint, parameter_place, shared_parameters
+from effopd.extrapolation.candidates import moving_parameters
+from effopd.extrapolation.tensor_files import NAMES, TYPES, Entry, Layout, Reader, bytes_of
+from effopd.runtime.errors import UserError
+from effopd.runtime.locks import LOCK, exclusive
+from effopd.runtime.progress import Progress
+
+BLOCK_ELEMENTS = 2**18  # worked on at a time: what fits a core's cache
+COPIED = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")  # configuration, tokenizer, generation
+NOT_COPIED = ("trainer_state.json", INDEX)
+ROUNDED_AWAY = 0.5  # share of a step above which rounding deserves a warning
+
+
+@dataclass
+class Summary:
+    """What was written, and what 16 bits did to it."""
+
+    tensors: int = 0
+    moved: int = 0
+    bytes: int = 0
+    elements: int = 0  # moving ones that are stored in 16 bits, in a checkpoint or in the result
+    alike: int = 0  # of those: the same in both checkpoints
+    step: float = 0.0  # squared norm of coefficient * (current - anchor) over them
+    lost: float = 0.0  # squared norm of what storing the result in 16 bits took away
+
+    def warnings(self) -> Iterator[str]:
+        """What rounding did that a user should know, with the remedy."""
+        if self.lost > self.step * ROUNDED_AWAY**2:
+            share = math.sqrt(self.lost / self.step) if self.step else math.inf
+            yield f"storing in 16 bits rounds away {share:.0%} of the step (by norm). --dtype float32 keeps it."
+        if self.alike > self.elements * ROUNDED_AWAY:
+            yield (
+                f"{self.alike / self.elements:.0%} of the moving weights are the same in both checkpoints: most of the "
+                "update was rounded away when they were saved in 16 bits. Save float32 master weights and extrapolate "
+                "those."
+            )
+
+
+def extrapolate_folder(
+    anchor: Path,
+    current: Path,
+    coefficient: float,
+    out: Path,
+    *,
+    parameters: str = "attention_mlp",
+    dtype: torch.dtype | None = None,
+) -> Summary:
+    """Write the candidate current + coefficient * (current - anchor) as the checkpoint folder `out`.
+
+    `anchor` and `current` are folders of safetensors, whole or in shards, or single files; `parameters` is what
+    `candidates.moving_parameters` knows. Each operation rounds once to float32, as in `candidates.candidate`, whatever
+    the tensors are stored in; the result is stored as `current` is, or in `dtype`. `out` gets the files of `current`,
+    configuration and tokenizer among them, and appears when it is complete. Raises UserError where an input cannot be
+    read, the architectures differ, a result is not finite, or `out` exists.
+    """
+    _check_arguments(anchor, current, coefficient, out)
+    before, after = Checkpoint.open(anchor), Checkpoint.open(current)
+    _check_alike(before, after)
+    layouts = [Layout.of(file) for file in sorted({stored.file for stored in after.tensors.values()})]
+    names = [entry.name for layout in layouts for entry in layout.entries]
+    moving = _moving(after, names, parameters)
+    with _complete_folder(out) as folder, closing(Reader()) as reader:
+        stream = _Stream(before, reader, coefficient, moving)
+        progress = Progress("extrapolating: tensor", len(names))
+        for layout in layouts:
+            stored = {e.name: NAMES[dtype] for e in layout.entries if dtype and e.name in after.tensors}
+            target = layout.stored_as(folder / layout.file.name, stored)
+            with target.file.open("wb", buffering=0) as handle:
+                handle.write(target.header())
+                for source, entry in zip(layout.entries, target.entries, strict=True):
+                    for block in stream.blocks(layout.file, source, entry.dtype):
+                        _write(handle.fileno(), block)
+                    progress.update(stream.summary.tensors, gigabytes=(stream.summary.bytes + handle.tell()) / 1e9)
+                stream.summary.bytes += handle.tell()
+                os.fsync(handle.fileno())
+        if current.is_dir():
+            _copy_the_rest(current, folder, layouts, dtype, stream.summary.bytes)
+    return stream.summary
+
+
+class _Stream:
+    """The candidate's tensors, block by block, in memory that is used again and again."""
+
+    def __init__(self, anchor: Checkpoint, reader: Reader, coefficient: float, moving: Mapping[str, str]) -> None:
+        self.reader, self.coefficient, self.moving = reader, coefficient, moving
+        self.anchor = {
+            stored.file: {entry.name: entry for entry in Layout.of(stored.file).entries}
+            for stored in anchor.tensors.values()
+        }
+        self.files = {name: stored.file for name, stored in anchor.tensors.items()}
+        self.summary = Summary()
+        self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    def blocks(self, file: Path, entry: Entry, stored_as: str) -> Iterator[torch.Tensor]:
+        """The candidate of one tensor of `file`, to be written in the type `stored_as`. Each block is valid until the
+        next is asked for."""
+        self.summary.tensors += 1
+        if entry.name in self.moving:
+            self.summary.moved += 1
+            yield from self._moved(file, entry, stored_as)
+        elif entry.dtype == stored_as:
+            yield from self._read("current", file, entry.start, entry.size, torch.uint8)
+        else:
+            for block in self._read("current", file, entry.start, entry.elements, TYPES[entry.dtype]):
+                yield self._converted("stored", block, TYPES[stored_as])
+
+    def _moved(self, file: Path, entry: Entry, stored_as: str) -> Iterator[torch.Tensor]:
+        name = self.moving[entry.name]
+        other = self.anchor[self.files[name]][name]
+        sixteen = any(TYPES[dtype].itemsize == 2 for dtype in (entry.dtype, other.dtype, stored_as))
+        current = self._read("current", file, entry.start, entry.elements, TYPES[entry.dtype])
+        anchor = self._read("anchor", self.files[name], other.start, other.elements, TYPES[other.dtype])
+        for now, then in zip(current, anchor, strict=True):
+            weights, step = self._converted("weights", now, torch.float32), self._converted("step", then, torch.float32)
+            torch.sub(weights, step, out=step)
+            if sixteen:
+                self.summary.elements += step.numel()
+                self.summary.alike += step.numel() - int(step.count_nonzero())
+            step.mul_(self.coefficient)
+            result = weights.add_(step)
+            if not math.isfinite(result.sum().item()) and not result.isfinite().all():
+                raise UserError(
+                    f"{entry.name} gets values that are not finite with coefficient {self.coefficient:g}. "
+                    "Check both checkpoints, or lower the coefficient."
+                )
+            stored = self._converted("stored", result, TYPES[stored_as])
+            if sixteen:
+                self.summary.step += step.dot(step).item()
+                if stored is not result:
+                    lost = result.sub_(stored)
+                    self.summary.lost += lost.dot(lost).item()
+            yield stored
+
+    def _read(self, role: str, file: Path, start: int, elements: int, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        size = BLOCK_ELEMENTS * (4 if dtype == torch.uint8 else 1)
+        for first in range(0, elements, size):
+            block = self._memory(role, dtype, size)[: min(size, elements - first)]
+            yield self.reader.read(file, start + first * dtype.itemsize, block)
+
+    def _converted(self, role: str, block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The block in another type, in memory of its own; itself where it has that type."""
+        if block.dtype == dtype:
+            return block
+        return self._memory(role, dtype, BLOCK_ELEMENTS)[: block.numel()].copy_(block)
+
+    def _memory(self, role: str, dtype: torch.dtype, size: int) -> torch.Tensor:
+        if (role, dtype) not in self._buffers:
+            self._buffers[role, dtype] = torch.empty(size, dtype=dtype)
+        return self._buffers[role, dtype]
+
+
+def _write(handle: int, block: torch.Tensor) -> None:
+    view = bytes_of(block)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def _check_arguments(anchor: Path, current: Path, coefficient: float, out: Path) -> None:
+    if not abs(coefficient) <= torch.finfo(torch.float32).max:
+        raise UserError(f"--coefficient is {coefficient}. Give a number, such as 2.")
+    for name, path in (("anchor", anchor), ("current", current)):
+        if not path.exists():
+            raise UserError(f"--{name}: {path} does not exist. Give a checkpoint folder.")
+    if anchor.resolve() == current.resolve():
+        raise UserError(f"--anchor and --current are the same ({current}): there is no update to extrapolate.")
+    if out.exists():
+        raise UserError(f"--out: {out} exists already. Choose another folder, or delete it.")
+
+
+def _check_alike(anchor: Checkpoint, current: Checkpoint) -> None:
+    """Raise UserError, naming the parameters, unless both are checkpoints of one architecture."""
+    for parameter in shared_parameters([anchor, current]):
+        for checkpoint in (anchor, current):
+            shape = checkpoint.tensors[checkpoint.locate(parameter.name) or parameter.name].shape
+            if shape != parameter.shape:  # comparisons leave out rows that pad a vocabulary; a model needs them
+                raise UserError(
+                    f"{parameter.name} is {shape} in {checkpoint.path}, and shorter in the other checkpoint. "
+                    "Extrapolate checkpoints of one training run."
+                )
+
+
+def _moving(current: Checkpoint, names: list[str], which: str) -> dict[str, str]:
+    """The tensors of the files of `current` that move, each with the name of its parameter.
+
+    Some files store a tied head beside the embedding: it moves with it.
+    """
+    try:
+        moving = {name: name for name in moving_parameters(current.tensors, which)}
+    except ValueError as error:
+        raise UserError(f"--parameters: {error}.") from None
+    embedding = next((name for name in moving if parameter_place(name)[1] == "embedding"), None)
+    if HEAD in names and HEAD not in current.tensors and embedding:
+        moving[HEAD] = embedding
+    return moving
+
+
+@contextmanager
+def _complete_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` that becomes `out` when the block succeeds; what a killed run left is cleared."""
+    folder = out.absolute().with_name(f".{out.name}.part")
+    with exclusive(folder):
+        for left in folder.iterdir():
+            if left.name != LOCK:
+                left.unlink()
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        (folder / LOCK).unlink()
+        if out.exists():
+            raise UserError(f"--out: {out} has appeared meanwhile. What was computed is in {folder}.")
+        folder.rename(out)
+
+
+def _copy_the_rest(source: Path, folder: Path, layouts: list[Layout], dtype: torch.dtype | None, size: int) -> None:
+    """Configuration, tokenizer and generation files, and the index of shards."""
+    for file in source.iterdir():
+        if file.is_file() and file.suffix in COPIED and file.name not in NOT_COPIED:
+            shutil.copy(file, folder)
+    if (source / INDEX).is_file():
+        index = json.loads((source / INDEX).read_text(encoding="utf-8"))
+        index.setdefault("metadata", {})["total_size"] = size
+        _write_json(folder / INDEX, index)
+    config = folder / "config.json"
+    if dtype and config.is_file():
+        entry: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+        entry.pop("torch_dtype", None)
+        _write_json(config, {**entry, "dtype": str(dtype).removeprefix("torch.")})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
