@@ -11,6 +11,7 @@ configfile: "config/config.yaml"
 wildcard_constraints:
     model=r"[a-z][a-z0-9_]*",
     run=r"[a-z][a-z0-9_]*",
+    pair=r"[a-z][a-z0-9_]*-[a-z][a-z0-9_]*-[0-9a-f]{8}",
     seed=r"\d+",
     step=r"\d+",
     part=r"(\.shard\d+of\d+)?",
@@ -21,6 +22,7 @@ wildcard_constraints:
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"
+include: "workflow/rules/preflight.smk"
 include: f"workflow/rules/{PLAN.config['execution']['mode']}.smk"
 include: "workflow/rules/extrapolation.smk"
 include: "workflow/rules/evaluation.smk"

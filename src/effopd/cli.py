@@ -18,7 +18,7 @@ import click
 
 from effopd import __version__
 from effopd.cli_results import COMMANDS, PATH
-from effopd.runtime.errors import UserError, describe_os_error
+from effopd.runtime.errors import PreflightError, UserError, describe_os_error
 
 
 class _Spec(click.ParamType):
@@ -134,6 +134,14 @@ def train_rl(spec: dict[str, Any], out: Path, prompts: Path, init: Path, device:
     from effopd.stages.train_rl import train_rl as run
 
     run(spec, prompts, init, out, _device(device, threads))
+
+
+@_stage("preflight", _STUDENT, _TEACHER, _PROMPTS, computes=True)
+def preflight(device: str, threads: int, **arguments: Any) -> None:
+    """Check a student and a teacher before they are trained; what fails is said, a line each."""
+    from effopd.stages.preflight import preflight as run
+
+    run(device=_device(device, threads), **arguments)
 
 
 @_stage(
@@ -351,6 +359,9 @@ def run_verb(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         print("error: interrupted", file=sys.stderr)
         return 130
+    except PreflightError as error:
+        print("\n".join(f"error: {found}" for found in str(error).splitlines()), file=sys.stderr)
+        return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ from effopd.config import complete, merged, run_settings
 from effopd.extrapolation.schedule import powers_of_two, trigger_steps
 from effopd.pretrained import local_model_files
 from effopd.runtime.errors import ConfigError
-from effopd.runtime.fingerprints import canonical_json, code_digest
+from effopd.runtime.fingerprints import canonical_json, code_digest, digest
 from effopd.tasks.base import task_module
 from effopd.tasks.sources import local_files
 
@@ -30,6 +30,8 @@ MODULES = {
     "update_policy": "segments",
     "evaluate_candidate": "evaluate_candidates",
 }
+# What of `training` the checks of a student and a teacher depend on.
+PREFLIGHT = ("student", "teacher", "batch_size", "max_new_tokens", "temperature")
 TABLES = ("models", "evaluation", "extrapolation", "speedup", "summary")
 
 
@@ -134,6 +136,21 @@ class Plan:
         """The jobs that one run's last state is made by, one after the other: at most four a step."""
         return max(4 * settings["training"]["steps"] for settings in self.runs.values())
 
+    def preflight(self, run: str) -> str:
+        """The name of the checks that a run's student and teacher must pass: runs with the same settings share them."""
+        settings = self._preflight_settings(run)
+        return f"{settings['student']}-{settings['teacher']}-{digest(settings)[:8]}"
+
+    def _preflight_settings(self, run: str) -> dict[str, Any]:
+        return {key: self.runs[run]["training"][key] for key in PREFLIGHT}
+
+    def preflights(self) -> dict[str, list[str]]:
+        """All checks by name, with the runs that depend on them."""
+        found: dict[str, list[str]] = {}
+        for run in self.runs:
+            found.setdefault(self.preflight(run), []).append(run)
+        return found
+
     def points(self) -> list[tuple[str, int, int]]:
         """(run, seed, step) of every state that is evaluated."""
         return [
@@ -174,6 +191,16 @@ class Plan:
 
     def _fetch_model(self, model: str) -> dict[str, Any]:
         return {"model": self.config["models"][model]}
+
+    def _preflight(self, pair: str) -> dict[str, Any]:
+        runs = self.preflights()[pair]
+        return {
+            "preflight": self.config["preflight"],
+            "training": self._preflight_settings(runs[0]),
+            "prompt": self.config["task"].get("prompt"),
+            "task": self._verifier(),
+            "states": [[run, seed, step] for run, seed, step in self.points() if run in runs],
+        }
 
     def _segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
         """What the artifacts of a step have in common with the others of its segment."""
@@ -271,7 +298,12 @@ class Plan:
         return {"config": self.resolved_config()}
 
     def _write_report(self) -> dict[str, Any]:
-        return {"config": self.resolved_config(), "runs": list(self.runs), "template": _template_digest()}
+        return {
+            "config": self.resolved_config(),
+            "runs": list(self.runs),
+            "preflights": self.preflights(),
+            "template": _template_digest(),
+        }
 
     def _verifier(self) -> dict[str, Any]:
         """What of the task the verifier depends on."""

@@ -17,7 +17,7 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from effopd.runtime.progress import as_error, last_said, lines_of
+from effopd.runtime.progress import as_error, errors_at_the_end, last_said, lines_of
 
 HEARTBEAT_SECONDS, LONGEST_SILENCE_SECONDS = 10.0, 320.0
 SHOWN = 4  # running jobs that a heartbeat names
@@ -28,6 +28,7 @@ DOING = {
     "fetch_model": "{model}:",
     "pretrain_model": "{model}:",
     "train_rl": "{model}:",
+    "preflight": "checks of {pair}:",
     "train_segment": "{run} seed {seed}:",
     "generate_rollouts": "{run} seed {seed}: rollouts of step {step},",
     "score_rollouts": "{run} seed {seed}: scores of step {step},",
@@ -53,6 +54,7 @@ MILESTONES = {
     "pretrain_model": "{model}",
     "train_rl": "{model}",
     "evaluate_model": "{model}",
+    "preflight": "checks of {pair}",
     "collect_run": "{run} seed {seed}",
     "make_tables": "accuracy at the end",
     "write_report": "report",
@@ -158,6 +160,8 @@ class LogHandler(LogHandlerBase):
         text = record.getMessage()
         if text.startswith(ACCOUNTS) or (self.failed and any(repeated in text for repeated in REPEATED)):
             return
+        if text.startswith("RuleException") and "CalledProcessError" in text:  # the job's own error follows
+            return
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if OWN_ERROR.match(lines[0] if lines else ""):  # raised on purpose: where in the code does not matter
             lines = [line for line in lines[1:] if not line.startswith('File "')]
@@ -196,6 +200,8 @@ class LogHandler(LogHandlerBase):
         facts = [f"SLURM job {job.slurm}"] * bool(job.slurm) + [f"log: {', '.join(logs)}"] * bool(logs)
         where = f" ({'; '.join(facts)})" if facts else ""
         cause = job.cause(record.__dict__.get("rule_msg") or "", logs)
+        for line in [error for error in errors_at_the_end(job.logs) if error != cause]:
+            self._say(f"{job.title()}: {line}", error=True)
         self._say(f"{job.title()}: {cause}{where}", error=True)
 
     def _beat(self) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from workflow_runs import ROOT, Workflow
 
+from effopd.plan import Plan
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
 
 # The tiny experiment: 3 runs (two of them extrapolate) x 2 seeds x 3 kept states; 2 models.
@@ -20,7 +22,8 @@ EVERY_STATE = {"evaluate": 18, **TABLES}
 EVERY_RUN = {
     "train_segment": 18, "evaluate_candidates": 12, "select_candidate": 12, "collect_run": 6, **EVERY_STATE,
 }  # fmt: skip
-EVERY_TEACHER = {"train_rl": 1, "tokenize_prompts": 1, "evaluate_model": 2, **EVERY_RUN}
+EVERY_PAIR = {"preflight": 1, **EVERY_RUN}
+EVERY_TEACHER = {"train_rl": 1, "tokenize_prompts": 1, "evaluate_model": 2, **EVERY_PAIR}
 EVERY_PROMPT = {**EVERY_TEACHER, "tokenize_prompts": 2}
 EVERY_MODEL = {"pretrain_model": 1, **EVERY_PROMPT}
 EVERYTHING = {"make_data": 1, **EVERY_MODEL}
@@ -62,12 +65,15 @@ CHANGES = {
     # training
     "training.lr": ("training: {lr: 2.0e-4}", EVERY_RUN),
     "training.lr of one run": ("runs: {opd: {training: {lr: 2.0e-4}}}", NEW_RUN),
-    "training.temperature": ("training: {temperature: 0.9}", EVERY_RUN),
-    "training.max_new_tokens": ("training: {max_new_tokens: 12}", {"evaluate_model": 2, **EVERY_RUN}),
+    "training.temperature": ("training: {temperature: 0.9}", EVERY_PAIR),
+    "training.max_new_tokens": ("training: {max_new_tokens: 12}", {"evaluate_model": 2, **EVERY_PAIR}),
     "training.importance_limit": ("training: {importance_limit: 4}", EVERY_RUN),
-    "training.batch_size": ("training: {batch_size: 4}", EVERY_RUN),
-    "training.ranks": ("training: {batch_size: 4, ranks: 2}", EVERY_RUN),
-    "training.teacher of one run": ("runs: {opd: {training: {teacher: base}}}", {"evaluate_model": 2, **NEW_RUN}),
+    "training.batch_size": ("training: {batch_size: 4}", EVERY_PAIR),
+    "training.ranks": ("training: {batch_size: 4, ranks: 2}", EVERY_PAIR),
+    "training.teacher of one run": ("runs: {opd: {training: {teacher: base}}}", {"evaluate_model": 2, "preflight": 1, **NEW_RUN}),
+    # checks: what has passed is not checked again
+    "preflight.problems": ("preflight: {problems: 8}", CONFIG),
+    "preflight.accept": ("preflight: {accept: [teacher_accuracy]}", CONFIG),
     # more of the same: only the new part
     "training.steps, one trigger more": (
         "training: {steps: 8}",
@@ -117,6 +123,9 @@ MODULES = {
     "stages/pretrain_model.py": EVERY_MODEL,
     "stages/train_rl.py": EVERY_TEACHER,
     "stages/model_folder.py": EVERY_MODEL,
+    "stages/preflight.py": {},
+    "preflight/tokens.py": {},
+    "estimates.py": {},
     "stages/segments.py": EVERY_RUN,
     "stages/evaluate_candidates.py": BOTH_RUNS_AFTER_A_GATE,
     "stages/select_candidate.py": {**BOTH_RUNS_AFTER_A_GATE, "evaluate_candidates": 8},  # at step 1 nothing precedes it
@@ -184,6 +193,8 @@ FILES = {
     ),
     "runs/opd/seed0/metrics.parquet": (Path.unlink, {"collect_run": 1, **TABLES}),
     "tables/models.csv": (Path.unlink, TABLES),
+    "preflight/{pair}.json": (append_a_space, EVERY_RUN),
+    "preflight/{pair}.checks.json": (Path.unlink, {}),
     "models/teacher/manifest.json": (Path.touch, {}),  # small inputs are compared by content
     "runs/opd/seed0/state/2/weights.safetensors": (Path.touch, {}),
 }  # fmt: skip
@@ -193,8 +204,17 @@ FILES = {
 def test_a_changed_file_reruns_exactly_what_is_made_from_it(copy, name):
     change, expected = FILES[name]
     time.sleep(0.01)  # a later time stamp
-    change(copy.path(name))
+    change(copy.path(name.format(pair=Plan(copy.config).preflight("opd"))))
     assert copy.planned() == without_config(expected)
+
+
+def test_checking_again_retrains_nothing(copy):
+    """What says that a pair may be trained is the same file whenever it is made, though what is measured differs."""
+    checks = next(copy.folder.glob("results/preflight/*.checks.json"))
+    before = checks.read_text()
+    copy.run("--until", "preflight", "--forcerun", "preflight")
+    assert checks.read_text() != before
+    assert copy.planned() == {}
 
 
 def test_a_fresh_clone_over_an_existing_results_folder_reruns_nothing(copy):

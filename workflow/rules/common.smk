@@ -24,6 +24,7 @@ DATA = f"results/data/{PLAN.config['task']['name']}/manifest.json"
 PROMPTS = f"results/data/{PLAN.config['task']['name']}/prompts-{{model}}/manifest.json"
 MODEL = "results/models/{model}/manifest.json"
 MODEL_EVALUATION = "results/evaluation/models/{model}.json"
+PREFLIGHT = "results/preflight/{pair}.json"
 RUN = "results/runs/{run}/seed{seed}"
 STATE = "results/runs/{run}/seed{seed}/state/{step}/state.json"
 ROLLOUTS = "results/runs/{run}/seed{seed}/rollouts/step{step}{part}.json"
@@ -56,6 +57,15 @@ def spec(stage):
     return params
 
 
+def untracked_spec(stage):
+    """A params function like `spec`, whose changes rerun nothing: Snakemake does not track what depends on `threads`."""
+
+    def params(wildcards, threads):
+        return PLAN.spec(stage, **wildcards)
+
+    return params
+
+
 def folder_of_tables(wildcards, output):
     """The folder that the tables are written to."""
     return str(Path(output[0]).parent)
@@ -75,6 +85,21 @@ def prompts_of(wildcards):
     return PROMPTS.format(model=PLAN.runs[wildcards.run]["training"]["student"])
 
 
+def models_of_pair(role):
+    """An input function: the manifest of the student or teacher that checks are of."""
+
+    def manifest(wildcards):
+        run = PLAN.preflights()[wildcards.pair][0]
+        return MODEL.format(model=PLAN.runs[run]["training"][role])
+
+    return manifest
+
+
+def prompts_of_pair(wildcards):
+    """An input function: the prompts of the student that checks are of."""
+    return PROMPTS.format(model=PLAN.runs[PLAN.preflights()[wildcards.pair][0]]["training"]["student"])
+
+
 def parent_prompts_of(wildcards):
     """An input function: the prompts of the model that a model is trained from."""
     return PROMPTS.format(model=PLAN.model_parent(wildcards.model))
@@ -92,8 +117,10 @@ def point(run, seed, step):
 
 
 def start_of(wildcards):
-    """The point from which a segment, or a staged step, starts."""
-    return point(wildcards.run, wildcards.seed, PLAN.previous_state(wildcards.run, int(wildcards.step)))
+    """The point from which a segment, or a staged step, starts; at step 0, what says that it may."""
+    step = PLAN.previous_state(wildcards.run, int(wildcards.step))
+    permission = {"preflight": PREFLIGHT.format(pair=PLAN.preflight(wildcards.run))} if step == 0 else {}
+    return {**point(wildcards.run, wildcards.seed, step), **permission}
 
 
 def end_of(wildcards):

@@ -25,6 +25,10 @@ class DivergenceError(UserError):
     """Training produced a number that is not finite."""
 
 
+class PreflightError(UserError):
+    """Checks that failed before training, a line each."""
+
+
 def describe_os_error(error: OSError) -> str | None:
     """One line for the file-system failures that users meet; None for any other OSError."""
     place = f" ({error.filename})" if error.filename else ""

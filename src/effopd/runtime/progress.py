@@ -49,6 +49,16 @@ def last_said(logs: Iterable[str | Path]) -> str:
     return ""
 
 
+def errors_at_the_end(logs: Iterable[str | Path]) -> list[str]:
+    """The errors that a job ended with, a line each: most end with one, a preflight with one for each failure."""
+    found: list[str] = []
+    for log in logs:
+        lines = lines_of(log)
+        while lines and lines[-1].startswith("error: "):
+            found.insert(0, lines.pop())
+    return found
+
+
 def as_error(said: str) -> str:
     """The error of a failed job that said this last, also where it could not say one."""
     if said.startswith("error: "):

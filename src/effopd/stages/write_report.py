@@ -12,7 +12,7 @@ import jinja2
 import pandas as pd
 import yaml
 
-from effopd.runtime.artifacts import Manifest, package_versions, read_manifest, write_text
+from effopd.runtime.artifacts import Manifest, package_versions, read_json, read_manifest, write_text
 from effopd.runtime.progress import say
 
 CAPTIONS = {
@@ -63,6 +63,7 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
         speedup=_speedup_rows(config, tables["speedup"]),
         summary=_summary_rows(config, tables["summary"]),
         models=_model_rows(tables["models"]),
+        preflights=_preflights(config, spec["preflights"], results),
         chain=_chain(config, results),
         config_yaml=yaml.safe_dump(config, sort_keys=False),
         seeds=config["seeds"],
@@ -184,6 +185,31 @@ def _model_rows(models: pd.DataFrame) -> list[dict[str, str]]:
         }
         for _, row in models.iterrows()
     ]
+
+
+def _preflights(config: dict[str, Any], preflights: dict[str, list[str]], results: Path) -> list[dict[str, Any]]:
+    """What was checked before training: for each student and teacher the runs that it let in, and a row a check."""
+    found = []
+    for name, runs in preflights.items():
+        path = results / f"preflight/{name}.checks.json"
+        if path.is_file():
+            checks = read_json(path)["recorded"]["checks"]
+            student, teacher, _ = name.split("-")
+            found.append(
+                {
+                    "title": f"{student}, taught by {teacher}: {', '.join(_label(config, run) for run in runs)}",
+                    "rows": [
+                        {
+                            "check": check["check"].replace("_", " "),
+                            "outcome": check["outcome"],
+                            "measured": check["measured"],
+                            "means": " ".join(f"{check['why']} {check['remedy']}".split()),
+                        }
+                        for check in checks
+                    ],
+                }
+            )
+    return found
 
 
 def _inline_svg(path: Path, prefix: str) -> str:

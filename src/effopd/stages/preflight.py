@@ -1,0 +1,221 @@
+"""Preflight: what must hold of a student, a teacher and a task before anything is trained with them."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from effopd.engines.base import Sampling
+from effopd.engines.transformers_engine import TransformersEngine
+from effopd.estimates import logits_bytes, state_bytes, update_bytes
+from effopd.losses import token_logprobs
+from effopd.models import load_model, load_tokenizer, special_ids
+from effopd.preflight.agreement import (
+    Logprobs,
+    check_determinism,
+    check_engine,
+    check_identity,
+    check_start,
+    check_weights,
+)
+from effopd.preflight.findings import Checks
+from effopd.preflight.judging import check_accuracy, check_verifier
+from effopd.preflight.resources import available_memory, check_disk, check_memory, free_disk
+from effopd.preflight.tokens import check_chat_template, check_eos, check_lengths, check_tokenizer
+from effopd.prompts import Prompts, load_prompts
+from effopd.randomness import generator, seed_of
+from effopd.rollouts import Rollouts
+from effopd.runtime.artifacts import host_facts, package_versions, read_manifest, write_json
+from effopd.runtime.errors import PreflightError
+from effopd.runtime.progress import say
+from effopd.scoring import LocalTeacher, completion_logits, measure_reverse_kl
+from effopd.tasks.base import Task, build_task
+from effopd.verification import verify_rollouts
+
+OF_STUDENT = ("student_weights", "engine")
+OF_TEACHER = ("teacher_weights", "determinism", "identity", "start_kl", "teacher_accuracy", "memory")
+
+
+def preflight(
+    spec: dict[str, Any], *, student: Path, teacher: Path, prompts: Path, out: Path, device: torch.device
+) -> None:
+    """Check a pair of models and write `out`, which says that they may be trained together.
+
+    What was measured goes beside it, as <name>.checks.json, whether or not a check failed. `out` itself holds nothing
+    but what the pair is: made again it has the same bytes, so that checking anew retrains nothing. Raises
+    PreflightError, a line a failure, where a check fails that `preflight.accept` does not name.
+    """
+    started = time.time()
+    student_manifest, teacher_manifest = read_manifest(student, "model"), read_manifest(teacher, "model")
+    prompts_manifest = read_manifest(prompts, "prompts")
+    pair = {"student": student_manifest.fingerprint, "teacher": teacher_manifest.fingerprint}
+    checks = Checks(spec["preflight"]["accept"])
+    subjects = {"student": _Subject.open(student.parent), "teacher": _Subject.open(teacher.parent)}
+    sample = _sample(load_prompts(prompts_manifest, "train"), spec["preflight"]["problems"])
+    facts = prompts_manifest.result["train"]
+    longest = max(prompts_manifest.result[split]["longest"] for split in ("train", "validation", "test"))
+
+    readable = _check_tokens(checks, subjects, sample, spec)
+    checks.run(
+        "lengths", check_lengths, longest, spec["training"]["max_new_tokens"],
+        {role: subject.positions for role, subject in subjects.items()}, facts["too_long"], facts["prompts"],
+    )  # fmt: skip
+    task = build_task(spec["task"])
+    checks.run("verifier", check_verifier, task, sample.problems)
+    if readable:
+        _check_models(checks, subjects, sample, task, longest, spec, out.parent.parent, device)
+    else:
+        checks.leave_out(
+            (*OF_STUDENT, *OF_TEACHER, "disk"), "nothing can be computed before tokenizer and EOS are right"
+        )
+
+    write_json(
+        out.with_suffix(".checks.json"),
+        {
+            **pair,
+            "recorded": {
+                "checks": checks.rows(),
+                "seconds": round(time.time() - started, 3),
+                "versions": package_versions(),
+                "host": host_facts(),
+            },
+        },
+    )
+    for finding in checks.findings:
+        say(f"{finding.outcome:>8}  {finding.check}: {finding.measured}")
+    if checks.failures:
+        raise PreflightError("\n".join(finding.line for finding in checks.failures))
+    write_json(out, {**pair, "prompts": prompts_manifest.fingerprint, "training": spec["training"]})
+    say(f"done: {checks.count()} in {time.time() - started:.1f} s")
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is known of a model without its weights."""
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerFast
+    rows: int  # of the embedding
+    positions: int | None
+    eos: list[int]  # of the generation config; empty where it says nothing
+
+    @staticmethod
+    def open(folder: Path) -> _Subject:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        ends = config.eos_token_id
+        if (folder / "generation_config.json").is_file():
+            ends = GenerationConfig.from_pretrained(str(folder), local_files_only=True).eos_token_id or ends
+        eos = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        positions = getattr(config, "max_position_embeddings", None)
+        return _Subject(folder, load_tokenizer(folder), config.vocab_size, positions, eos)
+
+
+def _sample(prompts: Prompts, count: int) -> Prompts:
+    """That many of the prompts, always the same."""
+    order = generator("preflight").permutation(len(prompts))[:count]
+    return prompts.select(sorted(int(row) for row in order))
+
+
+def _check_tokens(checks: Checks, subjects: Mapping[str, _Subject], sample: Prompts, spec: dict[str, Any]) -> bool:
+    """Whether both models read and end text alike, so that one can score what the other writes."""
+    own, other = subjects["student"].tokenizer, subjects["teacher"].tokenizer
+    texts = [problem.text for problem in sample.problems]
+    rows = {role: subject.rows for role, subject in subjects.items()}
+    same_tokens = checks.run("tokenizer", check_tokenizer, own, other, rows, texts)
+    ends = {role: subject.eos for role, subject in subjects.items()}
+    same_end = checks.run("eos", check_eos, own, other, ends)
+    checks.run("chat_template", check_chat_template, own, other, texts, spec["prompt"])
+    return same_tokens and (same_end or "eos" in checks.accepted)
+
+
+@dataclass
+class _Sampled:
+    """What a model answered, at the temperature of training."""
+
+    rollouts: Rollouts
+    rewards: list[float]
+
+    @property
+    def finished(self) -> float:
+        return sum(self.rollouts.finished) / len(self.rollouts)
+
+
+def _check_models(
+    checks: Checks,
+    subjects: Mapping[str, _Subject],
+    sample: Prompts,
+    task: Task,
+    longest: int,
+    spec: dict[str, Any],
+    results: Path,
+    device: torch.device,
+) -> None:
+    """Load one model after the other, have each answer the sample, and compare what they compute."""
+    training, size = spec["training"], spec["training"]["batch_size"]
+    sampling = Sampling(training["temperature"], min(training["max_new_tokens"], spec["preflight"]["max_new_tokens"]))
+    tokenizer = subjects["student"].tokenizer
+    _, pad_id = special_ids(tokenizer)
+
+    def answers(model: PreTrainedModel, role: str) -> _Sampled:
+        seeds = [seed_of("preflight", role, row) for row in range(len(sample))]
+        engine = TransformersEngine.of(model, tokenizer, size)
+        rollouts = engine.generate(sample.tokens, seeds, sampling)
+        return _Sampled(rollouts, verify_rollouts(task, tokenizer, sample.problems, rollouts)["reward"])
+
+    model = load_model(subjects["student"].folder, device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    missing = _states_to_write(results, spec["states"])
+    checks.run("disk", check_disk, missing * state_bytes(parameters), free_disk(results), results)
+    if not checks.run("student_weights", check_weights, "student", dict(model.named_parameters())):
+        checks.leave_out((*OF_STUDENT[1:], *OF_TEACHER), "the student's weights are not finite")
+        return
+    student = answers(model, "student")
+    recomputed = _trainer_logprobs(model, student.rollouts, pad_id, size, training["temperature"])
+    checks.run("engine", check_engine, student.rollouts.logprobs, recomputed, "float32")
+    own = LocalTeacher(model, pad_id=pad_id, batch_size=size).score(student.rollouts).logprobs  # at temperature 1
+    del model
+    gc.collect()
+
+    model = load_model(subjects["teacher"].folder, device)
+    if not checks.run("teacher_weights", check_weights, "teacher", dict(model.named_parameters())):
+        checks.leave_out(OF_TEACHER[1:], "the teacher's weights are not finite")
+        return
+    scorer = LocalTeacher(model, pad_id=pad_id, batch_size=size)
+    scores = scorer.score(student.rollouts).logprobs
+    teacher = answers(model, "teacher")  # between the two scorings, as in training
+    checks.run("determinism", check_determinism, scores, scorer.score(student.rollouts).logprobs)
+    divergences = measure_reverse_kl(model, model, teacher.rollouts, pad_id=pad_id, batch_size=size)
+    checks.run("identity", check_identity, divergences)
+    checks.run("start_kl", check_start, own, scores)
+    checks.run(
+        "teacher_accuracy", check_accuracy, student.rewards, teacher.rewards, (student.finished, teacher.finished),
+        sampling.max_new_tokens,
+    )  # fmt: skip
+    teacher_parameters = sum(parameter.numel() for parameter in model.parameters())
+    logits = logits_bytes(size * (longest + training["max_new_tokens"]), subjects["student"].rows)
+    available, kind = available_memory(device)
+    checks.run("memory", check_memory, update_bytes(parameters, teacher_parameters) + logits, available, kind)
+
+
+@torch.inference_mode()
+def _trainer_logprobs(
+    model: PreTrainedModel, rollouts: Rollouts, pad_id: int, batch_size: int, temperature: float
+) -> Logprobs:
+    """The log-probs of sampled tokens as the update computes them: one forward pass over whole sequences."""
+    rows: list[Any] = []
+    for part, batch, logits in completion_logits(model, rollouts, pad_id, batch_size):
+        values = token_logprobs(logits / temperature, batch.targets[batch.mask])
+        rows += torch.split(values.cpu(), [len(completion) for completion in part.completions])
+    return [row.numpy() for row in rows]
+
+
+def _states_to_write(results: Path, states: Sequence[Sequence[Any]]) -> int:
+    """How many of the states (run, seed, step) that the plan keeps are not there yet."""
+    return sum(not (results / f"runs/{run}/seed{seed}/state/{step}/state.json").is_file() for run, seed, step in states)

@@ -1,0 +1,418 @@
+"""The checks before training: each passes on a good pair and fails on one that is wrong in its way."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import TASK_SECTION, make_model
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from effopd.config import schema
+from effopd.engines.base import Sampling
+from effopd.engines.transformers_engine import TransformersEngine
+from effopd.estimates import logits_bytes, state_bytes, update_bytes
+from effopd.models import save_model, weights_of
+from effopd.plan import Plan
+from effopd.preflight.agreement import (
+    check_determinism,
+    check_engine,
+    check_identity,
+    check_start,
+    check_weights,
+)
+from effopd.preflight.findings import Checks, failed, passed
+from effopd.preflight.judging import check_accuracy, check_verifier
+from effopd.preflight.resources import available_memory, check_disk, check_memory, free_disk
+from effopd.preflight.tokens import check_chat_template, check_eos, check_lengths, check_tokenizer
+from effopd.runtime.artifacts import read_json, write_manifest
+from effopd.runtime.errors import PreflightError
+from effopd.scoring import LocalTeacher, measure_reverse_kl
+from effopd.stages.make_data import make_data
+from effopd.stages.preflight import OF_STUDENT, OF_TEACHER, preflight
+from effopd.stages.tokenize_prompts import tokenize_prompts
+from effopd.tasks.arithmetic import CHARACTERS, EOS, PAD
+from effopd.tasks.base import Problem, Verdict
+
+CPU = torch.device("cpu")
+PROBLEMS = [Problem("7+8+5=", "20"), Problem("1+2+3=", "6"), Problem("9+9=", "18")]
+PROMPTS = [[9, 12, 10, 12, 7, 13], [3, 12, 4, 12, 5, 13], [11, 12, 11, 13]]
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def make_tokenizer(characters=CHARACTERS, eos=EOS, template=None):
+    """The arithmetic task's tokenizer, or one with other characters, end or template."""
+    tokens = [PAD, EOS, *characters]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=eos)
+    made.chat_template = template
+    return made
+
+
+def rollouts_of(model, tokenizer, new_tokens=8):
+    engine = TransformersEngine.of(model, tokenizer, 2)
+    return engine.generate(PROMPTS, [1, 2, 3], Sampling(1.0, new_tokens))
+
+
+def scores_of(model, rollouts):
+    return LocalTeacher(model, pad_id=0, batch_size=2).score(rollouts).logprobs
+
+
+# tokens
+
+
+def test_tokenizer(tokenizer):
+    def check(teacher, rows=None):
+        return check_tokenizer("tokenizer", tokenizer, teacher, rows or {"student": 16, "teacher": 16}, ["7+8+5="])
+
+    assert check(make_tokenizer()).outcome == "passed"
+    padded = check(make_tokenizer(), {"student": 16, "teacher": 64})
+    assert (padded.outcome, padded.measured) == ("passed", "16 tokens, embeddings of 16 and 64 rows")
+    order = check(make_tokenizer("1023456789+=,#"))
+    assert order.outcome == "failed"
+    assert "2 of 16 tokens have two ids ('0' is 2 for the student and 3 for the teacher)" in order.measured
+    renamed = check(make_tokenizer("0123456789+=,?"))
+    assert renamed.outcome == "failed"
+    assert "15 is '#' and '?'" in renamed.measured
+    short = check(make_tokenizer(), {"student": 16, "teacher": 15})
+    assert short.outcome == "failed"
+    assert "15 rows for ids up to 15" in short.measured
+    assert check(make_tokenizer(CHARACTERS + "?")).outcome == "warned"
+
+
+def test_a_tokenizer_that_splits_text_otherwise_is_found(tokenizer):
+    other = make_tokenizer()
+    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    found = check_tokenizer("tokenizer", tokenizer, other, {"student": 16, "teacher": 16}, ["7+8="])
+    assert found.outcome == "failed"
+    assert "'7+8=' is split into other tokens" in found.measured
+
+
+def test_end_of_sequence(tokenizer):
+    def check(teacher=tokenizer, student_ids=(1,), teacher_ids=(1,)):
+        return check_eos("eos", tokenizer, teacher, {"student": student_ids, "teacher": teacher_ids})
+
+    assert check().outcome == "passed"
+    assert check(student_ids=()).outcome == "passed"  # a generation config that says nothing
+    other = check(make_tokenizer(eos="#"))
+    assert other.outcome == "failed"
+    assert "ends with '</s>' (1), the teacher's with '#' (15)" in other.measured
+    assert "length limit" in other.why
+    config = check(teacher_ids=(7,))
+    assert config.outcome == "failed"
+    assert "the teacher's generation config with [7]" in config.measured
+    assert check(student_ids=(1, 5)).outcome == "warned"
+
+
+def test_chat_template():
+    settings = {"format": "chat", "template": "{problem}", "system": "", "thinking": False}
+    good, wrong = make_tokenizer(template=TEMPLATE), make_tokenizer(template=TEMPLATE + "=")
+    none = make_tokenizer()
+
+    def check(student, teacher, settings=settings):
+        return check_chat_template("chat_template", student, teacher, ["7+8", "1+2"], settings)
+
+    assert check(good, good).measured == "2 problems are rendered alike"
+    assert check(none, none, None).outcome == "passed"
+    assert check(none, none, {**settings, "format": "plain"}).outcome == "passed"
+    assert "the student's tokenizer has no chat template" in check(none, good).measured
+    assert "the teacher's tokenizer has no chat template" in check(good, none).measured
+    differ = check(good, wrong)
+    assert differ.outcome == "failed"
+    assert "the prompts differ from token 3 on: '' for the student, '=' for the teacher" in differ.measured
+
+
+def test_lengths():
+    def check(longest=20, new=10, student=30, teacher=30, left_out=0):
+        return check_lengths("lengths", longest, new, {"student": student, "teacher": teacher}, left_out, 100)
+
+    assert check().outcome == "passed"
+    assert check(student=None, teacher=None).outcome == "passed"
+    short = check(teacher=29)
+    assert short.outcome == "failed"
+    assert "= 30 positions (limits: student 30, teacher 29)" in short.measured
+    assert "the teacher writes or scores nonsense" in short.why
+    many = check(left_out=25)
+    assert many.outcome == "warned"
+    assert "25 training prompts left out as too long (20.0%)" in many.measured
+
+
+# what models compute
+
+
+def test_weights(model):
+    weights = dict(model.named_parameters())
+    assert check_weights("w", "student", weights).outcome == "passed"
+    with torch.no_grad():
+        model.lm_head.weight[3, :2] = torch.nan
+    found = check_weights("w", "student", weights)
+    assert found.outcome == "failed"
+    assert found.measured.startswith("2 of the student's ")
+    assert "(2 in lm_head.weight)" in found.measured
+
+
+def test_engine_and_trainer(model, other_model, tokenizer):
+    rollouts = rollouts_of(model, tokenizer)
+    assert check_engine("engine", rollouts.logprobs, scores_of(model, rollouts), "float32").outcome == "passed"
+    stale = check_engine("engine", rollouts.logprobs, scores_of(other_model, rollouts), "float32")
+    assert stale.outcome == "failed"
+    assert "(allowed in float32: 0.001 at most)" in stale.measured
+    shifted = [np.roll(row, 1) for row in scores_of(model, rollouts)]
+    assert check_engine("engine", rollouts.logprobs, shifted, "float32").outcome == "failed"
+    rounded = [torch.tensor(row).bfloat16().float().numpy() for row in scores_of(model, rollouts)]
+    assert check_engine("engine", rollouts.logprobs, rounded, "float32").outcome == "failed"
+    assert check_engine("engine", rollouts.logprobs, rounded, "bfloat16").outcome == "passed"
+    unknown = [np.full_like(row, np.nan) for row in rollouts.logprobs]
+    assert check_engine("engine", rollouts.logprobs, unknown, "bfloat16").outcome == "failed"
+
+
+def test_determinism(model, tokenizer):
+    rollouts = rollouts_of(model, tokenizer)
+    first = scores_of(model, rollouts)
+    assert check_determinism("determinism", first, scores_of(model, rollouts)).outcome == "passed"
+    again = [row.copy() for row in first]
+    again[1][2] = np.nextafter(again[1][2], np.float32(0))
+    found = check_determinism("determinism", first, again)
+    assert found.outcome == "failed"
+    assert found.measured.startswith("1 of ")
+
+
+def test_identity(model, other_model, tokenizer):
+    rollouts = rollouts_of(model, tokenizer)
+
+    def divergence(one, two):
+        return measure_reverse_kl(one, two, rollouts, pad_id=0, batch_size=2)
+
+    assert check_identity("identity", divergence(model, model)).outcome == "passed"
+    assert check_identity("identity", divergence(model, other_model)).outcome == "failed"
+    with torch.no_grad():
+        model.lm_head.weight[3, 0] = torch.nan
+    assert check_identity("identity", divergence(model, model)).outcome == "failed"
+
+
+def test_the_divergence_at_the_start(model, other_model, tokenizer):
+    rollouts = rollouts_of(model, tokenizer)
+    own, other = scores_of(model, rollouts), scores_of(other_model, rollouts)
+    assert check_start("start_kl", own, [row - 0.1 for row in own]).measured.startswith("reverse KL of 0.100 nats")
+    same = check_start("start_kl", own, own)
+    assert same.outcome == "failed"
+    assert "they are the same model" in same.why
+    assert check_start("start_kl", own, [row - 5 for row in own]).outcome == "warned"
+    other[0][0] = -np.inf
+    impossible = check_start("start_kl", own, other)
+    assert impossible.outcome == "failed"
+    assert impossible.measured.startswith("1 of ")
+
+
+# who judges, and what there is to learn
+
+
+class Generous:
+    """A verifier that accepts everything."""
+
+    def __init__(self, task):
+        self.right_completion, self.wrong_completion = task.right_completion, task.wrong_completion
+
+    def verify_all(self, problems, completions):
+        return [Verdict(1.0, "fine") for _ in completions]
+
+
+class Strict(Generous):
+    """A verifier that accepts nothing, or all but the answers to `hard` problems."""
+
+    def __init__(self, task, hard):
+        super().__init__(task)
+        self.inner, self.hard = task, hard
+
+    def verify_all(self, problems, completions):
+        return [
+            Verdict(0.0, "no") if problem in self.hard else self.inner.verify(problem, completion)
+            for problem, completion in zip(problems, completions, strict=True)
+        ]
+
+
+def test_verifier(task):
+    assert check_verifier("verifier", task, PROBLEMS).measured == (
+        "3 of 3 reference answers accepted, 6 of 6 wrong ones rejected"
+    )
+    generous = check_verifier("verifier", Generous(task), PROBLEMS)
+    assert generous.outcome == "failed"
+    assert "0 of 6 wrong ones rejected (first: '7+8+5=': fine)" in generous.measured
+    assert check_verifier("verifier", Strict(task, PROBLEMS), PROBLEMS).outcome == "failed"
+    many = PROBLEMS * 10
+    assert check_verifier("verifier", Strict(task, PROBLEMS[:1]), PROBLEMS[1:] * 10 + PROBLEMS[:1]).outcome == "warned"
+    assert check_verifier("verifier", task, many).outcome == "passed"
+
+
+def test_the_teachers_lead():
+    def check(student, teacher, finished=(1.0, 1.0)):
+        return check_accuracy("accuracy", student, teacher, finished, 24)
+
+    assert check([0, 1, 0], [1, 1, 1]).outcome == "passed"
+    assert check([0, 1, 1], [1, 1, 0]).outcome == "warned"
+    cut = check([0, 1, 0], [1, 1, 1], (1.0, 0.3))
+    assert cut.outcome == "warned"
+    assert "100% and 30% ended within 24 tokens" in cut.measured
+
+
+# disk and memory
+
+
+def test_disk_and_memory(tmp_path):
+    assert check_disk("disk", 1e9, 1e10, tmp_path).outcome == "passed"
+    assert check_disk("disk", 9.5e9, 1e10, tmp_path).outcome == "warned"
+    full = check_disk("disk", 2e10, 1e10, tmp_path)
+    assert full.outcome == "failed"
+    assert "20.0 GB to write (estimate), 10.0 GB free" in full.measured
+    assert check_memory("memory", 1e9, 1e10, "memory").outcome == "passed"
+    assert check_memory("memory", 2e10, 1e10, "memory").outcome == "failed"
+    assert free_disk(tmp_path / "not" / "yet") == pytest.approx(free_disk(tmp_path), rel=0.05)
+    available, kind = available_memory(CPU)
+    assert available > 2**28
+    assert kind == "memory"
+
+
+def test_estimates_of_sizes(model, tmp_path):
+    parameters = sum(p.numel() for p in model.parameters())
+    save_model(model, weights_of(model), make_tokenizer(), tmp_path)
+    on_disk = (tmp_path / "model.safetensors").stat().st_size
+    assert state_bytes(parameters) == pytest.approx(4 * on_disk, rel=0.1)  # weights, two moments, a candidate
+    assert update_bytes(1e9, 1e9) == 20e9
+    assert logits_bytes(8192, 151936) == pytest.approx(19.9e9, rel=0.01)
+
+
+# together
+
+
+def test_a_check_that_breaks_has_failed_and_a_known_failure_is_named():
+    checks = Checks(["b"])
+    assert not checks.run("a", lambda check: 1 / 0)
+    assert not checks.run("b", lambda check: failed(check, "m", "w", "r"))
+    assert checks.run("c", lambda check: passed(check, "m"))
+    checks.leave_out(["d"], "no use")
+    assert [finding.outcome for finding in checks.findings] == ["failed", "accepted", "passed", "not run"]
+    assert [finding.check for finding in checks.failures] == ["a"]
+    assert "ZeroDivisionError" in checks.failures[0].line
+    assert checks.count() == "1 passed, 1 accepted (b), 1 not run (d), 1 failed (a)"
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """Data, and functions that make a model folder and run the checks on a pair of them."""
+    results = tmp_path / "results"
+    data = results / "data/arithmetic/manifest.json"
+    make_data({"task": TASK_SECTION}, data)
+
+    class Workplace:
+        folder = results
+
+        def model(self, name, seed, tokenizer=None, change=None):
+            folder = results / f"models/{name}"
+            model = make_model(seed)
+            model.generation_config.eos_token_id = 1
+            if change:
+                with torch.no_grad():
+                    change(model)
+            save_model(model, weights_of(model), tokenizer or make_tokenizer(), folder)
+            write_manifest(folder / "manifest.json", kind="model", spec={"seed": seed}, parents={}, started=time.time())
+            return folder / "manifest.json"
+
+        def check(self, student, teacher, **overrides):
+            prompts = results / "data/arithmetic/prompts-student/manifest.json"
+            tokenize_prompts({"prompt": None}, data, student, prompts)
+            training = {"max_new_tokens": 8, "batch_size": 4, "temperature": 1.0}
+            spec = {
+                "preflight": {"problems": 6, "max_new_tokens": 16, "accept": [], **overrides.pop("preflight", {})},
+                "training": {**training, **overrides},
+                "prompt": None,
+                "task": TASK_SECTION,
+                "states": [["opd", 0, 1], ["opd", 0, 2]],
+                "code": "",
+            }
+            out = results / "preflight/pair.json"
+            preflight(spec, student=student, teacher=teacher, prompts=prompts, out=out, device=CPU)
+            return out
+
+        def outcomes(self):
+            checks = read_json(results / "preflight/pair.checks.json")["recorded"]["checks"]
+            return {check["check"]: check["outcome"] for check in checks}
+
+    return Workplace()
+
+
+def test_a_good_pair_passes_and_every_check_is_on_record(workplace):
+    pair = workplace.model("student", 0), workplace.model("teacher", 1)
+    out = workplace.check(*pair)
+    outcomes = workplace.outcomes()
+    assert set(outcomes) == set(schema()["properties"]["preflight"]["properties"]["accept"]["items"]["enum"])
+    assert set(outcomes) == {
+        "tokenizer",
+        "eos",
+        "chat_template",
+        "lengths",
+        "verifier",
+        "disk",
+        *OF_STUDENT,
+        *OF_TEACHER,
+    }
+    assert {name for name, outcome in outcomes.items() if outcome != "passed"} <= {"teacher_accuracy", "start_kl"}
+    assert "failed" not in outcomes.values()
+    before = out.read_bytes()
+    out.unlink()
+    assert workplace.check(*pair, preflight={"problems": 4}).read_bytes() == before
+
+
+def test_every_failure_is_a_line_and_nothing_lets_training_begin(workplace, capsys):
+    student, teacher = workplace.model("student", 0), workplace.model("teacher", 0)
+    with pytest.raises(PreflightError) as caught:
+        workplace.check(student, teacher, max_new_tokens=60)
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["lengths", "start_kl"]
+    assert not (workplace.folder / "preflight/pair.json").exists()
+    assert workplace.outcomes()["start_kl"] == "failed"
+    assert "  passed  tokenizer: 16 tokens" in capsys.readouterr().err
+    out = workplace.check(student, teacher, max_new_tokens=60, preflight={"accept": ["lengths", "start_kl"]})
+    assert out.is_file()
+    assert workplace.outcomes()["start_kl"] == "accepted"
+
+
+def test_models_are_not_compared_where_their_tokens_differ(workplace):
+    student = workplace.model("student", 0)
+    teacher = workplace.model("teacher", 1, make_tokenizer("1023456789+=,#"))
+    with pytest.raises(PreflightError, match="^tokenizer: 2 of 16 tokens"):
+        workplace.check(student, teacher)
+    assert {workplace.outcomes()[name] for name in (*OF_STUDENT, *OF_TEACHER)} == {"not run"}
+
+
+def test_weights_that_are_not_numbers_are_named(workplace):
+    def spoil(model):
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.inf
+
+    student, teacher = workplace.model("student", 0), workplace.model("teacher", 1, change=spoil)
+    with pytest.raises(PreflightError, match=r"teacher_weights: 1 of .*\(1 in model.layers.1.mlp.up_proj.weight\)"):
+        workplace.check(student, teacher)
+    assert workplace.outcomes()["identity"] == "not run"
+
+
+def test_runs_share_checks_where_their_settings_are_the_same():
+    config = {
+        "models": {"base": {"kind": "pretrain"}, "teacher": {"kind": "grpo", "init": "base"}},
+        "runs": {
+            "opd": {},
+            "faster": {"training": {"lr": 1.0e-3, "steps": 8}},
+            "longer": {"training": {"max_new_tokens": 48}},
+        },
+    }
+    plan = Plan(config)
+    names = plan.preflights()
+    assert list(names.values()) == [["opd", "faster"], ["longer"]]
+    spec = json.loads(plan.spec("preflight", pair=plan.preflight("opd")))
+    assert {run for run, _, _ in spec["states"]} == {"opd", "faster"}
+    accepting = Plan({**config, "preflight": {"accept": ["start_kl"]}})
+    assert list(accepting.preflights()) == list(names)
