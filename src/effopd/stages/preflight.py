@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.estimates import logits_bytes, state_bytes, update_bytes
 from effopd.losses import token_logprobs
-from effopd.models import load_model, load_tokenizer, special_ids
+from effopd.models import load_frozen, load_model, load_tokenizer, model_config, special_ids
 from effopd.preflight.agreement import (
     Logprobs,
     check_determinism,
@@ -108,7 +108,7 @@ class _Subject:
 
     @staticmethod
     def open(folder: Path) -> _Subject:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        config = model_config(folder)
         ends = config.eos_token_id
         if (folder / "generation_config.json").is_file():
             ends = GenerationConfig.from_pretrained(str(folder), local_files_only=True).eos_token_id or ends
@@ -183,7 +183,7 @@ def _check_models(
     del model
     gc.collect()
 
-    model = load_model(subjects["teacher"].folder, device)
+    model = load_frozen(subjects["teacher"].folder, device)
     if not checks.run("teacher_weights", check_weights, "teacher", dict(model.named_parameters())):
         checks.leave_out(OF_TEACHER[1:], "the teacher's weights are not finite")
         return
