@@ -229,7 +229,7 @@ COUNTS = {"states": "train_segment", "triggers": "select_candidate", "evaluation
 
 def test_status_of_a_finished_experiment(undisturbed):
     found = status(undisturbed.path("."))
-    assert found["workflow"] == {"running": False, "pid": None, "since": None, "jobs_done": 81, "jobs": 81}
+    assert found["workflow"] == {"running": False, "pid": None, "since": None, "jobs_done": 82, "jobs": 82}
     assert found["models"] == [
         {"model": "base", "kind": "pretrain", "trained": "yes", "evaluated": "yes"},
         {"model": "teacher", "kind": "grpo", "trained": "yes", "evaluated": "yes"},
@@ -344,7 +344,7 @@ def test_status_of_a_killed_workflow_shows_nothing_as_running(tmp_path):
     process.communicate()
     found = status(tmp_path / "results")
     assert found["workflow"]["running"] is False
-    assert 0 < found["workflow"]["jobs_done"] < found["workflow"]["jobs"] == 81
+    assert 0 < found["workflow"]["jobs_done"] < found["workflow"]["jobs"] == 82
     assert (found["running"], found["failed"]) == ([], [])
 
 

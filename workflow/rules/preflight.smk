@@ -15,6 +15,7 @@ rule preflight:
         passed=PREFLIGHT,
     log:
         "logs/preflight/{pair}.log",
+    retries: 0  # a second look finds the same
     conda:
         "../../envs/effopd.yaml"
     params:
