@@ -7,8 +7,8 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
@@ -322,6 +322,7 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
                 f"{name} is {count}, more than the {batches} fixed batches of a step of run `{run}` "
                 f"({rollouts} rollouts, `training.batch_size` {training['batch_size']}). Lower it, or the batch size."
             )
+    yield from _objective_problems(training, partial(key, "training"))
     coefficients = extrapolation["coefficients"]
     if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
         yield f"{key('extrapolation', 'coefficients')} is {coefficients}; it must increase. Sort it and drop repeats."
@@ -335,6 +336,29 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
         yield (
             f"{key('extrapolation', 'gate')}.examples is {gate['examples']}, more than its source holds "
             f"(`{where}`: {available}). Lower it or enlarge the split."
+        )
+
+
+def _objective_problems(training: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:
+    objective, horizon = training["objective"], training["horizon"]
+    if objective["support"] == "sampled" and objective["divergence"] != "reverse_kl":
+        yield (
+            f"{key('objective')}.divergence is {objective['divergence']!r}, and sampled tokens estimate reverse_kl "
+            "alone: it is the one that is a mean over the student's samples. Write `support: top_k` or `support: full`."
+        )
+    if objective["support"] != "sampled" and objective["lambda"] != 1:
+        yield (
+            f"{key('objective')}.lambda is {objective['lambda']:g}, and reward extrapolation is for sampled tokens. "
+            "Write `support: sampled`, or leave `lambda` out."
+        )
+    if horizon.get("tokens", 0) > training["max_new_tokens"]:
+        yield (
+            f"{key('horizon')}.tokens is {horizon['tokens']}, more than `max_new_tokens` "
+            f"({training['max_new_tokens']}). Lower it or leave it out."
+        )
+    if horizon["growth_steps"] and "tokens" not in horizon:
+        yield (
+            f"{key('horizon')}.growth_steps is {horizon['growth_steps']}, and `tokens` to grow from is missing. Add it."
         )
 
 

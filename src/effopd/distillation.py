@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel
-
+from effopd.chunked_loss import chunked_loss
 from effopd.engines.base import RolloutEngine, Sampling
-from effopd.losses import (
-    distillation_advantages,
-    policy_gradient_loss,
-    token_logprobs,
-    truncated_importance_weights,
-)
+from effopd.logits import Head
+from effopd.objective import MicroBatch
 from effopd.randomness import epoch_order, seed_of
-from effopd.rollouts import PaddedBatch, Rollouts
+from effopd.rollouts import Rollouts
 from effopd.scoring import Scores
 from effopd.shares import WHOLE, Share
 from effopd.trainer import Trainer, warmed_up
@@ -40,57 +33,53 @@ def generate_rollouts(
     positions = share.rows(count * samples, training["batch_size"])
     rows = [order[position // samples] for position in positions]
     seeds = [seed_of(seed, "rollout", step, position) for position in positions]
-    sampling = Sampling(training["temperature"], training["max_new_tokens"])
+    sampling = Sampling(training["temperature"], rollout_limit(training, step))
     rollouts = engine.generate([prompts[i] for i in rows], seeds, sampling)
     rollouts.indices = rows
     return rollouts
 
 
-@dataclass
-class _MicroBatch:
-    batch: PaddedBatch
-    rollout_logprobs: torch.Tensor  # float32 [M]
-    teacher_logprobs: torch.Tensor  # float32 [M]
+def rollout_limit(training: dict[str, Any], step: int) -> int:
+    """The longest rollout of a step (from 1) in tokens: `horizon.tokens`, perhaps growing to `max_new_tokens`."""
+    longest, horizon = training["max_new_tokens"], training["horizon"]
+    first = int(horizon.get("tokens", longest))
+    grown = (longest - first) * (step - 1) // horizon["growth_steps"] if horizon["growth_steps"] else 0
+    return min(first + grown, int(longest))
 
 
 def update_policy(
-    trainer: Trainer, rollouts: Rollouts, scores: Scores, training: dict[str, Any], step: int, pad_id: int
+    trainer: Trainer,
+    rollouts: Rollouts,
+    scores: Scores,
+    training: dict[str, Any],
+    step: int,
+    pad_id: int,
+    teacher_head: Head | None = None,
 ) -> dict[str, float]:
-    """One optimizer step on the reverse KL at the rollouts' tokens (paper section 1).
+    """One optimizer step on the objective at the rollouts' tokens (paper section 1; docs/objectives.md).
 
-    Every rank is given the whole step and works on its share of the fixed batches. Returns the step's metrics:
-    `reverse_kl` is the sampled estimate, mean of log pi_student - log pi_teacher in nats per token; `importance_*`
-    compare the trainer's log-probs with the engine's.
+    Every rank is given the whole step and works on its share of the fixed batches; the full vocabulary needs the
+    teacher's head. Returns the step's metrics, means over its tokens: `reverse_kl` is the sampled estimate, log
+    pi_student - log pi_teacher in nats; `importance_*` compare the trainer's log-probs with the engine's.
     """
-    device = trainer.model.device
     total, size = rollouts.completion_tokens, training["batch_size"]
     micro_batches = []
     for number in Share(trainer.rank, trainer.ranks).batches(len(rollouts), size):
         rows = range(number * size, min((number + 1) * size, len(rollouts)))
-        part, teacher = rollouts.select(rows), scores.select(rows)
-        batch = PaddedBatch.of(part, pad_id, device)
-        micro_batches.append(_MicroBatch(batch, batch.flatten(part.logprobs), batch.flatten(teacher.logprobs)))
-    sums = {"weight": 0.0, "clipped": 0.0}
-
-    def loss_of(model: PreTrainedModel, micro: _MicroBatch) -> torch.Tensor:
-        batch = micro.batch
-        logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits[batch.mask]
-        logprobs = token_logprobs(logits / training["temperature"], batch.targets[batch.mask])
-        weights = truncated_importance_weights(logprobs, micro.rollout_logprobs, training["importance_limit"])
-        sums["weight"] += weights.sum().item()
-        sums["clipped"] += (weights == training["importance_limit"]).sum().item()
-        advantages = distillation_advantages(micro.teacher_logprobs, micro.rollout_logprobs)
-        return policy_gradient_loss(logprobs, advantages, weights, total)
+        part, scored = rollouts.select(rows), scores.select(rows)
+        micro_batches.append(MicroBatch(part, scored, training, total, pad_id, trainer.model.device, teacher_head))
 
     lr = warmed_up(training["lr"], step, training["warmup_steps"])
-    facts = trainer.step(micro_batches, loss_of, lr)
-    estimate = sum((m.rollout_logprobs - m.teacher_logprobs).double().sum().item() for m in micro_batches)
+    facts = trainer.step(micro_batches, lambda model, micro: chunked_loss(model, micro.batch, micro.loss), lr)
+    means = {
+        name: trainer.sum_over_ranks(sum(micro.sums[name].item() for micro in micro_batches)) / total
+        for name in micro_batches[0].sums
+    }
     return {
-        "reverse_kl": trainer.sum_over_ranks(estimate) / total,
+        "reverse_kl": means.pop("reverse_kl"),
         **facts,
         "lr": lr,
-        "importance_weight": trainer.sum_over_ranks(sums["weight"]) / total,
-        "importance_clipped": trainer.sum_over_ranks(sums["clipped"]) / total,
+        **means,
         "tokens": total,
         "completion_length": total / len(rollouts),
         "finished": sum(rollouts.finished) / len(rollouts),

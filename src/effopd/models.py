@@ -81,6 +81,15 @@ def model_with(folder: str | Path, weights: Mapping[str, torch.Tensor], device: 
     return model.eval()
 
 
+def without_weights(folder: str | Path) -> PreTrainedModel:
+    """The architecture of a model folder, its parameters without storage. Raises ArtifactError as `model_config`."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            model_config(folder), trust_remote_code=_trusts(folder)
+        )
+    return model
+
+
 def load_tokenizer(folder: str | Path, trust: bool | None = None) -> PreTrainedTokenizerFast:
     with _quiet_transformers():
         tokenizer: Any = AutoTokenizer.from_pretrained(

@@ -1,9 +1,9 @@
-"""Scoring: the logits of a model at every completion token, and the teacher's log-probabilities of the rollouts."""
+"""Scoring: what the teacher says of every completion token of the rollouts, and the exact reverse KL to it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -12,16 +12,31 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
+from effopd.logits import (
+    Head,
+    completion_logits,
+    completion_states,
+    logits_of,
+    position_chunks,
+    vocabulary_of,
+)
 from effopd.losses import reverse_kl, token_logprobs
 from effopd.models import save_tensors
 from effopd.rollouts import PaddedBatch, Rollouts
+from effopd.runtime.errors import ConfigError
 
 
 @dataclass
 class Scores:
-    """The teacher's log-probability of every completion token."""
+    """What the teacher says at every completion token of N rollouts. A column is empty where the objective has no use
+    for it; else it has an array a rollout, as long as the completion.
+    """
 
-    logprobs: list[np.ndarray]  # N float32 arrays, as long as the completions
+    logprobs: list[np.ndarray]  # float32 [length], log pi_teacher of the sampled tokens
+    top_ids: list[np.ndarray] = field(default_factory=list)  # int32 [length, K], its likeliest tokens first
+    top_logprobs: list[np.ndarray] = field(default_factory=list)  # float32 [length, K], theirs
+    hidden_states: list[np.ndarray] = field(default_factory=list)  # float32 [length, H], the input of its head
+    reference_logprobs: list[np.ndarray] = field(default_factory=list)  # float32 [length], log pi_base
 
     def __len__(self) -> int:
         return len(self.logprobs)
@@ -30,73 +45,148 @@ class Scores:
     def tokens(self) -> int:
         return sum(len(row) for row in self.logprobs)
 
+    @property
+    def scored_tokens(self) -> int:
+        """The tokens that models were asked about: twice as many where there is a reference."""
+        return self.tokens + sum(len(row) for row in self.reference_logprobs)
+
     def select(self, rows: range) -> Scores:
-        return Scores([self.logprobs[i] for i in rows])
+        return Scores(*([column[i] for i in rows] if column else [] for column in self._columns()))
 
     @staticmethod
     def concatenate(parts: Sequence[Scores]) -> Scores:
-        return Scores([row for part in parts for row in part.logprobs])
+        columns = zip(*(part._columns() for part in parts), strict=True)
+        return Scores(*([row for rows in column for row in rows] for column in columns))
 
     def write(self, path: Path) -> None:
-        """Write safetensors: `logprobs` float32 [tokens] and `lengths` int64 [N]."""
-        lengths = torch.tensor([len(row) for row in self.logprobs])
-        save_tensors(path, {"logprobs": torch.from_numpy(np.concatenate(self.logprobs)), "lengths": lengths})
+        """Write safetensors: `lengths` int64 [N], and each column that there is, [tokens, ...]."""
+        tensors = {"lengths": torch.tensor([len(row) for row in self.logprobs])}
+        for name, column in zip(_COLUMNS, self._columns(), strict=True):
+            if column:
+                tensors[name] = torch.from_numpy(np.concatenate(column))
+        save_tensors(path, tensors)
 
     @staticmethod
     def read(path: Path) -> Scores:
         """The scores of a file. Raises OSError or SafetensorError where it is damaged."""
         with safe_open(path, framework="np") as file:
             ends = np.cumsum(file.get_tensor("lengths"))
-            return Scores(np.split(file.get_tensor("logprobs"), ends[:-1]))
+            held = set(file.keys())
+            return Scores(*(np.split(file.get_tensor(name), ends[:-1]) if name in held else [] for name in _COLUMNS))
+
+    def _columns(self) -> list[list[np.ndarray]]:
+        return [getattr(self, name) for name in _COLUMNS]
+
+
+_COLUMNS = ("logprobs", "top_ids", "top_logprobs", "hidden_states", "reference_logprobs")
 
 
 class Teacher(Protocol):
     """Whoever scores rollouts."""
 
     def score(self, rollouts: Rollouts) -> Scores:
-        """log pi_teacher of every completion token."""
+        """log pi_teacher of every completion token at temperature 1, and the columns that it was set up to give."""
 
 
 class LocalTeacher:
-    """A transformers model in this process, scoring fixed batches of `batch_size` rollouts."""
+    """A transformers model in this process, scoring fixed batches of `batch_size` rollouts.
 
-    def __init__(self, model: PreTrainedModel, *, pad_id: int, batch_size: int) -> None:
+    Beside the sampled tokens' log-probabilities its scores have the `top_k` likeliest tokens of each position (0: none;
+    only ids below `vocabulary`, where rows pad it), or its last hidden states. Raises ConfigError where it has no
+    `top_k` tokens and one more.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        pad_id: int,
+        batch_size: int,
+        top_k: int = 0,
+        vocabulary: int | None = None,
+        hidden_states: bool = False,
+    ) -> None:
         self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
+        self.top_k, self.hidden_states = top_k, hidden_states
+        self.vocabulary = min(vocabulary_of(model), vocabulary or vocabulary_of(model))
+        if top_k >= self.vocabulary:
+            raise ConfigError(
+                f"config: `training.objective.top_k` is {top_k}, and the teacher's vocabulary has {self.vocabulary} "
+                "tokens. Lower it, or write `support: full`."
+            )
 
     def score(self, rollouts: Rollouts) -> Scores:
-        rows: list[np.ndarray] = []
-        for part, batch, logits in completion_logits(self.model, rollouts, self.pad_id, self.batch_size):
-            rows += _split(token_logprobs(logits, batch.targets[batch.mask]), part)
-        return Scores(rows)
+        self.model.eval()
+        return Scores.concatenate([self._score_batch(part) for part in rollouts.batches(self.batch_size)])
+
+    @torch.inference_mode()
+    def _score_batch(self, part: Rollouts) -> Scores:
+        batch = PaddedBatch.of(part, self.pad_id, self.model.device)
+        targets = batch.targets[batch.mask]
+        if self.hidden_states:
+            states = completion_states(self.model, batch)
+            logits = logits_of(Head.of(self.model), states)
+        else:
+            logits = completion_logits(self.model, batch)
+        sampled, top = [], []
+        for rows in position_chunks(len(targets), vocabulary_of(self.model)):
+            chunk = logits(rows)
+            sampled.append(token_logprobs(chunk, targets[rows]))
+            if self.top_k:
+                top.append(torch.log_softmax(chunk.float(), -1)[:, : self.vocabulary].topk(self.top_k, -1))
+        scores = Scores(_split(torch.cat(sampled), part))
+        if top:
+            scores.top_ids = _split(torch.cat([entry.indices.int() for entry in top]), part)
+            scores.top_logprobs = _split(torch.cat([entry.values for entry in top]), part)
+        if self.hidden_states:
+            scores.hidden_states = _split(states.float(), part)
+        return scores
 
 
-def measure_reverse_kl(
-    student: PreTrainedModel, teacher: PreTrainedModel, rollouts: Rollouts, *, pad_id: int, batch_size: int
+class WithReference:
+    """A teacher whose scores also have what a reference says of the sampled tokens (ExOPD, paper section 2)."""
+
+    def __init__(self, teacher: Teacher, reference: Teacher) -> None:
+        self.teacher, self.reference = teacher, reference
+
+    def score(self, rollouts: Rollouts) -> Scores:
+        scores = self.teacher.score(rollouts)
+        scores.reference_logprobs = self.reference.score(rollouts).logprobs
+        return scores
+
+
+@torch.inference_mode()
+def measure_logprobs(
+    model: PreTrainedModel, rollouts: Rollouts, *, pad_id: int, batch_size: int, temperature: float
 ) -> list[np.ndarray]:
-    """Exact KL(student || teacher) at every completion token, in nats: N float32 arrays."""
+    """log pi of every completion token at a temperature, as the update computes it: N float32 arrays."""
+    model.eval()
     rows: list[np.ndarray] = []
-    scored = zip(
-        completion_logits(student, rollouts, pad_id, batch_size),
-        completion_logits(teacher, rollouts, pad_id, batch_size),
-        strict=True,
-    )
-    for (part, _, student_logits), (_, _, teacher_logits) in scored:
-        rows += _split(reverse_kl(student_logits, teacher_logits), part)
+    for part in rollouts.batches(batch_size):
+        batch = PaddedBatch.of(part, pad_id, model.device)
+        logits, targets = completion_logits(model, batch), batch.targets[batch.mask]
+        chunks = position_chunks(len(targets), vocabulary_of(model))
+        rows += _split(torch.cat([token_logprobs(logits(c) / temperature, targets[c]) for c in chunks]), part)
     return rows
 
 
 @torch.inference_mode()
-def completion_logits(
-    model: PreTrainedModel, rollouts: Rollouts, pad_id: int, batch_size: int
-) -> Iterator[tuple[Rollouts, PaddedBatch, torch.Tensor]]:
-    """For each fixed batch: its rollouts, the padded batch, the logits that predict completion tokens [M, V]."""
-    model.eval()
+def measure_reverse_kl(
+    student: PreTrainedModel, teacher: PreTrainedModel, rollouts: Rollouts, *, pad_id: int, batch_size: int
+) -> list[np.ndarray]:
+    """Exact KL(student || teacher) at every completion token, in nats: N float32 arrays."""
+    student.eval()
+    teacher.eval()
+    rows: list[np.ndarray] = []
     for part in rollouts.batches(batch_size):
-        batch = PaddedBatch.of(part, pad_id, model.device)
-        yield part, batch, model(input_ids=batch.tokens[:, :-1], use_cache=False).logits[batch.mask]
+        batch = PaddedBatch.of(part, pad_id, student.device)
+        of_student, of_teacher = completion_logits(student, batch), completion_logits(teacher, batch)
+        chunks = position_chunks(part.completion_tokens, max(vocabulary_of(student), vocabulary_of(teacher)))
+        rows += _split(torch.cat([reverse_kl(of_student(chunk), of_teacher(chunk)) for chunk in chunks]), part)
+    return rows
 
 
 def _split(values: torch.Tensor, rollouts: Rollouts) -> list[np.ndarray]:
-    """Values of a batch's completion tokens [M], one array a rollout."""
+    """Values of a batch's completion tokens [M, ...], one array a rollout."""
     ends = np.cumsum([len(c) for c in rollouts.completions])
     return np.split(values.cpu().numpy(), ends[:-1])

@@ -4,12 +4,17 @@ import pytest
 import torch
 
 from effopd.losses import (
+    DIVERGENCES,
     distillation_advantages,
+    extrapolated_logprobs,
     group_advantages,
     policy_gradient_loss,
     reverse_kl,
     token_logprobs,
+    top_k_with_tail,
     truncated_importance_weights,
+    vocabulary_logprobs,
+    with_tail,
 )
 
 
@@ -64,3 +69,115 @@ def test_group_advantages_are_centred_within_their_group():
     torch.testing.assert_close(group_advantages(rewards, 3), torch.tensor([2 / 3, -1 / 3, -1 / 3, 0.0, 0.0, 0.0]))
     with pytest.raises(ValueError, match="6 rewards do not divide into groups of 4"):
         group_advantages(rewards, 4)
+
+
+def by_hand(divergence, p, q):
+    """Of two distributions as lists of float64 tensors, p the student's."""
+
+    def kl(a, b):
+        return sum(x * (x / y).log() for x, y in zip(a, b, strict=True))
+
+    if divergence == "js":
+        m = [(x + y) / 2 for x, y in zip(p, q, strict=True)]
+        return (kl(p, m) + kl(q, m)) / 2
+    return kl(p, q) if divergence == "reverse_kl" else kl(q, p)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_divergences_and_their_gradients_equal_the_written_out_sums(divergence):
+    torch.manual_seed(2)
+    student, teacher = torch.randn(3, 6, requires_grad=True), torch.randn(3, 6)
+    found = DIVERGENCES[divergence](*vocabulary_logprobs(student, teacher))
+    wanted = torch.stack([by_hand(divergence, softmax(student[row]), softmax(teacher[row])) for row in range(3)])
+    torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(found.sum(), student, retain_graph=True)
+    (by_autograd,) = torch.autograd.grad(wanted.sum(), student)
+    torch.testing.assert_close(gradient, by_autograd, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_divergences_over_the_top_tokens_and_a_tail_equal_those_of_the_summed_up_distributions(divergence):
+    """Their gradients too: without the tail bucket, or with one that has no gradient, they would be wrong."""
+    torch.manual_seed(3)
+    student, teacher = torch.randn(4, 7, requires_grad=True), torch.randn(4, 7)
+    top = teacher.log_softmax(-1).topk(3, -1)
+    found = DIVERGENCES[divergence](top_k_with_tail(student, top.indices), with_tail(top.values))
+
+    def buckets(logits, ids):
+        probabilities = softmax(logits)
+        kept = [probabilities[i] for i in ids.tolist()]
+        return [*kept, sum(p for i, p in enumerate(probabilities) if i not in ids.tolist())]
+
+    wanted = torch.stack(
+        [
+            by_hand(divergence, buckets(student[r], top.indices[r]), buckets(teacher[r], top.indices[r]))
+            for r in range(4)
+        ]
+    )
+    torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(found.sum(), student, retain_graph=True)
+    (by_autograd,) = torch.autograd.grad(wanted.sum(), student)
+    torch.testing.assert_close(gradient, by_autograd, atol=1e-6, rtol=1e-4)
+    full = DIVERGENCES[divergence](*vocabulary_logprobs(student, teacher))
+    assert (found <= full).all(), "fewer buckets can tell two distributions apart no better"
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_divergences_of_equal_distributions_are_zero_and_so_is_their_gradient(divergence):
+    torch.manual_seed(4)
+    logits = (5 * torch.randn(8, 40)).requires_grad_()
+    top = logits.detach().log_softmax(-1).topk(8, -1)
+    for student, teacher in (
+        vocabulary_logprobs(logits, logits.detach()),
+        (top_k_with_tail(logits, top.indices), with_tail(top.values)),
+    ):
+        divergences = DIVERGENCES[divergence](student, teacher)
+        assert divergences.abs().max() < 1e-6
+        (gradient,) = torch.autograd.grad(divergences.sum(), logits)
+        assert gradient.abs().max() < 1e-6
+
+
+def test_the_top_tokens_alone_would_reward_moving_mass_out_of_them():
+    """The fault that the tail bucket is there for: at student = teacher the gradient must vanish."""
+    torch.manual_seed(5)
+    logits = torch.randn(1, 10, requires_grad=True)
+    ids = logits.detach().topk(4, -1).indices
+    student = logits.log_softmax(-1).gather(-1, ids)
+    (wrong,) = torch.autograd.grad((student.exp() * (student - student.detach())).sum(), logits)
+    assert wrong.abs().max() > 1e-2
+    (right,) = torch.autograd.grad(
+        DIVERGENCES["reverse_kl"](top_k_with_tail(logits, ids), top_k_with_tail(logits.detach(), ids)).sum(), logits
+    )
+    assert right.abs().max() < 1e-6
+
+
+def test_extreme_distributions_give_finite_divergences_and_gradients():
+    logits = torch.tensor([[200.0, 0.0, -200.0, 1.0, 2.0]], requires_grad=True)
+    teacher = torch.tensor([[-200.0, 200.0, 0.0, 1.0, 2.0]])
+    top = teacher.log_softmax(-1).topk(2, -1)
+    assert with_tail(top.values).exp().sum().item() == pytest.approx(1, abs=1e-6)
+    for divergence in DIVERGENCES.values():
+        for pair in (
+            vocabulary_logprobs(logits, teacher),
+            (top_k_with_tail(logits, top.indices), with_tail(top.values)),
+        ):
+            value = divergence(*pair)
+            (gradient,) = torch.autograd.grad(value.sum(), logits)
+            assert torch.isfinite(value).all()
+            assert torch.isfinite(gradient).all()
+
+
+def test_rows_that_pad_one_models_vocabulary_do_not_count():
+    torch.manual_seed(6)
+    student, teacher = torch.randn(3, 6), torch.randn(3, 6)
+    padded = torch.cat([teacher, torch.randn(3, 2)], -1)
+    assert torch.equal(reverse_kl(student, padded), reverse_kl(student, teacher))
+
+
+def test_an_extrapolated_teacher_gives_the_advantage_of_exopd():
+    torch.manual_seed(7)
+    teacher, base, student = torch.randn(3, 5).unbind()
+    scale = 1.25
+    found = distillation_advantages(extrapolated_logprobs(teacher, base, scale), student)
+    torch.testing.assert_close(found, scale * (teacher - base) - (student - base))
+    torch.testing.assert_close(extrapolated_logprobs(teacher, base, 1.0), teacher)

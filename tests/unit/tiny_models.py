@@ -43,6 +43,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8, "tie_word_embeddings": False},
     "llama": {"tie_word_embeddings": False},
     "gemma": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "final_logit_softcapping": 2.0},
     "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1, "tie_word_embeddings": False},
 }
 

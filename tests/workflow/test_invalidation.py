@@ -68,6 +68,8 @@ CHANGES = {
     "training.temperature": ("training: {temperature: 0.9}", EVERY_PAIR),
     "training.max_new_tokens": ("training: {max_new_tokens: 12}", {"evaluate_model": 2, **EVERY_PAIR}),
     "training.importance_limit": ("training: {importance_limit: 4}", EVERY_RUN),
+    "training.objective": ("training: {objective: {support: top_k, top_k: 5}}", EVERY_RUN),
+    "training.horizon of one run": ("runs: {opd: {training: {horizon: {tokens: 6}}}}", NEW_RUN),
     "training.batch_size": ("training: {batch_size: 4}", EVERY_PAIR),
     "training.ranks": ("training: {batch_size: 4, ranks: 2}", EVERY_PAIR),
     "training.teacher of one run": ("runs: {opd: {training: {teacher: base}}}", {"evaluate_model": 2, "preflight": 1, **NEW_RUN}),

@@ -15,10 +15,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.estimates import logits_bytes, state_bytes, update_bytes
-from effopd.losses import token_logprobs
 from effopd.models import load_frozen, load_model, load_tokenizer, model_config, special_ids
 from effopd.preflight.agreement import (
-    Logprobs,
     check_determinism,
     check_engine,
     check_identity,
@@ -35,7 +33,7 @@ from effopd.rollouts import Rollouts
 from effopd.runtime.artifacts import host_facts, package_versions, read_manifest, write_json
 from effopd.runtime.errors import PreflightError
 from effopd.runtime.progress import say
-from effopd.scoring import LocalTeacher, completion_logits, measure_reverse_kl
+from effopd.scoring import LocalTeacher, measure_logprobs, measure_reverse_kl
 from effopd.tasks.base import Task, build_task
 from effopd.verification import verify_rollouts
 
@@ -177,7 +175,9 @@ def _check_models(
         checks.leave_out((*OF_STUDENT[1:], *OF_TEACHER), "the student's weights are not finite")
         return
     student = answers(model, "student")
-    recomputed = _trainer_logprobs(model, student.rollouts, pad_id, size, training["temperature"])
+    recomputed = measure_logprobs(
+        model, student.rollouts, pad_id=pad_id, batch_size=size, temperature=training["temperature"]
+    )
     checks.run("engine", check_engine, student.rollouts.logprobs, recomputed, "float32")
     own = LocalTeacher(model, pad_id=pad_id, batch_size=size).score(student.rollouts).logprobs  # at temperature 1
     del model
@@ -202,18 +202,6 @@ def _check_models(
     logits = logits_bytes(size * (longest + training["max_new_tokens"]), subjects["student"].rows)
     available, kind = available_memory(device)
     checks.run("memory", check_memory, update_bytes(parameters, teacher_parameters) + logits, available, kind)
-
-
-@torch.inference_mode()
-def _trainer_logprobs(
-    model: PreTrainedModel, rollouts: Rollouts, pad_id: int, batch_size: int, temperature: float
-) -> Logprobs:
-    """The log-probs of sampled tokens as the update computes them: one forward pass over whole sequences."""
-    rows: list[Any] = []
-    for part, batch, logits in completion_logits(model, rollouts, pad_id, batch_size):
-        values = token_logprobs(logits / temperature, batch.targets[batch.mask])
-        rows += torch.split(values.cpu(), [len(completion) for completion in part.completions])
-    return [row.numpy() for row in rows]
 
 
 def _states_to_write(results: Path, states: Sequence[Sequence[Any]]) -> int:

@@ -24,7 +24,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd import distillation
 from effopd.engines.transformers_engine import TransformersEngine
-from effopd.models import load_frozen, load_tokenizer, load_weights_into, model_with, special_ids, weights_of
+from effopd.logits import Head
+from effopd.models import (
+    load_frozen,
+    load_model,
+    load_tokenizer,
+    load_weights_into,
+    model_with,
+    special_ids,
+    weights_of,
+)
 from effopd.prompts import load_tokens
 from effopd.rollouts import Rollouts
 from effopd.runtime.artifacts import Manifest, atomic_path, fingerprint_of, read_manifest, release, write_manifest
@@ -32,7 +41,7 @@ from effopd.runtime.cost import cost_row
 from effopd.runtime.errors import ArtifactError
 from effopd.runtime.locks import exclusive
 from effopd.runtime.progress import Progress, say
-from effopd.scoring import LocalTeacher, Scores
+from effopd.scoring import LocalTeacher, Scores, Teacher, WithReference
 from effopd.shares import WHOLE, Share
 from effopd.states import METRICS, OPTIMIZER, WEIGHTS, Point, ResumePoint, save_state
 from effopd.step_artifacts import ROLLOUTS, SCORES, Kind, Made, Rows
@@ -102,8 +111,29 @@ class _Student:
         return trainer
 
 
-def _teacher(training: dict[str, Any], teacher: Manifest, pad_id: int, device: torch.device) -> LocalTeacher:
-    return LocalTeacher(load_frozen(teacher.path.parent, device), pad_id=pad_id, batch_size=training["batch_size"])
+def _teacher(
+    training: dict[str, Any], student: Path, teacher: Path, tokenizer: PreTrainedTokenizerFast, device: torch.device
+) -> Teacher:
+    """Who scores as the objective needs it: the teacher's folder, with the untrained student's as reference (ExOPD)."""
+    objective, support = training["objective"], training["objective"]["support"]
+    _, pad_id = special_ids(tokenizer)
+    scorer = LocalTeacher(
+        load_frozen(teacher, device),
+        pad_id=pad_id,
+        batch_size=training["batch_size"],
+        top_k=objective["top_k"] if support == "top_k" else 0,
+        vocabulary=len(tokenizer),
+        hidden_states=support == "full",
+    )
+    if objective["lambda"] == 1:
+        return scorer
+    reference = LocalTeacher(load_model(student, device), pad_id=pad_id, batch_size=training["batch_size"])
+    return WithReference(scorer, reference)
+
+
+def _teacher_head(training: dict[str, Any], teacher: Path, device: torch.device) -> Head | None:
+    """What an update on the full vocabulary needs of the teacher."""
+    return Head.of_folder(teacher, device) if training["objective"]["support"] == "full" else None
 
 
 def _at(point: Point, state: Path, step: int) -> None:
@@ -138,7 +168,8 @@ def train_segment(
     segment = _Segment.of(spec, student_manifest, teacher_manifest, prompts_manifest, point)
     learner = _Student(training, student_manifest, point, device)
     engine, tokens = learner.engine(), load_tokens(prompts_manifest, "train")
-    scorer = _teacher(training, teacher_manifest, learner.pad_id, device)
+    scorer = _teacher(training, student.parent, teacher.parent, learner.tokenizer, device)
+    teacher_head = _teacher_head(training, teacher.parent, device)
     trainer = learner.trainer()
     share = Share(trainer.rank, trainer.ranks)
     with exclusive(out.parent) if trainer.first else nullcontext():
@@ -178,7 +209,7 @@ def train_segment(
                 partial(_scoring_cost, step),
             )
             costs += made
-            _update(trainer, rollouts, scores, training, step, learner.pad_id, rows, costs)
+            _update(trainer, rollouts, scores, training, step, learner.pad_id, teacher_head, rows, costs)
             progress.update(step, reverse_kl=rows[-1]["reverse_kl"])
             if trainer.first and step < last and time.monotonic() - saved_at > RESUME_EVERY_SECONDS:
                 resume.save(weights_of(learner.model), trainer.optimizer_state(), {"metrics": rows, "costs": costs})
@@ -231,8 +262,7 @@ def score_rollouts(
     own = {"student": student_manifest.fingerprint, "teacher": teacher_manifest.fingerprint}
     if generated.spec != segment.spec(**place) or not own.items() <= generated.parents.items():
         raise ArtifactError(f"{rollouts} are not the rollouts to score. Delete it and run the workflow again.")
-    _, pad_id = special_ids(load_tokenizer(student.parent))
-    scorer = _teacher(training, teacher_manifest, pad_id, device)
+    scorer = _teacher(training, student.parent, teacher.parent, load_tokenizer(student.parent), device)
     working = time.perf_counter()
     scores = scorer.score(ROLLOUTS.open(generated))
     cost = _scoring_cost(spec["step"], scores, time.perf_counter() - working)
@@ -282,7 +312,8 @@ def update_policy(
             rows = pd.read_parquet(point.manifest.file(METRICS)).to_dict("records")
             costs = list(point.manifest.recorded["cost"])
         costs += [*generation, *scoring]
-        _update(trainer, made, scored, training, step, learner.pad_id, rows, costs)
+        teacher_head = _teacher_head(training, teacher.parent, device)
+        _update(trainer, made, scored, training, step, learner.pad_id, teacher_head, rows, costs)
         if trainer.first:
             _write_state(out, segment, step, learner.model, trainer, rows, costs, started)
 
@@ -360,12 +391,13 @@ def _update(
     training: dict[str, Any],
     step: int,
     pad_id: int,
+    teacher_head: Head | None,
     rows: Rows,
     costs: Rows,
 ) -> None:
     """One optimizer step; its metrics and its cost are added to `rows` and `costs`."""
     working = time.perf_counter()
-    facts = distillation.update_policy(trainer, rollouts, scores, training, step, pad_id)
+    facts = distillation.update_policy(trainer, rollouts, scores, training, step, pad_id, teacher_head)
     seconds = time.perf_counter() - working
     rows.append({"step": step, **facts})
     costs.append(cost_row("update policy", step, seconds, trained=rollouts.completion_tokens))
@@ -405,4 +437,4 @@ def _generation_cost(step: int, rollouts: Rollouts, seconds: float) -> Rows:
 
 
 def _scoring_cost(step: int, scores: Scores, seconds: float) -> Rows:
-    return [cost_row("score rollouts", step, seconds, scored=scores.tokens)]
+    return [cost_row("score rollouts", step, seconds, scored=scores.scored_tokens)]

@@ -1,0 +1,106 @@
+"""Loss and backward over completion tokens, a chunk of positions at a time where the vocabulary is large.
+
+Where the logits of a batch would have more than LOGITS_AT_ONCE entries, head and loss are computed chunk by chunk, and
+the gradient of each chunk's logits is turned at once into those of the hidden states and of the head, so that neither
+the logits nor their gradient ever exist as a whole. Nothing is computed twice: the loss is a scalar, so that the factor
+by which backward scales its gradient can wait.
+
+Shapes: M completion tokens of a batch; V vocabulary entries; H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+from effopd.logits import Head, capped, fits_at_once, position_chunks, vocabulary_of
+from effopd.rollouts import PaddedBatch
+
+LossOfLogits = Callable[[torch.Tensor, slice], torch.Tensor]  # logits [m, V] of the positions in the slice -> scalar
+
+
+def chunked_loss(model: Any, batch: PaddedBatch, loss_of: LossOfLogits) -> torch.Tensor:
+    """The sum of `loss_of` over the batch's completion tokens, for one backward.
+
+    `model` is the model or the DeepSpeed engine around it. `loss_of` is called for one chunk of the M positions after
+    the other, and must be a sum over positions. Raises ArtifactError where the batch needs chunks and the model's
+    logits are not its head's.
+    """
+    plain: PreTrainedModel = getattr(model, "module", model)
+    inputs = batch.tokens[:, :-1]
+    if fits_at_once(batch, vocabulary_of(plain)):
+        logits = model(input_ids=inputs, use_cache=False).logits[batch.mask]
+        return loss_of(logits, slice(0, len(logits)))
+    with _loss_in_place_of_logits(plain, batch.mask, loss_of):
+        loss: torch.Tensor = model(input_ids=inputs, use_cache=False).logits
+    return loss.squeeze()
+
+
+@contextmanager
+def _loss_in_place_of_logits(model: PreTrainedModel, mask: torch.Tensor, loss_of: LossOfLogits) -> Iterator[None]:
+    """Meanwhile the model's head returns the loss, [1, 1, 1], where it would return logits.
+
+    Inside the head's own forward, because only there does ZeRO 3 have its partitioned weights together.
+    """
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    cap = Head.of(model).cap
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = _HeadAndLoss.apply(hidden[mask], head.weight, head.bias, cap, loss_of)
+        return loss.reshape(1, 1, 1)
+
+    head.forward = forward
+    if cap is not None:
+        config.final_logit_softcapping = None  # else the model would cap the loss
+    try:
+        yield
+    finally:
+        del head.forward
+        if cap is not None:
+            config.final_logit_softcapping = cap
+
+
+class _HeadAndLoss(torch.autograd.Function):
+    """Forward computes the gradients too, chunk by chunk; backward hands them out."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,  # [M, H]
+        weight: torch.Tensor,  # [V, H]
+        bias: torch.Tensor | None,  # [V]
+        cap: float | None,
+        loss_of: LossOfLogits,
+    ) -> torch.Tensor:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        total = torch.zeros((), device=hidden.device)
+        of_hidden = torch.empty_like(hidden)
+        of_weight = torch.zeros_like(weight, dtype=torch.float32)  # chunks are added up in float32
+        of_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        with torch.autocast(device, enabled=False):
+            matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
+            for rows in position_chunks(len(hidden), len(weight)):
+                states = hidden[rows].to(dtype)
+                with torch.enable_grad():
+                    logits = torch.nn.functional.linear(states, matrix, offset).detach().requires_grad_()
+                    loss = loss_of(capped(logits, cap), rows)
+                    (gradient,) = torch.autograd.grad(loss, logits)
+                total += loss.detach()
+                of_hidden[rows] = (gradient @ matrix).to(hidden.dtype)
+                of_weight += gradient.T @ states
+                if of_bias is not None:
+                    of_bias += gradient.sum(0)
+        ctx.gradients = of_hidden, of_weight.to(weight.dtype), None if of_bias is None else of_bias.to(weight.dtype)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        return *(None if gradient is None else gradient.mul_(scale) for gradient in gradients), None, None

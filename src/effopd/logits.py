@@ -1,0 +1,116 @@
+"""The logits that predict completion tokens, a few positions at a time where the vocabulary is large; no gradients.
+
+Where the logits of a batch would have more than LOGITS_AT_ONCE entries, only the hidden states are kept, and the head
+turns a few positions at a time into logits: [positions, vocabulary] never exists as a whole. Whether and how is decided
+by the batch's shape alone, so that a fixed batch gives the same numbers wherever it is computed.
+
+Shapes: M completion tokens of a batch; V vocabulary entries; H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from effopd.dynamics.checkpoints import Checkpoint
+from effopd.models import without_weights
+from effopd.rollouts import PaddedBatch
+from effopd.runtime.errors import ArtifactError
+
+LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
+
+Logits = Callable[[slice], torch.Tensor]  # of M positions: the logits [m, V] of those in the slice
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns last hidden states into logits: a linear map, and with some models (Gemma 2) a soft cap behind it."""
+
+    weight: torch.Tensor  # [V, H]
+    bias: torch.Tensor | None  # [V]
+    cap: float | None  # logits become cap * tanh(logits / cap)
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> Head:
+        """The head of a model, sharing its memory. Raises ArtifactError where the model has none of this form."""
+        linear, config = model.get_output_embeddings(), model.config.get_text_config()
+        scales = ("logits_scaling", "logit_scale", "output_multiplier")  # of Granite, Cohere and others
+        scaled = [key for key in scales if getattr(config, key, 1) not in (1, None)]
+        if not isinstance(linear, torch.nn.Linear) or scaled:
+            what = f"scales its logits (`{scaled[0]}`)" if scaled else "has no linear head"
+            raise ArtifactError(
+                f"{type(model).__name__} {what}, so that its logits cannot be made from its last hidden states. Choose "
+                "another support than `full`, and a smaller batch_size: batch_size x tokens x vocabulary "
+                f"({config.vocab_size}) must be at most {LOGITS_AT_ONCE}."
+            )
+        bias = None if linear.bias is None else linear.bias.detach()
+        return Head(linear.weight.detach(), bias, getattr(config, "final_logit_softcapping", None))
+
+    @staticmethod
+    def of_folder(folder: Path, device: torch.device) -> Head:
+        """The head of a model folder in float32, which alone is read of it. Raises ArtifactError as `of` does."""
+        form, checkpoint = Head.of(without_weights(folder)), Checkpoint.open(folder)
+
+        def read(name: str) -> torch.Tensor:
+            if checkpoint.locate(name) is None:
+                raise ArtifactError(f"{folder} holds no {name}. Choose another support than `full`.")
+            return checkpoint.read(name).to(device, torch.float32)
+
+        return Head(read("lm_head.weight"), None if form.bias is None else read("lm_head.bias"), form.cap)
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """Hidden states [m, H] -> logits [m, V]."""
+        return capped(torch.nn.functional.linear(states, self.weight, self.bias), self.cap)
+
+
+def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def vocabulary_of(model: PreTrainedModel) -> int:
+    """The number of logits at a position, rows that pad the vocabulary included."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+def position_chunks(positions: int, vocabulary: int) -> Iterator[slice]:
+    """The positions in chunks of at most LOGITS_AT_ONCE logits."""
+    size = max(1, LOGITS_AT_ONCE // vocabulary)
+    for start in range(0, positions, size):
+        yield slice(start, min(start + size, positions))
+
+
+def fits_at_once(batch: PaddedBatch, vocabulary: int) -> bool:
+    """Whether the logits of all of a batch's positions, prompts and padding included, are few enough."""
+    return batch.mask.numel() * vocabulary <= LOGITS_AT_ONCE
+
+
+@torch.inference_mode()
+def completion_states(model: PreTrainedModel, batch: PaddedBatch) -> torch.Tensor:
+    """The last hidden states that predict the batch's completion tokens: [M, H], in the model's dtype."""
+    return model.base_model(input_ids=batch.tokens[:, :-1], use_cache=False).last_hidden_state[batch.mask]
+
+
+@torch.inference_mode()
+def completion_logits(model: PreTrainedModel, batch: PaddedBatch) -> Logits:
+    """The logits that predict the batch's completion tokens, for one chunk after the other.
+
+    Raises ArtifactError where the batch needs chunks and the model has no plain head.
+    """
+    if fits_at_once(batch, vocabulary_of(model)):
+        logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits[batch.mask]
+        return lambda rows: logits[rows]
+    return logits_of(Head.of(model), completion_states(model, batch))
+
+
+def logits_of(head: Head, states: torch.Tensor) -> Logits:
+    """The logits of hidden states [M, H], without gradients."""
+
+    @torch.no_grad()
+    def chunk(rows: slice) -> torch.Tensor:
+        return head(states[rows])
+
+    return chunk
