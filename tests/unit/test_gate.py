@@ -4,10 +4,11 @@ import pytest
 import torch
 from tiny_models import make_model
 
+from effopd.extrapolation.gate import NEVER
 from effopd.models import save_model, weights_of
 from effopd.prompts import Prompts
 from effopd.runtime.errors import ConfigError
-from effopd.stages.evaluate_candidates import NEVER, _Gate
+from effopd.stages.evaluate_candidates import _Gate
 from effopd.tasks.base import Problem
 from effopd.verification import encode_prompts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 
@@ -51,10 +52,13 @@ def candidate(
 def delta_norms(
     current: Mapping[str, torch.Tensor], anchor: Mapping[str, torch.Tensor], moving: Collection[str]
 ) -> dict[str, float]:
-    """Frobenius norms of the last update: of all parameters and of the moving ones, accumulated in float64."""
+    """Frobenius norms of the last update: of all parameters and of the moving ones, accumulated in float64.
+
+    Sums over parameters are exact, so that their order does not matter.
+    """
     check_alike(current, anchor)
     squares = {name: (current[name].double() - anchor[name].double()).square().sum().item() for name in current}
-    return {"all": sum(squares.values()) ** 0.5, "moving": sum(squares[name] for name in moving) ** 0.5}
+    return {"all": math.fsum(squares.values()) ** 0.5, "moving": math.fsum(squares[name] for name in moving) ** 0.5}
 
 
 def check_alike(current: Mapping[str, torch.Tensor], anchor: Mapping[str, torch.Tensor]) -> None:

@@ -13,17 +13,16 @@ from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.evaluation import measure
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
+from effopd.extrapolation.gate import NEVER, GateValue, gate_rows, gate_seeds
 from effopd.extrapolation.search import search
 from effopd.models import Weights, load_frozen, load_model, load_tokenizer
 from effopd.prompts import Prompts, load_prompts
-from effopd.randomness import generator, seed_of
+from effopd.randomness import generator
 from effopd.runtime.artifacts import read_manifest, write_manifest
 from effopd.runtime.errors import ArtifactError, ConfigError
 from effopd.runtime.progress import say
 from effopd.states import Point
 from effopd.tasks.base import build_task
-
-NEVER = -math.inf  # the score of a candidate whose metric is not finite
 
 
 def evaluate_candidates(
@@ -154,10 +153,9 @@ class _Gate:
                 f"config: `extrapolation.gate.examples` is {self.settings['examples']}, and the "
                 f"{self.settings['source']} split holds {len(source)} problems. Lower it or enlarge the split."
             )
-        chosen = generator(spec["seed"], "gate examples", self.settings["source"]).choice(
-            len(source), self.settings["examples"], replace=False
+        self.rows = gate_rows(
+            spec["seed"], self.settings["source"], len(source), self.settings["examples"], self.settings["samples"]
         )
-        self.rows = [int(i) for i in sorted(chosen) for _ in range(self.settings["samples"])]
         self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(student.parent)
         self.prompts = source.select(self.rows)
         self.model = load_model(student.parent, device)
@@ -167,33 +165,22 @@ class _Gate:
     def score(self, weights: Weights, coefficient: float) -> float:
         """The score of a candidate (0: the current weights), higher is better."""
         metric = self.settings["metric"]
-        per_item: list[float] = []
         if metric == "always":
-            value = score = abs(coefficient)
+            found = GateValue(abs(coefficient), abs(coefficient))
         elif metric == "random":
-            value = float(generator(self.spec["seed"], "random gate", self.spec["step"], f"{coefficient:g}").random())
-            score = value
+            drawn = generator(self.spec["seed"], "random gate", self.spec["step"], f"{coefficient:g}").random()
+            found = GateValue(float(drawn), float(drawn))
         else:
             value, per_item = self._measure(weights, coefficient)
-            score = value if metric == "accuracy" else -value
-        finite = math.isfinite(score)
-        self.values.append(
-            {
-                "coefficient": coefficient,
-                "value": value if finite else None,
-                "score": score if finite else None,
-                "per_item": per_item if finite else [],
-            }
-        )
-        return score if finite else NEVER
+            found = GateValue(value, value if metric == "accuracy" else -value, per_item)
+        self.values.append(found.entry(coefficient))
+        return found.score if math.isfinite(found.score) else NEVER
 
     def _measure(self, weights: Weights, coefficient: float) -> tuple[float, list[float]]:
         self.engine.load_weights(weights)
         sampling = Sampling(**self.spec["sampling"])
-        # Unpaired, each candidate has draws of its own, as in the released code.
-        draw = "paired" if self.settings["paired"] else f"{coefficient:g}"
         seed, step = self.spec["seed"], self.spec["step"]
-        seeds = [seed_of(seed, "gate", step, draw, position) for position in range(len(self.rows))]
+        seeds = gate_seeds(seed, step, coefficient, len(self.rows), self.settings["paired"])
         measured = measure(
             self.engine,
             self.task,

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from effopd.extrapolation.candidates import candidate
+from effopd.extrapolation.gate import decision, score_of
 from effopd.extrapolation.search import search
 from effopd.models import save_tensors
 from effopd.runtime.artifacts import Manifest, read_manifest, write_manifest
 from effopd.runtime.errors import ArtifactError
 from effopd.runtime.progress import say
-from effopd.stages.evaluate_candidates import NEVER, anchor_of, moving_or_refuse
+from effopd.stages.evaluate_candidates import anchor_of, moving_or_refuse
 from effopd.states import LEDGER_WEIGHTS, Point
 
 
@@ -40,7 +41,7 @@ def select_candidate(
         if manifest.parents["state"] != point.manifest.fingerprint:
             raise ArtifactError(f"{manifest.path} was scored for another state than {state}. Delete it and run again.")
     values = {entry["coefficient"]: entry for manifest in manifests for entry in manifest.result["values"]}
-    scores = {c: NEVER if entry["score"] is None else entry["score"] for c, entry in values.items()}
+    scores = {c: score_of(entry) for c, entry in values.items()}
 
     def recorded(coefficient: float) -> float:
         if coefficient not in scores:
@@ -60,16 +61,14 @@ def select_candidate(
         accepted = candidate(current, anchor_of(anchor_point, settings["anchor"]), outcome.coefficient, moving)
         files[LEDGER_WEIGHTS] = out.parent / LEDGER_WEIGHTS
         save_tensors(files[LEDGER_WEIGHTS], accepted)
-    result = {
-        "step": spec["step"],
-        "coefficient": outcome.coefficient,
-        "reason": outcome.reason,
-        "accept": settings["accept"],
-        "metric": scored.spec["extrapolation"]["gate"]["metric"],
-        "current": values[0.0],
-        "trials": [{**values[t.coefficient], "accepted": t.accepted} for t in outcome.trials],
-        "update_norm": scored.result["update_norm"],
-    }
+    result = decision(
+        spec["step"],
+        outcome,
+        values,
+        accept=settings["accept"],
+        metric=scored.spec["extrapolation"]["gate"]["metric"],
+        update_norm=scored.result["update_norm"],
+    )
     parents = {"candidates": scored.fingerprint, **point.parents}
     parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
     write_manifest(

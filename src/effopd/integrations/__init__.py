@@ -1,0 +1,1 @@
+"""Extrapolation in other people's trainers."""
