@@ -1,4 +1,7 @@
-"""The verbs for people: what to do with a results folder. `effopd.cli` adds them to the command line."""
+"""The verbs for people: what an experiment takes, and what to do with a results folder.
+
+`effopd.cli` adds them to the command line.
+"""
 
 from __future__ import annotations
 
@@ -107,4 +110,28 @@ def compare(a: Path, b: Path, out: Path | None) -> None:
         click.echo(line)
 
 
-COMMANDS = (export, verify, prune, status, compare)
+@click.command("estimate")
+@click.option(
+    "--configfile",
+    "configfiles",
+    type=PATH,
+    multiple=True,
+    default=(Path("config/config.yaml"),),
+    show_default=True,
+    help="The configuration; again for each overlay.",
+)
+def estimate(configfiles: tuple[Path, ...]) -> None:
+    """Estimate GPU hours and disk of an experiment before it is begun.
+
+    The assumptions are the section `estimate` of the configuration; docs/preflight.md says how it is reckoned.
+    """
+    from effopd.estimates import estimate as run
+    from effopd.plan import Plan
+
+    plan = Plan.of_files(configfiles)
+    found = run(plan)
+    for line in [*found.table(), f"together: {found.line()}", *found.assumptions(plan), *found.notes]:
+        click.echo(line)
+
+
+COMMANDS = (export, verify, prune, status, compare, estimate)

@@ -36,10 +36,17 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError, whose one line names the key, the value and the remedy, where it cannot be run.
     """
-    filled: dict[str, Any] = _fill(copy.deepcopy(dict(config)), schema())
+    filled: dict[str, Any] = _fill(_without_nulls(config), schema())
     _validate(filled)
     _check_meaning(filled)
     return filled
+
+
+def _without_nulls(value: Any) -> Any:
+    """A copy without the keys that are null: with one, an overlay takes out what a file before it put in."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(child) for key, child in value.items() if child is not None}
+    return copy.deepcopy(value)
 
 
 def run_settings(config: Mapping[str, Any], run: str) -> dict[str, Any]:

@@ -1,20 +1,194 @@
-"""What training takes, estimated from the models' sizes: bytes on disk and in memory."""
+"""What an experiment takes, estimated before it is begun: GPU hours, disk and memory.
+
+An analytic model, right to a factor of two or so: arithmetic at a share of the GPU's peak, decoding bound by what it
+reads. What it assumes is in the section `estimate` of the configuration. Light to import (no torch).
+"""
 
 from __future__ import annotations
 
-FLOAT32 = 4
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from effopd.architecture import BFLOAT16, Architecture, architecture_of
+from effopd.plan import Plan
+from effopd.runtime.text import aligned, size_text
+from effopd.sizes import FLOAT32
+
+BYTES_A_TOKEN = 12  # of rollouts and scores on disk: a token id and two log-probs
+SMALLEST = 1e8  # parameters below which starting jobs takes longer than arithmetic, and no time is given
+ARITHMETIC_VOCABULARY = 16
 
 
-def state_bytes(parameters: float) -> float:
-    """A kept state on disk: float32 weights, AdamW's two moments, and the weights of an accepted candidate."""
-    return 4 * FLOAT32 * parameters
+@dataclass(frozen=True)
+class Hardware:
+    """GPUs that work together, and how much of their peak the work reaches."""
+
+    count: int
+    tflops: float  # dense bfloat16, each
+    bandwidth_gb: float  # GB/s of its memory, each
+    memory_gb: float  # each
+    utilisation: float  # share of peak arithmetic in updates and scores
+    bandwidth_share: float  # share of peak bandwidth in decoding
+
+    def compute(self, flops: float) -> float:
+        """Seconds of arithmetic."""
+        return flops / (self.count * self.tflops * 1e12 * self.utilisation)
+
+    def decode(self, model: Architecture, sequences: float, prompt: float, mean: float, longest: float) -> float:
+        """Seconds to generate completions of `mean` tokens, the longest of `longest`, in bfloat16.
+
+        A step reads the weights once and every sequence's cache; as many sequences go together as there is memory for.
+        """
+        weights = BFLOAT16 * model.parameters
+        shards = max(1, math.ceil(weights / (0.6e9 * self.memory_gb)))  # GPUs that share one copy of the weights
+        replicas = max(1, self.count // shards)
+        own = sequences / replicas
+        cache = model.cache_bytes * (prompt + mean / 2)
+        room = max(1.0, (0.8e9 * self.memory_gb * shards - weights) / cache)
+        together = min(own, room)
+        steps = max(longest, mean * own / together)
+        read = (weights + together * cache) / (shards * self.bandwidth_gb * 1e9 * self.bandwidth_share)
+        arithmetic = (
+            together * model.forward_flops(prompt + mean / 2) / (shards * self.tflops * 1e12 * self.utilisation)
+        )
+        return steps * max(read, arithmetic)
 
 
-def update_bytes(parameters: float, teacher_parameters: float) -> float:
-    """A colocated update in memory, activations left out: weights, gradients and moments in float32; the teacher."""
-    return 4 * FLOAT32 * parameters + FLOAT32 * teacher_parameters
+@dataclass(frozen=True)
+class RunEstimate:
+    """One run with one seed: seconds by stage on its GPUs, and bytes on disk."""
+
+    run: str
+    gpus: int
+    seconds: dict[str, float]  # rollouts, scores, updates, gates, evaluation
+    disk: float
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.gpus * sum(self.seconds.values()) / 3600
 
 
-def logits_bytes(tokens: float, vocabulary: int) -> float:
-    """The logits of a fixed batch in float32, their log-softmax, and the gradients of both."""
-    return 4 * FLOAT32 * tokens * vocabulary
+def estimate_run(plan: Plan, run: str, student: Architecture, teacher: Architecture) -> RunEstimate:
+    """The estimate of a run and one of its seeds."""
+    settings, assumed = plan.runs[run], plan.config["estimate"]
+    training, gate = settings["training"], settings["extrapolation"]["gate"]
+    hardware = _hardware(assumed, training["ranks"])
+    prompt, longest = assumed["prompt_tokens"], training["max_new_tokens"]
+    mean = assumed["completion_share"] * longest
+    length = prompt + mean
+
+    def generate(sequences: float) -> float:
+        return hardware.decode(student, sequences, prompt, mean, longest)
+
+    def score(model: Architecture, sequences: float) -> float:
+        return hardware.compute(sequences * length * model.forward_flops(length))
+
+    rollouts = training["prompts_per_step"] * training["samples_per_prompt"]
+    steps, states, triggers = training["steps"], len(plan.boundaries(run)), len(plan.triggers(run))
+    gated, evaluated = gate["examples"] * gate["samples"], _test_problems(plan) * plan.config["evaluation"]["samples"]
+
+    def both(sequences: float) -> float:
+        return score(student, sequences) + score(teacher, sequences)
+
+    judge = {"accuracy": generate(gated), "reverse_kl": generate(gated) + both(gated)}.get(gate["metric"], 0.0)
+    seconds = {
+        "rollouts": steps * generate(rollouts),
+        "scores": steps * score(teacher, rollouts),
+        "updates": steps * 3 * score(student, rollouts),
+        "gates": triggers * (1 + len(settings["extrapolation"]["coefficients"])) * judge,
+        "evaluation": states * (generate(evaluated) + both(evaluated)),
+    }
+    parameters = student.parameters
+    disk = states * 3 * FLOAT32 * parameters + triggers * FLOAT32 * parameters + steps * rollouts * mean * BYTES_A_TOKEN
+    return RunEstimate(run, training["ranks"], seconds, disk)
+
+
+def _hardware(assumed: Mapping[str, Any], count: int) -> Hardware:
+    gpu = assumed["gpu"]
+    return Hardware(
+        count, gpu["tflops"], gpu["bandwidth_gb"], gpu["memory_gb"], assumed["utilisation"], assumed["bandwidth_share"]
+    )
+
+
+def _test_problems(plan: Plan) -> int:
+    """The problems that states are evaluated on, as far as the configuration knows."""
+    split = plan.config["task"]["splits"]["test"]
+    rows = split if isinstance(split, int) else split.get("rows")
+    return int(rows or plan.config["estimate"]["test_problems"])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The runs that could be estimated, once for each seed, and why others could not."""
+
+    runs: list[RunEstimate]
+    seeds: int
+    timed: bool  # whether the models are large enough for the times to mean something
+    notes: list[str]
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.seeds * sum(run.gpu_hours for run in self.runs)
+
+    @property
+    def disk(self) -> float:
+        return self.seeds * sum(run.disk for run in self.runs)
+
+    def line(self) -> str:
+        """The estimate in one line."""
+        parts = [f"{self.gpu_hours:,.0f} GPU hours"] if self.timed and self.runs else []
+        parts += [f"{size_text(self.disk)} of disk"] if self.runs else []
+        return ", ".join(parts) or "nothing can be said before the models are there"
+
+    def table(self) -> list[str]:
+        """A line a run: hours of its GPUs by stage, GPU hours and disk, all seeds together."""
+        stages = ("rollouts", "scores", "updates", "gates", "evaluation")
+        rows: list[list[str]] = [["run", "GPUs", *(f"{stage}, h" for stage in stages), "GPU hours", "disk"]]
+        for run in self.runs:
+            hours = [f"{self.seeds * run.seconds[stage] / 3600:.1f}" if self.timed else "" for stage in stages]
+            total = f"{self.seeds * run.gpu_hours:,.0f}" if self.timed else ""
+            rows.append([run.run, str(run.gpus), *hours, total, size_text(self.seeds * run.disk)])
+        return aligned(rows)
+
+    def assumptions(self, plan: Plan) -> list[str]:
+        """What the times rest on, in words; nothing where none are given."""
+        assumed, gpu = plan.config["estimate"], plan.config["estimate"]["gpu"]
+        if not self.timed:
+            return []
+        return [
+            f"assumed: {gpu['name']}, {gpu['tflops']:g} TFLOP/s at {assumed['utilisation']:.0%}, "
+            f"{gpu['bandwidth_gb']:g} GB/s at {assumed['bandwidth_share']:.0%}, {gpu['memory_gb']:g} GB; completions "
+            f"of {assumed['completion_share']:.0%} of `max_new_tokens`; every candidate of a trigger tried"
+        ]
+
+
+def estimate(plan: Plan) -> Estimate:
+    """What a plan takes, with all its seeds."""
+    runs: list[RunEstimate] = []
+    notes: list[str] = []
+    sizes = []
+    for run, settings in plan.runs.items():
+        names = [settings["training"][role] for role in ("student", "teacher")]
+        student, teacher = (_architecture(plan, name) for name in names)
+        if student is None or teacher is None:
+            unknown = " and ".join(name for name in names if _architecture(plan, name) is None)
+            notes.append(f"{run}: the size of {unknown} is not known yet. Add it to `estimate.architectures`.")
+            continue
+        runs.append(estimate_run(plan, run, student, teacher))
+        sizes.append(student.parameters)
+    return Estimate(runs, len(plan.seeds), max(sizes, default=0) >= SMALLEST, notes)
+
+
+def _architecture(plan: Plan, model: str) -> Architecture | None:
+    found: Architecture | None = architecture_of(
+        plan.config["models"], model, ARITHMETIC_VOCABULARY, plan.config["estimate"]["architectures"]
+    )
+    return found
+
+
+def dry_run_estimate(plan: Plan) -> list[str]:
+    """What a dry run says: the whole experiment's estimate, whatever of it is done, and what has to be known."""
+    found = estimate(plan)
+    return [f"{found.line()} for the whole experiment (see `effopd estimate`)", *found.notes]

@@ -159,7 +159,7 @@ class Plan:
 
     def resolved_config(self) -> dict[str, Any]:
         """The configuration as written to results/config.yaml: everything that results depend on."""
-        return {section: value for section, value in self.config.items() if section != "runtime"}
+        return {section: value for section, value in self.config.items() if section not in ("runtime", "estimate")}
 
     def spec(self, stage: str, **wildcards: Any) -> str:
         """The canonical JSON that decides a job's result: its config slice and its code.

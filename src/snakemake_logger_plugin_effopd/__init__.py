@@ -150,6 +150,9 @@ class LogHandler(LogHandlerBase):
         """What Snakemake and its executors say in plain text."""
         if text.startswith("Nothing to be done"):
             self._say("nothing to be done: everything is up to date")
+        elif text.startswith("estimate: "):
+            for line in text.splitlines():
+                self._say(line)
         elif found := SUBMITTED.match(text):
             self.jobs[int(found["job"])].submitted(found["slurm"])
         elif found := RESTARTED.match(text):

@@ -76,6 +76,7 @@ CHANGES = {
     # checks: what has passed is not checked again
     "preflight.problems": ("preflight: {problems: 8}", CONFIG),
     "preflight.accept": ("preflight: {accept: [teacher_accuracy]}", CONFIG),
+    "estimate.completion_share": ("estimate: {completion_share: 0.8}", {}),
     # more of the same: only the new part
     "training.steps, one trigger more": (
         "training: {steps: 8}",
@@ -127,6 +128,7 @@ MODULES = {
     "stages/model_folder.py": EVERY_MODEL,
     "stages/preflight.py": {},
     "preflight/tokens.py": {},
+    "sizes.py": {},
     "estimates.py": {},
     "stages/segments.py": EVERY_RUN,
     "stages/evaluate_candidates.py": BOTH_RUNS_AFTER_A_GATE,

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from effopd.estimates import dry_run_estimate
 from effopd.plan import FIGURES, TABLES, Plan
 from effopd.runtime import session
 from effopd.runtime.errors import UserError
@@ -17,6 +18,8 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 session.announce(PLAN.config["runtime"])
+if workflow.output_settings.dryrun:
+    logger.info("\n".join(f"estimate: {line}" for line in dry_run_estimate(PLAN)))
 # Snakemake follows each chain of states by recursion, a few frames a job.
 sys.setrecursionlimit(sys.getrecursionlimit() + 20 * PLAN.longest_chain())
 

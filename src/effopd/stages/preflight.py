@@ -14,7 +14,6 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
-from effopd.estimates import logits_bytes, state_bytes, update_bytes
 from effopd.models import load_frozen, load_model, load_tokenizer, model_config, special_ids
 from effopd.preflight.agreement import (
     check_determinism,
@@ -34,6 +33,7 @@ from effopd.runtime.artifacts import host_facts, package_versions, read_manifest
 from effopd.runtime.errors import PreflightError
 from effopd.runtime.progress import say
 from effopd.scoring import LocalTeacher, measure_logprobs, measure_reverse_kl
+from effopd.sizes import logits_bytes, state_bytes, update_bytes
 from effopd.tasks.base import Task, build_task
 from effopd.verification import verify_rollouts
 
@@ -198,10 +198,10 @@ def _check_models(
         "teacher_accuracy", check_accuracy, student.rewards, teacher.rewards, (student.finished, teacher.finished),
         sampling.max_new_tokens,
     )  # fmt: skip
-    teacher_parameters = sum(parameter.numel() for parameter in model.parameters())
+    teacher_bytes = sum(parameter.nbytes for parameter in model.parameters())
     logits = logits_bytes(size * (longest + training["max_new_tokens"]), subjects["student"].rows)
     available, kind = available_memory(device)
-    checks.run("memory", check_memory, update_bytes(parameters, teacher_parameters) + logits, available, kind)
+    checks.run("memory", check_memory, update_bytes(parameters, teacher_bytes) + logits, available, kind)
 
 
 def _states_to_write(results: Path, states: Sequence[Sequence[Any]]) -> int:
