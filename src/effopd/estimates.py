@@ -76,13 +76,14 @@ def estimate_run(plan: Plan, run: str, student: Architecture, teacher: Architect
     training, gate = settings["training"], settings["extrapolation"]["gate"]
     hardware = _hardware(assumed, training["ranks"])
     prompt, longest = assumed["prompt_tokens"], training["max_new_tokens"]
-    mean = assumed["completion_share"] * longest
-    length = prompt + mean
+    horizon = training["horizon"].get("tokens", longest)  # of rollouts to train on
+    share = assumed["completion_share"]
 
-    def generate(sequences: float) -> float:
-        return hardware.decode(student, sequences, prompt, mean, longest)
+    def generate(sequences: float, limit: float = longest) -> float:
+        return hardware.decode(student, sequences, prompt, share * limit, limit)
 
-    def score(model: Architecture, sequences: float) -> float:
+    def score(model: Architecture, sequences: float, limit: float = longest) -> float:
+        length = prompt + share * limit
         return hardware.compute(sequences * length * model.forward_flops(length))
 
     rollouts = training["prompts_per_step"] * training["samples_per_prompt"]
@@ -94,14 +95,18 @@ def estimate_run(plan: Plan, run: str, student: Architecture, teacher: Architect
 
     judge = {"accuracy": generate(gated), "reverse_kl": generate(gated) + both(gated)}.get(gate["metric"], 0.0)
     seconds = {
-        "rollouts": steps * generate(rollouts),
-        "scores": steps * score(teacher, rollouts),
-        "updates": steps * 3 * score(student, rollouts),
+        "rollouts": steps * generate(rollouts, horizon),
+        "scores": steps * score(teacher, rollouts, horizon),
+        "updates": steps * 3 * score(student, rollouts, horizon),
         "gates": triggers * (1 + len(settings["extrapolation"]["coefficients"])) * judge,
         "evaluation": states * (generate(evaluated) + both(evaluated)),
     }
     parameters = student.parameters
-    disk = states * 3 * FLOAT32 * parameters + triggers * FLOAT32 * parameters + steps * rollouts * mean * BYTES_A_TOKEN
+    disk = (
+        states * 3 * FLOAT32 * parameters
+        + triggers * FLOAT32 * parameters
+        + steps * rollouts * share * horizon * BYTES_A_TOKEN
+    )
     return RunEstimate(run, training["ranks"], seconds, disk)
 
 

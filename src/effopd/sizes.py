@@ -15,6 +15,6 @@ def update_bytes(parameters: float, teacher_bytes: float) -> float:
     return 4 * FLOAT32 * parameters + teacher_bytes
 
 
-def logits_bytes(tokens: float, vocabulary: int) -> float:
-    """The logits of a fixed batch in float32, their log-softmax, and the gradients of both."""
-    return 4 * FLOAT32 * tokens * vocabulary
+def logits_bytes(positions: float, vocabulary: int, at_once: float) -> float:
+    """The logits of a fixed batch, at most `at_once` of them, in float32: log-softmax and the gradients of both too."""
+    return 4 * FLOAT32 * min(positions * vocabulary, at_once)

@@ -150,6 +150,7 @@ def test_more_of_everything_takes_more(tmp_path):
     twice = with_overlay("seeds: [42, 43]")
     assert (twice.gpu_hours, twice.disk) == (2 * base.gpu_hours, 2 * base.disk)
     assert with_overlay("training: {max_new_tokens: 32768}").gpu_hours > 2 * base.gpu_hours
+    assert with_overlay("training: {horizon: {tokens: 4096}}").gpu_hours < base.gpu_hours
     assert with_overlay("extrapolation: {gate: {metric: reverse_kl}}").gpu_hours > base.gpu_hours
 
 

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
+from effopd.logits import LOGITS_AT_ONCE
 from effopd.models import load_frozen, load_model, load_tokenizer, model_config, special_ids
 from effopd.preflight.agreement import (
     check_determinism,
@@ -68,7 +69,7 @@ def preflight(
     task = build_task(spec["task"])
     checks.run("verifier", check_verifier, task, sample.problems)
     if readable:
-        _check_models(checks, subjects, sample, task, longest, spec, out.parent.parent, device)
+        _check_models(checks, subjects, sample, task, spec, out.parent.parent, device)
     else:
         checks.leave_out(
             (*OF_STUDENT, *OF_TEACHER, "disk"), "nothing can be computed before tokenizer and EOS are right"
@@ -150,7 +151,6 @@ def _check_models(
     subjects: Mapping[str, _Subject],
     sample: Prompts,
     task: Task,
-    longest: int,
     spec: dict[str, Any],
     results: Path,
     device: torch.device,
@@ -199,7 +199,7 @@ def _check_models(
         sampling.max_new_tokens,
     )  # fmt: skip
     teacher_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    logits = logits_bytes(size * (longest + training["max_new_tokens"]), subjects["student"].rows)
+    logits = logits_bytes(size * training["max_new_tokens"], subjects["student"].rows, LOGITS_AT_ONCE)
     available, kind = available_memory(device)
     checks.run("memory", check_memory, update_bytes(parameters, teacher_bytes) + logits, available, kind)
 
