@@ -16,6 +16,7 @@ wildcard_constraints:
     step=r"\d+",
     part=r"(\.shard\d+of\d+)?",
     coefficient=r"[-+.\de]+",
+    subject=r"[a-z][a-z0-9_]*/[a-z][a-z0-9_]*",
     figure=r"[a-z][a-z0-9_]*",
 
 
@@ -26,6 +27,7 @@ include: "workflow/rules/preflight.smk"
 include: f"workflow/rules/{PLAN.config['execution']['mode']}.smk"
 include: "workflow/rules/extrapolation.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/dynamics.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -37,6 +39,7 @@ localrules:
     write_config,
     collect_run,
     make_tables,
+    make_dynamics_tables,
     plot_figure,
     write_report,
 
@@ -47,6 +50,7 @@ rule all:
         "results/report.html",
         kept_artifacts(),
         rules.make_tables.output,
+        rules.make_dynamics_tables.output,
         expand("results/figures/{figure}.{kind}", figure=FIGURES, kind=["svg", "png"]),
         expand(rules.collect_run.output, run=PLAN.runs, seed=PLAN.seeds),
 

@@ -234,6 +234,29 @@ def evaluate(device: str, threads: int, **arguments: Any) -> None:
     run(device=_device(device, threads), **arguments)
 
 
+_BASE = _path("base", "Manifest of the model before training.")
+_STATES = _paths("states", "Manifest of a kept state, once for each; a model stands for its checkpoints and itself.")
+_LEDGERS = click.option(
+    "--ledgers", type=PATH, multiple=True, help="Ledger of the trigger at one of the states, once for each."
+)
+
+
+@_stage("analyze-weights", _BASE, _STATES, _LEDGERS, computes=True)
+def analyze_weights(device: str, threads: int, **arguments: Any) -> None:
+    """Analyse the weights of a run's kept states, or of a model's checkpoints."""
+    from effopd.stages.analyze_weights import analyze_weights as run
+
+    run(device=_device(device, threads), **arguments)
+
+
+@_stage("evaluate-interventions", _BASE, _TEACHER, _PROMPTS, _STATES, _LEDGERS, computes=True)
+def evaluate_interventions(device: str, threads: int, **arguments: Any) -> None:
+    """Evaluate variants of a run's or a model's update to its weights."""
+    from effopd.stages.evaluate_interventions import evaluate_interventions as run
+
+    run(device=_device(device, threads), **arguments)
+
+
 _RESULTS = _path("results", "The results folder.")
 
 
@@ -249,6 +272,14 @@ def collect_run(spec: dict[str, Any], out: Path, run_folder: Path) -> None:
 def make_tables(spec: dict[str, Any], out: Path, results: Path) -> None:
     """Make the tables of the comparison."""
     from effopd.stages.make_tables import make_tables as run
+
+    run(spec, results, out)
+
+
+@_stage("make-dynamics-tables", _RESULTS)
+def make_dynamics_tables(spec: dict[str, Any], out: Path, results: Path) -> None:
+    """Make the tables on the weights."""
+    from effopd.stages.make_dynamics_tables import make_dynamics_tables as run
 
     run(spec, results, out)
 

@@ -33,6 +33,7 @@ MODULES = {
 # What of `training` the checks of a student and a teacher depend on.
 PREFLIGHT = ("student", "teacher", "batch_size", "max_new_tokens", "temperature")
 TABLES = ("models", "evaluation", "extrapolation", "speedup", "summary")
+WEIGHT_TABLES = ("dynamics_spectra", "dynamics_norms", "dynamics_alignment")
 
 
 class Plan:
@@ -157,6 +158,45 @@ class Plan:
             (run, seed, step) for run, seed in itertools.product(self.runs, self.seeds) for step in self.boundaries(run)
         ]
 
+    @cache  # noqa: B019
+    def dynamics_subjects(self) -> list[str]:
+        """Whose weights are looked into: `<run>/seed<s>` and `models/<name>`, as folders of results/dynamics/."""
+        settings = self.config["dynamics"]
+        if not settings["enabled"]:
+            return []
+        runs = list(self.runs) if settings["runs"] == "all" else settings["runs"]
+        seeds = self.seeds if settings["seeds"] == "all" else settings["seeds"]
+        models = settings["models"]
+        if models == "teachers":
+            roles = [self.runs[run]["training"] for run in runs]
+            models = [role["teacher"] for role in roles if self._descends(role["teacher"], role["student"])]
+        subjects = [f"{run}/seed{seed}" for run in runs for seed in seeds]
+        return [*subjects, *(f"models/{model}" for model in dict.fromkeys(models))]
+
+    def _descends(self, model: str, ancestor: str) -> bool:
+        """Whether the workflow trained a model from another one, directly or not."""
+        parent = self.model_parent(model)
+        return parent is not None and (parent == ancestor or self._descends(parent, ancestor))
+
+    def dynamics_run(self, subject: str) -> str:
+        """The run whose student is a subject's base, and whose teacher it is compared with.
+
+        Of a model, the first run that has it as its teacher, or else the baseline.
+        """
+        folder, name = subject.split("/")
+        if folder != "models":
+            return folder
+        taught = (run for run, settings in self.runs.items() if settings["training"]["teacher"] == name)
+        return next(taught, str(self.config["evaluation"]["baseline"]))
+
+    def dynamics_tables(self) -> list[str]:
+        """The names of the tables in results/tables/ on the weights."""
+        if not self.dynamics_subjects():
+            return []
+        chosen = self.config["dynamics"]["interventions"]
+        tables = [*WEIGHT_TABLES, *(["dynamics_interventions"] if chosen else [])]
+        return tables + (["dynamics_representation"] if "representation" in chosen else [])
+
     def resolved_config(self) -> dict[str, Any]:
         """The configuration as written to results/config.yaml: everything that results depend on."""
         return {section: value for section, value in self.config.items() if section not in ("runtime", "estimate")}
@@ -256,6 +296,36 @@ class Plan:
     def reference_teacher(self) -> str:
         """The teacher that models are compared with: the baseline run's."""
         return str(self.runs[self.config["evaluation"]["baseline"]]["training"]["teacher"])
+
+    def _analyze_weights(self, subject: str) -> dict[str, Any]:
+        return {"tolerance": self.config["dynamics"]["tolerance"]}
+
+    def _evaluate_interventions(self, subject: str) -> dict[str, Any]:
+        settings = self.config["dynamics"]
+        chosen = settings["interventions"]
+        options = {key: settings[key] for key in chosen if key in settings}
+        spec = self._evaluate(self.runs[self.dynamics_run(subject)]["training"]["max_new_tokens"])
+        del spec["evaluation"]["samples"]  # the interventions have their own
+        own = {key: settings[key] for key in ("interventions", "problems", "samples")}
+        return {**spec, "dynamics": {**own, **options}}
+
+    def _make_dynamics_tables(self) -> dict[str, Any]:
+        return {
+            "subjects": [
+                {
+                    "subject": subject,
+                    "run": subject if subject.startswith("models/") else subject.split("/")[0],
+                    "seed": self._subject_seed(subject),
+                }
+                for subject in self.dynamics_subjects()
+            ],
+            "tables": self.dynamics_tables(),
+            "confidence": self.config["evaluation"]["confidence"],
+        }
+
+    def _subject_seed(self, subject: str) -> int:
+        folder, name = subject.split("/")
+        return int(self.config["models"][name].get("seed", 0) if folder == "models" else name.removeprefix("seed"))
 
     def _collect_run(self, run: str, seed: str) -> dict[str, Any]:
         return {

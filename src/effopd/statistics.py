@@ -1,4 +1,4 @@
-"""Intervals over seeds."""
+"""Intervals: over seeds, and of one seed over problems."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
+
+RESAMPLES, BATCH = 999, 100  # of the bootstrap: how many, and how many at a time
 
 
 def mean_interval(values: Sequence[float], confidence: float) -> tuple[float, float, float]:
@@ -28,3 +30,36 @@ def ratio_interval(ratios: Sequence[float], confidence: float) -> tuple[float, f
     """Geometric mean and interval of positive ratios: the t interval of their logarithms."""
     low_mean_high = mean_interval(np.log(np.asarray(ratios, float)).tolist(), confidence)
     return tuple(math.exp(x) for x in low_mean_high)  # type: ignore[return-value]
+
+
+def bootstrap_interval(
+    sums: np.ndarray, counts: np.ndarray, confidence: float, reference: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap bounds, low and high [V], of V ratios sum_i sums[v, i] / sum_i counts[v, i] over N units.
+
+    Units (problems, completions) are drawn with replacement. With `reference`, sums and counts [N] of one more ratio,
+    that one of the same units is subtracted: the bounds are of a paired difference. `counts` may be [1, N]. The draws
+    are the same at every call. NaN for fewer than two units.
+    """
+    samples = [sums, np.broadcast_to(counts, sums.shape)]
+    samples += [np.broadcast_to(part, sums.shape) for part in reference or ()]
+    if sums.shape[1] < 2:
+        return np.full(len(sums), math.nan), np.full(len(sums), math.nan)
+
+    def statistic(top: np.ndarray, bottom: np.ndarray, *other: np.ndarray, axis: int) -> np.ndarray:
+        ratio = top.sum(axis=axis) / bottom.sum(axis=axis)
+        return np.asarray(ratio - other[0].sum(axis=axis) / other[1].sum(axis=axis) if other else ratio)
+
+    found = stats.bootstrap(
+        samples,
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=BATCH,
+        vectorized=True,
+        paired=True,
+        axis=1,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return np.asarray(found.confidence_interval.low), np.asarray(found.confidence_interval.high)

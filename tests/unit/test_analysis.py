@@ -15,10 +15,11 @@ from tiny_models import FAMILIES, make_family
 
 from effopd.cli import run_verb
 from effopd.dynamics import analysis
-from effopd.dynamics.analysis import Journal, analyse_checkpoints, analyse_parameter
+from effopd.dynamics.analysis import analyse_checkpoints, analyse_parameter
 from effopd.dynamics.checkpoints import Parameter
 from effopd.dynamics.summary import numbered, summarise
 from effopd.runtime.errors import UserError
+from effopd.runtime.journal import Journal
 
 CPU = torch.device("cpu")
 KEYS = ["parameter", "layer", "module", "step"]
@@ -56,7 +57,7 @@ def path(tmp_path_factory):
 def test_a_pair_of_every_family_against_numpy(family, tmp_path):
     base, trained = trained_from(family, tmp_path, [1.0])
     tables = analyse_checkpoints(base, trained, tmp_path / "out", CPU)
-    assert tables.keys() == {"norms", "sparsity", "spectra"}
+    assert tables.keys() == {"norms", "sparsity", "spectra", "embeddings"}
     for name, table in tables.items():
         pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / f"out/{name}.parquet"), table)
     before, after = (load_file(folder / "model.safetensors") for folder in (base, trained[1]))
@@ -78,6 +79,12 @@ def test_a_pair_of_every_family_against_numpy(family, tmp_path):
         for row in rows.itertuples():
             delta = (after[row.parameter] - before[row.parameter]).abs()
             assert row.sparsity == pytest.approx(float((delta <= tolerance).float().mean()))
+    for row in tables["embeddings"].itertuples():
+        cosines = torch.cosine_similarity(before[row.parameter].double(), after[row.parameter].double())
+        assert row.mean_cosine == pytest.approx(float(cosines.mean()), rel=1e-6)
+        assert row.min_cosine == pytest.approx(float(cosines.min()), rel=1e-6)
+        assert row.rows == len(cosines)
+    assert set(tables["embeddings"]["module"]) <= {"embedding", "lm_head"}
     assert tables["norms"]["layer"].dtype == "Int64"
     assert "14 spectra" in summarise(tables) or family == "mixtral"
 
@@ -183,14 +190,14 @@ def test_a_journal_keeps_whole_lines_of_its_own_analysis_alone(tmp_path):
     journal.add("a", {"norms": [{"x": 1.5}]})
     journal.add("b", {"norms": [{"x": float("nan")}]})
     with file.open("a") as handle:
-        handle.write('{"parameter": "c", "ro')
+        handle.write('{"part": "c", "va')
     read = Journal(file, "f")
-    assert list(read.rows) == ["a", "b"]
-    assert read.rows["a"] == {"norms": [{"x": 1.5}]}
+    assert list(read.parts) == ["a", "b"]
+    assert read.parts["a"] == {"norms": [{"x": 1.5}]}
     read.add("c", {"norms": []})
-    assert list(Journal(file, "f").rows) == ["a", "b", "c"]
-    assert Journal(file, "g").rows == {}
-    assert Journal(file, "f").rows == {}  # g's analysis dropped them
+    assert list(Journal(file, "f").parts) == ["a", "b", "c"]
+    assert Journal(file, "g").parts == {}
+    assert Journal(file, "f").parts == {}  # g's analysis dropped them
 
 
 def command(base, trained, out):
@@ -230,7 +237,10 @@ def test_the_command_prints_a_summary(pair, tmp_path, capsys):
     assert run_verb(command(*pair, tmp_path / "out")) == 0
     printed = capsys.readouterr()
     assert "14 spectra: 14 by gram32" in printed.out
-    assert f"wrote norms.parquet, sparsity.parquet, spectra.parquet to {tmp_path / 'out'}" in printed.out
+    assert (
+        f"wrote norms.parquet, sparsity.parquet, spectra.parquet, embeddings.parquet to {tmp_path / 'out'}"
+        in printed.out
+    )
     assert "parameters 25/25" in printed.err
 
 

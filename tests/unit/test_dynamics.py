@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from effopd.dynamics.alignment import paired_cosines, principal_cosines, relative_gaps
+from effopd.dynamics.embeddings import row_cosines
 from effopd.dynamics.norms import total_norms, update_size
 from effopd.dynamics.reconstruction import (
     along,
@@ -16,7 +17,7 @@ from effopd.dynamics.reconstruction import (
     keep_top,
     rescale,
     scale_towards,
-    with_base_embeddings,
+    update,
 )
 from effopd.dynamics.trajectory import align_signs, neighbour_map, principal_path
 
@@ -143,7 +144,9 @@ def test_top_and_bottom_parts_against_numpy(shape):
     np.testing.assert_allclose(keep_top(delta, 0.11), top, atol=1e-5)  # ceil(2.2)
     np.testing.assert_allclose(keep_bottom(delta, 0.85), bottom, atol=1e-5)
     np.testing.assert_allclose(keep_top(delta, 0.15) + keep_bottom(delta, 0.85), delta, atol=1e-5)
-    np.testing.assert_allclose(keep_top(delta, 1.0), delta, atol=1e-5)
+    assert torch.equal(keep_top(delta, 1.0), delta.double())
+    assert torch.equal(keep_bottom(delta, 1.0), delta.double())
+    np.testing.assert_allclose(keep_bottom(delta, 0.99), keep_bottom(delta, 0.95))  # all but the first
     assert frobenius_norm(keep_top(delta, 0.1, norm=7.0)) == pytest.approx(7)
 
 
@@ -163,7 +166,7 @@ def test_rescaling():
     with pytest.raises(ValueError, match="zero update"):
         rescale(torch.zeros(3), 1.0)
     early, final = 0.1 * randn(4, 4), randn(4, 4, seed=1)
-    torch.testing.assert_close(scale_towards(early, final, 0.0), early)
+    assert torch.equal(scale_towards(early, final, 0.0), early.double())
     assert frobenius_norm(scale_towards(early, final, 1.0)) == pytest.approx(frobenius_norm(final))
     half = (frobenius_norm(early) + frobenius_norm(final)) / 2
     assert frobenius_norm(scale_towards(early, final, 0.5)) == pytest.approx(half)
@@ -171,21 +174,14 @@ def test_rescaling():
 
 
 def test_points_along_an_update():
-    base, delta = randn(5).bfloat16(), 1e-4 * randn(5, seed=1)
-    torch.testing.assert_close(along(base, delta, 0.5), base.float() + 0.5 * delta)
-    assert along(base, delta, 1.0).dtype == torch.float32
+    base, trained = randn(500).bfloat16(), randn(500, seed=1)
+    delta = update(base, trained)
+    torch.testing.assert_close(along(base, delta, 0.5), base.float() / 2 + trained / 2)
+    assert torch.equal(along(base, delta), trained)  # bitwise
+    assert torch.equal(along(base, delta, 0), base.float())
 
 
-def test_base_embeddings_are_put_back():
-    base = {"model.embed_tokens.weight": randn(4, 2), "lm_head.weight": randn(4, 2), "model.norm.weight": randn(2)}
-    trained = {name: tensor + 1 for name, tensor in base.items()}
-    mixed = with_base_embeddings(trained, base)
-    assert torch.equal(mixed["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
-    assert torch.equal(mixed["lm_head.weight"], trained["lm_head.weight"])
-    assert torch.equal(mixed["model.norm.weight"], trained["model.norm.weight"])
-    with pytest.raises(ValueError, match="differ in their parameters: lm_head.weight"):
-        with_base_embeddings({n: t for n, t in trained.items() if n != "lm_head.weight"}, base)
-    with pytest.raises(ValueError, match="no token embedding"):
-        with_base_embeddings({"a": randn(2)}, {"a": randn(2)})
-    with pytest.raises(ValueError, match=r"\(5, 2\) trained and \(4, 2\) in the base"):
-        with_base_embeddings({**trained, "model.embed_tokens.weight": randn(5, 2)}, base)
+def test_row_cosines():
+    base = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [3.0, 4.0]])
+    trained = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [-3.0, -4.0]])
+    torch.testing.assert_close(row_cosines(base, trained), torch.tensor([1, 0.5**0.5, 1, 0, -1]))

@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from effopd.stages.make_tables import speedup, summary
 from effopd.stages.write_report import caveats, findings
-from effopd.statistics import mean_interval, ratio_interval
+from effopd.statistics import bootstrap_interval, mean_interval, ratio_interval
 
 
 def table(rows):
@@ -116,3 +117,28 @@ def test_the_report_warns_where_the_baseline_went_nowhere():
     assert (
         "plain does not end clearly above where it started (31.0% then, 31.0% at the end)" in caveats(config, still)[0]
     )
+
+
+def test_bootstrapped_differences_are_paired():
+    noise = np.random.default_rng(0).normal(0, 10, 200)  # what all variants have in common
+    sums = np.stack([noise, noise + 1, noise + np.random.default_rng(1).normal(0, 1, 200)])
+    ones = np.ones((1, 200))
+    low, high = bootstrap_interval(sums, ones, 0.95, (noise, ones[0]))
+    assert (low[0], high[0]) == (0, 0)
+    assert low[1] == pytest.approx(1)
+    assert high[1] == pytest.approx(1)
+    half = (high[2] - low[2]) / 2
+    assert half == pytest.approx(1.96 / 200**0.5, rel=0.15)
+    assert low[2] < sums[2].mean() - noise.mean() < high[2]
+    again = bootstrap_interval(sums[2:], ones, 0.95, (noise, ones[0]))
+    assert (again[0][0], again[1][0]) == pytest.approx((low[2], high[2]))  # whatever else is asked
+    unpaired, _ = bootstrap_interval(sums, ones, 0.95)
+    assert unpaired[0] == pytest.approx(noise.mean() - 1.96 * 10 / 200**0.5, abs=0.3)
+    assert np.isnan(bootstrap_interval(sums[:, :1], ones[:, :1], 0.95)).all()
+
+
+def test_bootstrapped_ratios_weigh_units_by_their_counts():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 30, 300).astype(float)
+    low, high = bootstrap_interval((2 * counts)[None], counts, 0.9)
+    assert (low[0], high[0]) == (2, 2)

@@ -33,6 +33,8 @@ STATE = "results/runs/{run}/seed{seed}/state/{step}/state.json"
 ROLLOUTS = "results/runs/{run}/seed{seed}/rollouts/step{step}{part}.json"
 SCORES = "results/runs/{run}/seed{seed}/scores/step{step}{part}.json"
 LEDGER = "results/runs/{run}/seed{seed}/extrapolation/{step}/ledger.json"
+WEIGHTS_ANALYSIS = "results/dynamics/{subject}/weights.json"
+INTERVENTIONS = "results/dynamics/{subject}/interventions.json"
 
 
 def begin_run(log):
@@ -202,11 +204,40 @@ def evaluations(wildcards):
     return [pattern.format(*place) for place in PLAN.points()]
 
 
+def training_of(role):
+    """An input function: the manifest of the student (a subject's base) or teacher of the run that a subject is of."""
+
+    def manifest(wildcards):
+        return MODEL.format(model=PLAN.runs[PLAN.dynamics_run(wildcards.subject)]["training"][role])
+
+    return manifest
+
+
+def subject_prompts_of(wildcards):
+    """An input function: the prompts of the run that a subject is of."""
+    return PROMPTS.format(model=PLAN.runs[PLAN.dynamics_run(wildcards.subject)]["training"]["student"])
+
+
+def kept_of(wildcards):
+    """What a subject kept: the states and ledgers of a run and seed, or a model."""
+    folder, name = wildcards.subject.split("/")
+    if folder == "models":
+        return {"states": [MODEL.format(model=name)], "ledgers": []}
+    points = [point(folder, name.removeprefix("seed"), step) for step in PLAN.boundaries(folder)]
+    return {"states": [p["state"] for p in points], "ledgers": [p["ledger"] for p in points if "ledger" in p]}
+
+
+def dynamics_artifacts(wildcards=None):
+    """What is known of every subject's weights."""
+    patterns = [WEIGHTS_ANALYSIS, INTERVENTIONS] if PLAN.config["dynamics"]["interventions"] else [WEIGHTS_ANALYSIS]
+    return expand(patterns, subject=PLAN.dynamics_subjects())
+
+
 def kept_artifacts():
     """What is made again when it is deleted, though everything made from it is there."""
     states = [STATE.format(run=run, seed=seed, step=step) for run, seed, step in PLAN.points()]
     models = [pattern.format(model=model) for model in PLAN.config["models"] for pattern in (MODEL, MODEL_EVALUATION)]
-    return [DATA, *models, *states, *all_ledgers(None), *evaluations(None)]
+    return [DATA, *models, *states, *all_ledgers(None), *evaluations(None), *dynamics_artifacts()]
 
 
 def all_ledgers(wildcards):

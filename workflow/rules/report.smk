@@ -54,6 +54,7 @@ rule plot_figure:
 rule write_report:
     input:
         tables=rules.make_tables.output,
+        dynamics=rules.make_dynamics_tables.output,
         figures=expand("results/figures/{figure}.svg", figure=FIGURES),
         metrics=expand("results/runs/{run}/seed{seed}/metrics.parquet", run=PLAN.runs, seed=PLAN.seeds),
     output:

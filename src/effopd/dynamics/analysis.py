@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,16 +16,18 @@ from threadpoolctl import threadpool_limits
 
 from effopd.dynamics.alignment import DIRECTIONS, paired_cosines, principal_cosines, relative_gaps
 from effopd.dynamics.checkpoints import Checkpoint, Parameter, blocks, shared_parameters
+from effopd.dynamics.embeddings import EMBEDDINGS, row_cosines
 from effopd.dynamics.norms import update_size
 from effopd.dynamics.spectra import TOLERANCE, Directions, decompose
 from effopd.dynamics.trajectory import align_signs, neighbour_map, principal_path
 from effopd.runtime.artifacts import atomic_path, fingerprint_of, read_manifest, write_manifest
 from effopd.runtime.errors import ArtifactError, UserError
 from effopd.runtime.fingerprints import code_digest
+from effopd.runtime.journal import Journal
 from effopd.runtime.locks import exclusive
 from effopd.runtime.progress import Progress, say
 
-TABLES = ("norms", "sparsity", "spectra", "alignment", "trajectory")
+TABLES = ("norms", "sparsity", "spectra", "alignment", "trajectory", "embeddings")
 KIND, MANIFEST = "analysis", "analysis.json"
 Rows = dict[str, list[dict[str, Any]]]
 Pairs = Callable[[int], Iterator[tuple[torch.Tensor, torch.Tensor]]]
@@ -46,7 +47,11 @@ def analyse_parameter(
     found: dict[int, Directions] = {}
     for step in steps:
         kept: list[torch.Tensor] = []
-        size = update_size(_deltas(pairs(step), device, kept if parameter.is_projection else None))
+        cosines: list[torch.Tensor] = []
+        deltas = _deltas(pairs(step), device, kept if parameter.is_projection else None)
+        if parameter.module in EMBEDDINGS and len(parameter.shape) == 2:
+            deltas = _with_cosines(deltas, cosines)
+        size = update_size(deltas)
         if not math.isfinite(size.frobenius_norm + size.base_norm):
             raise ValueError(f"{parameter.name} has values that are not finite, in the base or at step {step}")
         row = {**place, "step": step}
@@ -57,6 +62,10 @@ def analyse_parameter(
             {**row, "tolerance": bound, "sparsity": fraction, "elements": size.elements}
             for bound, fraction in size.unmoved.items()
         ]
+        if cosines:
+            each = torch.cat(cosines)
+            summary = {"mean_cosine": float(each.mean()), "min_cosine": float(each.min()), "rows": len(each)}
+            rows["embeddings"].append({**row, **summary})
         if kept:
             spectrum, found[step] = decompose(kept.pop(), DIRECTIONS if len(steps) > 1 else 0, tolerance)
             rows["spectra"].append({**row, **vars(spectrum)})
@@ -76,6 +85,15 @@ def _deltas(
         if kept is not None:
             kept.append(delta)
         yield weights, delta
+
+
+def _with_cosines(
+    deltas: Iterator[tuple[torch.Tensor, torch.Tensor]], cosines: list[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The same blocks; the cosines of their rows are appended to `cosines`."""
+    for base, delta in deltas:
+        cosines.append(row_cosines(base, base + delta))
+        yield base, delta
 
 
 def _alignment(found: Mapping[int, Directions], steps: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -112,36 +130,53 @@ def analyse_checkpoints(
     A killed analysis goes on after its last finished parameter; a finished one of the same files, code and tolerance is
     read back. Raises UserError where the checkpoints cannot be compared.
     """
+    first = Checkpoint.open(base)
+    by_step = {step: Checkpoint.open(trained[step]) for step in sorted(trained)}
+    parents = {"base": first.fingerprint} | {f"step {step}": by_step[step].fingerprint for step in by_step}
+    spec = {"code": code_digest(__name__), "tolerance": tolerance}
+    return analyse(first, by_step, out / MANIFEST, out, spec=spec, parents=parents, device=device)
+
+
+def analyse(
+    base: Checkpoint,
+    trained: Mapping[int, Checkpoint],
+    out: Path,
+    work: Path,
+    *,
+    spec: dict[str, Any],
+    parents: dict[str, str],
+    device: torch.device,
+) -> dict[str, pd.DataFrame]:
+    """The same for checkpoints whose `parents` name them, with spec["tolerance"].
+
+    Writes the manifest `out` and the tables beside it. The folder `work` is locked meanwhile, and keeps the finished
+    parts of a killed analysis.
+    """
     started = time.time()
     steps = sorted(trained)
-    first, *others = (Checkpoint.open(path) for path in (base, *(trained[step] for step in steps)))
-    by_step = dict(zip(steps, others, strict=True))
-    parameters = shared_parameters([first, *others])
+    parameters = shared_parameters([base, *(trained[step] for step in steps)])
     if not any(parameter.is_projection for parameter in parameters):
-        say(f"{base} has no parameter named like an attention or MLP matrix: there will be no spectra")
-    parents = {"base": first.fingerprint} | {f"step {step}": by_step[step].fingerprint for step in steps}
-    spec = {"code": code_digest(__name__), "tolerance": tolerance}
+        say(f"{base.path} has no parameter named like an attention or MLP matrix: there will be no spectra")
     fingerprint = fingerprint_of(KIND, spec, parents)
-    with exclusive(out), threadpool_limits(torch.get_num_threads()):
-        if tables := _finished(out / MANIFEST, fingerprint):
-            say(f"{out} holds this analysis already")
+    with exclusive(work), threadpool_limits(torch.get_num_threads()):
+        if tables := _finished(out, fingerprint):
+            say(f"{out.parent} holds this analysis already")
             return tables
-        journal = Journal(out / "partial.jsonl", fingerprint)
-        left = [parameter for parameter in parameters if parameter.name not in journal.rows]
-        progress = Progress("parameters", len(parameters), len(journal.rows))
+        journal = Journal(work / "partial.jsonl", fingerprint)
+        left = [parameter for parameter in parameters if parameter.name not in journal.parts]
+        progress = Progress("parameters", len(parameters), len(journal.parts))
         for parameter in left:
+            pairs = partial(_pairs, parameter, base, trained)
             try:
-                rows = analyse_parameter(
-                    parameter, steps, partial(_pairs, parameter, first, by_step), device, tolerance
-                )
+                rows = analyse_parameter(parameter, steps, pairs, device, spec["tolerance"])
             except ValueError as error:
-                paths = ", ".join(str(trained[step]) for step in steps)
-                raise UserError(f"{base} against {paths}: {error}. Check how the checkpoint was saved.") from None
+                paths = ", ".join(str(trained[step].path) for step in steps)
+                raise UserError(f"{base.path} against {paths}: {error}. Check how the checkpoint was saved.") from None
             journal.add(parameter.name, rows)
-            progress.update(len(journal.rows), norm=rows["norms"][-1]["frobenius_norm"])
-        tables = _tables([journal.rows[parameter.name] for parameter in parameters])
+            progress.update(len(journal.parts), norm=rows["norms"][-1]["frobenius_norm"])
+        tables = _tables([journal.parts[parameter.name] for parameter in parameters])
         _write(tables, out, spec, parents, started)
-        journal.path.unlink()
+        journal.discard()
     return tables
 
 
@@ -150,27 +185,6 @@ def _pairs(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for rows in blocks(parameter, whole=parameter.is_projection):
         yield base.read(parameter.name, rows), trained[step].read(parameter.name, rows)
-
-
-class Journal:
-    """Finished parameters of an unfinished analysis, a line each; those of another analysis are dropped."""
-
-    def __init__(self, path: Path, fingerprint: str) -> None:
-        self.path = path
-        self.rows: dict[str, Rows] = {}
-        header = json.dumps({"fingerprint": fingerprint})
-        lines = path.read_bytes().split(b"\n") if path.is_file() else []
-        if lines[:1] == [header.encode()]:
-            whole = lines[:-1]  # after the last newline there is nothing, or a line that a kill cut short
-            self.rows = {entry["parameter"]: entry["rows"] for entry in map(json.loads, whole[1:])}
-        else:
-            whole = [header.encode()]
-        path.write_bytes(b"\n".join(whole) + b"\n")
-
-    def add(self, parameter: str, rows: Rows) -> None:
-        self.rows[parameter] = rows
-        with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"parameter": parameter, "rows": rows}) + "\n")
 
 
 def _tables(rows: Sequence[Rows]) -> dict[str, pd.DataFrame]:
@@ -185,16 +199,16 @@ def _tables(rows: Sequence[Rows]) -> dict[str, pd.DataFrame]:
 def _write(
     tables: Mapping[str, pd.DataFrame], out: Path, spec: dict[str, Any], parents: dict[str, str], started: float
 ) -> None:
-    (out / MANIFEST).unlink(missing_ok=True)
+    out.unlink(missing_ok=True)
     for name in TABLES:
-        path = out / f"{name}.parquet"
+        path = out.with_name(f"{name}.parquet")
         if name not in tables:
             path.unlink(missing_ok=True)  # of another analysis in this folder
             continue
         with atomic_path(path) as temporary:
             tables[name].to_parquet(temporary, index=False)
-    files = {f"{name}.parquet": out / f"{name}.parquet" for name in tables}
-    write_manifest(out / MANIFEST, kind=KIND, spec=spec, parents=parents, files=files, started=started)
+    files = {f"{name}.parquet": out.with_name(f"{name}.parquet") for name in tables}
+    write_manifest(out, kind=KIND, spec=spec, parents=parents, files=files, started=started)
 
 
 def _finished(path: Path, fingerprint: str) -> dict[str, pd.DataFrame] | None:

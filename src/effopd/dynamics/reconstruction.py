@@ -1,16 +1,27 @@
-"""Variants of an update (paper section 3, items 1, 3, 6 and 8), as pure functions of tensors.
+"""Variants of an update (paper section 3, items 1, 6 and 8), as pure functions of tensors.
 
-All return new float32 tensors (sums as precise as that) and leave their arguments alone.
+Updates are float64 tensors, so that `along(base, update(base, trained), 1)` is bitwise the trained float32 weights and
+a variant that should change nothing changes nothing. All functions return new tensors and leave their arguments alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
-from effopd.dynamics.checkpoints import parameter_place
 from effopd.dynamics.spectra import top_count
+
+
+def update(base: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
+    """Delta W = W_trained - W_base, float64.
+
+    Exact for float32 (or coarser) weights, unless an element is 2^29 times its base's, or the other way round.
+    """
+    return trained.double() - base.double()
+
+
+def along(base: torch.Tensor, delta: torch.Tensor, amount: float = 1.0) -> torch.Tensor:
+    """W_base + amount * Delta W, rounded once to float32: of norm amount * || Delta W ||_F."""
+    return (base.double() + delta.double() * amount).float()
 
 
 def keep_top(delta: torch.Tensor, fraction: float, norm: float | None = None) -> torch.Tensor:
@@ -24,7 +35,7 @@ def keep_top(delta: torch.Tensor, fraction: float, norm: float | None = None) ->
 
 
 def keep_bottom(delta: torch.Tensor, fraction: float) -> torch.Tensor:
-    """The part of Delta W [m, n] in its bottom ceil(fraction * r) singular directions, not rescaled."""
+    """Delta W [m, n] without its top ceil((1 - fraction) * r) singular directions, not rescaled: `keep_top`'s rest."""
     return _project(delta, fraction, top=False)
 
 
@@ -33,7 +44,7 @@ def rescale(delta: torch.Tensor, norm: float) -> torch.Tensor:
     size = frobenius_norm(delta)
     if size == 0 and norm != 0:
         raise ValueError("a zero update cannot be rescaled")
-    return delta.float() * (norm / size if size else 0.0)
+    return delta.double() * (norm / size if size else 0.0)
 
 
 def scale_towards(early: torch.Tensor, final: torch.Tensor, beta: float) -> torch.Tensor:
@@ -43,32 +54,7 @@ def scale_towards(early: torch.Tensor, final: torch.Tensor, beta: float) -> torc
     """
     size = frobenius_norm(early)
     ratio = frobenius_norm(final) / size if size else 1.0
-    return early.float() * (1 + beta * (ratio - 1))
-
-
-def along(base: torch.Tensor, delta: torch.Tensor, amount: float) -> torch.Tensor:
-    """W_base + amount * Delta W: the equal-norm curve's point of norm amount * || Delta W ||_F."""
-    return base.float() + delta.float() * amount
-
-
-def with_base_embeddings(
-    trained: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """The trained weights with the base's token embeddings put back (which is also the head, where they are tied).
-
-    Raises ValueError where the names or the embeddings' shapes differ, or there is no embedding.
-    """
-    if differ := sorted(trained.keys() ^ base.keys()):
-        raise ValueError(f"the checkpoints differ in their parameters: {', '.join(differ[:5])}")
-    embeddings = [name for name in trained if parameter_place(name)[1] == "embedding"]
-    if not embeddings:
-        raise ValueError("the weights have no token embedding")
-    for name in embeddings:
-        if trained[name].shape != base[name].shape:
-            raise ValueError(
-                f"{name} is {tuple(trained[name].shape)} trained and {tuple(base[name].shape)} in the base"
-            )
-    return {name: base[name] if name in embeddings else tensor for name, tensor in trained.items()}
+    return early.double() * (1 + beta * (ratio - 1))
 
 
 def frobenius_norm(tensor: torch.Tensor) -> float:
@@ -79,8 +65,8 @@ def frobenius_norm(tensor: torch.Tensor) -> float:
 def _project(delta: torch.Tensor, fraction: float, top: bool) -> torch.Tensor:
     """Delta times the projector on some of the eigenvectors of its Gram matrix, in float64.
 
-    Directions with singular values below 1e-8 sigma_1 are mixed up by rounding; all of them are rounding noise of a
-    float32 update.
+    Directions with singular values below 1e-8 sigma_1 are mixed up by rounding; all of them are rounding noise of
+    float32 weights.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"the fraction of directions to keep is {fraction}; it must be above 0 and at most 1")
@@ -88,8 +74,11 @@ def _project(delta: torch.Tensor, fraction: float, top: bool) -> torch.Tensor:
     wide = matrix.shape[0] < matrix.shape[1]
     if wide:
         matrix = matrix.T
-    count = top_count(matrix.shape[1], fraction)
+    rank = matrix.shape[1]
+    count = top_count(rank, fraction) if top else rank - (top_count(rank, 1 - fraction) if fraction < 1 else 0)
+    if count == rank:
+        return delta.double()  # all directions: exactly the update, without the rounding of a projection
     vectors = torch.linalg.eigh(matrix.T @ matrix).eigenvectors  # increasing eigenvalues
-    chosen = vectors[:, -count:] if top else vectors[:, :count]
+    chosen = vectors[:, rank - count :] if top else vectors[:, :count]
     kept = (matrix @ chosen) @ chosen.T
-    return (kept.T if wide else kept).float()
+    return kept.T if wide else kept

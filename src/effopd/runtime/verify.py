@@ -20,6 +20,7 @@ PATTERNS = (
     "runs/*/seed*/extrapolation/**/*.json",
     "evaluation/models/*.json",
     "evaluation/*/seed*/*.json",
+    "dynamics/*/*/*.json",
 )
 
 

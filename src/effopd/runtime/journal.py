@@ -1,0 +1,35 @@
+"""The finished parts of a job that is not finished, from which it goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """A file with a line a finished part, valid for one fingerprint: parts of anything else are dropped.
+
+    Values are JSON, in which floats come back bitwise, NaN and infinity too.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path = path
+        self.parts: dict[str, Any] = {}
+        header = json.dumps({"fingerprint": fingerprint})
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+        if lines[:1] == [header.encode()]:
+            whole = lines[:-1]  # after the last newline there is nothing, or a line that a kill cut short
+            self.parts = {entry["part"]: entry["value"] for entry in map(json.loads, whole[1:])}
+        else:
+            whole = [header.encode()]
+        path.write_bytes(b"\n".join(whole) + b"\n")
+
+    def add(self, part: str, value: Any) -> None:
+        """Write down a finished part."""
+        self.parts[part] = value
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps({"part": part, "value": value}) + "\n")
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)

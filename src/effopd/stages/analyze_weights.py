@@ -1,0 +1,33 @@
+"""What training did to the weights of a run or a model, from the weights alone (paper section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from effopd.dynamics.analysis import analyse
+from effopd.dynamics.kept import Kept
+from effopd.runtime.progress import say
+
+
+def analyze_weights(
+    spec: dict[str, Any],
+    *,
+    base: Path,
+    states: Sequence[Path],
+    ledgers: Sequence[Path],
+    out: Path,
+    device: torch.device,
+) -> None:
+    """Analyse all kept states against the model `base` and write the manifest `out`, its tables beside it.
+
+    A model among the states stands for its checkpoints and itself.
+    """
+    kept = Kept.open(base, states, ledgers)
+    work = out.with_name(".weights")
+    tables = analyse(kept.base, kept.trained, out, work, spec=spec, parents=kept.parents, device=device)
+    norm = (tables["norms"].loc[tables["norms"]["step"] == kept.last, "frobenius_norm"] ** 2).sum() ** 0.5
+    say(f"done: {len(kept.trained)} kept states, the last one {norm:.4g} from the base")
