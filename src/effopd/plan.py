@@ -372,6 +372,7 @@ class Plan:
             "config": self.resolved_config(),
             "runs": list(self.runs),
             "preflights": self.preflights(),
+            "dynamics_tables": self.dynamics_tables(),
             "template": _template_digest(),
         }
 

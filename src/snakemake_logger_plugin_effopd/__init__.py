@@ -36,6 +36,8 @@ DOING = {
     "evaluate_candidates": "{run} seed {seed}: gate at step {step},",
     "evaluate_candidate": "{run} seed {seed}: gate at step {step}, coefficient {coefficient},",
     "evaluate": "{run} seed {seed}: evaluation at step {step},",
+    "analyze_weights": "{subject}: weights:",
+    "evaluate_interventions": "{subject}: interventions:",
     "plot_figure": "drawing {figure},",
     "write_report": "report:",
 }
@@ -57,6 +59,7 @@ MILESTONES = {
     "preflight": "checks of {pair}",
     "collect_run": "{run} seed {seed}",
     "make_tables": "accuracy at the end",
+    "make_dynamics_tables": "weights",
     "write_report": "report",
 }
 

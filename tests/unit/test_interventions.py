@@ -12,6 +12,7 @@ import torch
 from test_variants import SETTINGS
 from tiny_models import TASK_SECTION, make_model
 
+from effopd.dynamics.report import dynamics_section
 from effopd.dynamics.representation import representation_cosines
 from effopd.models import save_model, save_tensors, weights_of
 from effopd.rollouts import Rollouts
@@ -278,3 +279,42 @@ def test_tables_of_a_run_and_a_model(run, undisturbed):
         low, high = own.loc[name, "reverse_kl_difference_low"], own.loc[name, "reverse_kl_difference_high"]
         assert low < own.loc[name, "reverse_kl_difference"] < high
     assert own.loc["equal_norm 1", "reverse_kl_difference_high"] == 0
+    named = {f"dynamics_{name}": table for name, table in tables.items()}
+    section = dynamics_section({"runs": {"opd": {"label": "Plain"}}}, named)
+    titles = [part["title"] for part in section["tables"]]
+    assert len(titles) == 11
+    assert all(row.keys() == part["rows"][0].keys() for part in section["tables"] for row in part["rows"])
+    assert [row["run"] for row in section["tables"][0]["rows"]] == ["Plain", "teacher (model)"]
+    assert sum("is not shown to be better than its base" in sentence for sentence in section["findings"]) == 2
+
+
+def claims(**base):
+    variants = pd.DataFrame(
+        [
+            ("path", "base", np.nan, np.nan, 0.0),
+            ("reconstruction", "reconstruction top 10 %", "top", 0.1, 0.953),
+            ("reconstruction", "reconstruction top 50 %", "top", 0.5, 1.02),
+            ("norm_scaling", "norm_scaling 1", np.nan, 1.0, 0.8),
+        ],
+        columns=["analysis", "variant", "part", "amount", "recovered"],
+    ).assign(run="opd", seed=0, step=8, accuracy=0.5, accuracy_low=np.nan, accuracy_high=np.nan)
+    for name in ("accuracy_difference", "accuracy_difference_low", "accuracy_difference_high"):
+        variants[name] = base[name]
+    norms = pd.DataFrame({"run": ["opd"], "seed": [0], "step": [8], "module": ["all"], "layer": ["all"]})
+    for name in ("frobenius_norm", "relative_norm", "share"):
+        norms[[name, f"{name}_low", f"{name}_high"]] = [1.0, np.nan, np.nan]
+    empty = {
+        f"dynamics_{name}": pd.DataFrame(columns=["run", "seed", "step", "module"]) for name in ("spectra", "alignment")
+    }
+    tables = {"dynamics_norms": norms, "dynamics_interventions": variants, **empty}
+    return dynamics_section({"runs": {"opd": {}}}, tables)["findings"]
+
+
+def test_the_report_shares_out_a_gain_only_where_there_is_one():
+    bounds = ("accuracy_difference", "accuracy_difference_low", "accuracy_difference_high")
+    assert claims(**dict(zip(bounds, (-0.2, -0.3, -0.1), strict=True))) == [
+        "Of what opd gained in accuracy over its base, 95 % with the leading 10 % of each matrix's directions; "
+        "80 % with the update of step 8 at the final norm."
+    ]
+    (nothing,) = claims(**dict(zip(bounds, (-0.2, -0.5, 0.1), strict=True)))
+    assert nothing.startswith("opd is not shown to be better than its base")

@@ -56,6 +56,9 @@ class Inventory:
         self.evaluations: dict[Place, Holding] = {}
         for run, seed, step in plan.points():
             self._take_in(run, seed, step)
+        self.dynamics: dict[tuple[str, str], Holding] = {}
+        for subject in plan.dynamics_subjects():
+            self._take_in_dynamics(subject)
 
     def _generation(self, model: str) -> int:
         parent = self.plan.model_parent(model)
@@ -81,6 +84,21 @@ class Inventory:
         self.evaluations[place] = self._hold(
             f"evaluation/{run}/seed{seed}/{step}.json", spec, own, ledger=step in triggers
         )
+
+    def _take_in_dynamics(self, subject: str) -> None:
+        """What is known of the weights of a subject: of all kept states, or it is out of date."""
+        folder, name = subject.split("/")
+        own, states, ledgers = None, set(), set()
+        if folder != "models":
+            own = (folder, int(name.removeprefix("seed")))
+            states = {f"state {step}" for step in self.plan.boundaries(folder)}
+            ledgers = {f"ledger {step}" for step in self.plan.triggers(folder)}
+        for stage, file in (("analyze_weights", "weights"), ("evaluate_interventions", "interventions")):
+            if stage == "evaluate_interventions" and not self.plan.config["dynamics"]["interventions"]:
+                continue
+            found = self._hold(f"dynamics/{subject}/{file}.json", self.plan.spec(stage, subject=subject), own)
+            there = {name for name in found.manifest.parents if name[-1].isdigit()} if found.manifest else set()
+            self.dynamics[subject, file] = Holding(found.manifest, found.current and there == states | ledgers)
 
     def _hold(self, name: str, spec: str, own: tuple[str, int] | None = None, ledger: bool | None = None) -> Holding:
         """What is at `name`, of the run and seed `own`, or of none.
@@ -122,7 +140,8 @@ class Inventory:
 
     def holdings(self) -> list[Holding]:
         """All of them."""
-        groups = (self.models, self.prompts, self.model_evaluations, self.states, self.ledgers, self.evaluations)
+        groups = (self.models, self.prompts, self.model_evaluations, self.states, self.ledgers, self.evaluations,
+                  self.dynamics)  # fmt: skip
         return [self.data, *(holding for group in groups for holding in group.values())]
 
     def of_run(self, holdings: Mapping[Place, Holding], run: str, seed: int) -> list[Holding]:

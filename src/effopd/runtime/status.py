@@ -55,7 +55,8 @@ def status(results: Path) -> dict[str, Any]:
         ],
         "runs": runs,
         "products": {
-            "tables": _written(inventory, [f"tables/{name}.csv" for name in TABLES]),
+            "dynamics": [sum(h.current for h in inventory.dynamics.values()), len(inventory.dynamics)],
+            "tables": _written(inventory, [f"tables/{name}.csv" for name in (*TABLES, *plan.dynamics_tables())]),
             "figures": _written(inventory, [f"figures/{name}.svg" for name in FIGURES]),
             "report": _written(inventory, ["report.html"]),
         },

@@ -24,7 +24,7 @@ from effopd.dynamics.variants import FINAL, Variant, variants, weights_digest
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.evaluation import Measurement, measure
-from effopd.models import load_model, load_tokenizer, special_ids
+from effopd.models import load_frozen, load_model, load_tokenizer, special_ids
 from effopd.prompts import load_prompts
 from effopd.randomness import seed_of
 from effopd.runtime.artifacts import atomic_path, fingerprint_of, read_manifest, write_manifest
@@ -117,7 +117,7 @@ class _Bench:
 
     def evaluate(self, planned: Sequence[Variant], journal: Journal) -> None:
         """Measure the variants that the journal does not hold yet, and write each down there."""
-        teacher = load_model(self.teacher_folder, self.device)
+        teacher = load_frozen(self.teacher_folder, self.device)
         known = {part["row"]["weights"]: part for part in journal.parts.values() if "row" in part}
         left = [variant for variant in planned if variant.name not in journal.parts]
         progress = Progress("variants", len(planned), len(planned) - len(left))

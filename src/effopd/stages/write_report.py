@@ -12,8 +12,10 @@ import jinja2
 import pandas as pd
 import yaml
 
+from effopd.dynamics.report import dynamics_section
 from effopd.runtime.artifacts import Manifest, package_versions, read_json, read_manifest, write_text
 from effopd.runtime.progress import say
+from effopd.text import label_of, with_interval
 
 CAPTIONS = {
     "accuracy_vs_steps": (
@@ -49,7 +51,7 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
     )  # fmt: skip
     page = environment.get_template("report.html.jinja").render(
         confidence=f"{config['evaluation']['confidence']:.0%}",
-        baseline=_label(config, config["evaluation"]["baseline"]),
+        baseline=label_of(config, config["evaluation"]["baseline"]),
         findings=caveats(config, tables["evaluation"]) + findings(config, tables),
         figures=[
             {
@@ -64,6 +66,7 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
         summary=_summary_rows(config, tables["summary"]),
         models=_model_rows(tables["models"]),
         preflights=_preflights(config, spec["preflights"], results),
+        dynamics=dynamics_section(config, tables) if spec["dynamics_tables"] else None,
         chain=_chain(config, results),
         config_yaml=yaml.safe_dump(config, sort_keys=False),
         seeds=config["seeds"],
@@ -74,10 +77,6 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
     say(f"done: {len(page) // 1024} kB")
 
 
-def _label(config: dict[str, Any], run: str) -> str:
-    return str(config["runs"][run].get("label", run))
-
-
 def findings(config: dict[str, Any], tables: dict[str, pd.DataFrame]) -> list[str]:
     """What the tables support, a sentence a run; a difference is claimed only where its interval excludes none."""
     speedup, summary = tables["speedup"], tables["summary"].set_index("run")
@@ -86,21 +85,21 @@ def findings(config: dict[str, Any], tables: dict[str, pd.DataFrame]) -> list[st
     sentences = []
     for run in config["runs"]:
         end = summary.loc[run]
-        last = f"It ends at {_interval(end, 'accuracy', percent=True)} accuracy after {end['steps']:.0f} steps."
+        last = f"It ends at {with_interval(end, 'accuracy', 100, 1, ' %')} accuracy after {end['steps']:.0f} steps."
         if run == baseline:
-            sentences.append(f"{_label(config, run)} is the baseline. {last}")
+            sentences.append(f"{label_of(config, run)} is the baseline. {last}")
             continue
         mean = speedup[(speedup["run"] == run) & (speedup["seed"] == "mean")].iloc[0]
         reached = int(mean["reached"])
         if reached == 0:
-            claim = f"never reaches the accuracy at which {_label(config, baseline)} ends"
+            claim = f"never reaches the accuracy at which {label_of(config, baseline)} ends"
         else:
             claim = (
-                f"reaches the accuracy at which {_label(config, baseline)} ends in {reached} of {seeds} seeds: "
+                f"reaches the accuracy at which {label_of(config, baseline)} ends in {reached} of {seeds} seeds: "
                 f"{_ratio(mean, 'step')} in steps, {_ratio(mean, 'tokens')} in generated tokens and "
                 f"{_ratio(mean, 'seconds')} in seconds, gates counted"
             )
-        sentences.append(f"{_label(config, run)} {claim}. {last}")
+        sentences.append(f"{label_of(config, run)} {claim}. {last}")
     return sentences
 
 
@@ -114,7 +113,7 @@ def caveats(config: dict[str, Any], evaluation: pd.DataFrame) -> list[str]:
     if last["accuracy"].mean() - start > noise:
         return []
     return [
-        f"{_label(config, baseline)} does not end clearly above where it started ({start:.1%} then, "
+        f"{label_of(config, baseline)} does not end clearly above where it started ({start:.1%} then, "
         f"{last['accuracy'].mean():.1%} at the end): what reaching its accuracy took says nothing here. Train longer."
     ]
 
@@ -132,15 +131,6 @@ def _ratio(row: pd.Series, what: str) -> str:
     return f"not shown to differ (ratio {centre:.1f}, {interval})"
 
 
-def _interval(row: pd.Series, column: str, percent: bool = False) -> str:
-    """A mean with its interval."""
-    scale, digits, unit = (100, 1, " %") if percent else (1, 3, "")
-    mean, low, high = (row[f"{column}{bound}"] * scale for bound in ("", "_low", "_high"))
-    if math.isnan(low):
-        return f"{mean:.{digits}f}{unit}"
-    return f"{mean:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
-
-
 def _speedup_rows(config: dict[str, Any], speedup: pd.DataFrame) -> list[dict[str, str]]:
     rows = []
     for run in config["runs"]:
@@ -150,7 +140,7 @@ def _speedup_rows(config: dict[str, Any], speedup: pd.DataFrame) -> list[dict[st
             "not reached" if math.isnan(value) else f"{value:.0f}"
             for value in of_run.loc[of_run["seed"] != "mean", "first_step"]
         ]
-        cells = {"run": _label(config, run), "first step, by seed": ", ".join(firsts)}
+        cells = {"run": label_of(config, run), "first step, by seed": ", ".join(firsts)}
         for name, column in (("steps", "step"), ("tokens", "tokens"), ("seconds", "seconds")):
             centre, low, high = (mean[f"{column}_ratio{bound}"] for bound in ("", "_low", "_high"))
             shown = "" if math.isnan(centre) else f"{centre:.2f}"
@@ -162,10 +152,10 @@ def _speedup_rows(config: dict[str, Any], speedup: pd.DataFrame) -> list[dict[st
 def _summary_rows(config: dict[str, Any], summary: pd.DataFrame) -> list[dict[str, str]]:
     return [
         {
-            "run": _label(config, row["run"]),
+            "run": label_of(config, row["run"]),
             "steps": f"{row['steps']:.0f}",
-            "accuracy": _interval(row, "accuracy", percent=True),
-            "reverse KL (nats per token)": _interval(row, "reverse_kl"),
+            "accuracy": with_interval(row, "accuracy", 100, 1, " %"),
+            "reverse KL (nats per token)": with_interval(row, "reverse_kl"),
             "generated tokens": f"{row['generated_tokens']:,.0f}",
             "of them in gates": f"{row['gate_token_share']:.1%}",
             "scored tokens": f"{row['scored_tokens']:,.0f}",
@@ -197,7 +187,7 @@ def _preflights(config: dict[str, Any], preflights: dict[str, list[str]], result
             student, teacher, _ = name.split("-")
             found.append(
                 {
-                    "title": f"{student}, taught by {teacher}: {', '.join(_label(config, run) for run in runs)}",
+                    "title": f"{student}, taught by {teacher}: {', '.join(label_of(config, run) for run in runs)}",
                     "rows": [
                         {
                             "check": check["check"].replace("_", " "),
@@ -268,7 +258,7 @@ def _chain(config: dict[str, Any], results: Path) -> dict[str, Any]:
         if parent in places and (manifest in shared or name not in ("data", "teacher", "student") or manifest is own[0])
     ]
     return {
-        "run": _label(config, folder.parent.name),
+        "run": label_of(config, folder.parent.name),
         "seed": seed,
         "nodes": nodes,
         "edges": edges,
