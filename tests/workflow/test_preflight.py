@@ -25,4 +25,5 @@ def test_a_bad_pair_stops_before_training_and_says_why(tmp_path):
     assert "2 accepted (lengths, start_kl)" in next(workflow.folder.glob("logs/preflight/*.log")).read_text()
     report = workflow.path("report.html").read_text()
     assert "Checked before training" in report
+    assert '<table class="words">' in report
     assert "<td>start kl</td><td>accepted</td>" in report

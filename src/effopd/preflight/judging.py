@@ -59,7 +59,7 @@ def check_accuracy(
             check,
             measured,
             "Answers that were cut say nothing about who is better.",
-            "Raise `preflight.max_new_tokens` to compare them.",
+            "Raise `preflight.max_new_tokens`, or `training.max_new_tokens` if that is what cut them.",
         )
     if sum(teacher) <= sum(student):
         return warned(
