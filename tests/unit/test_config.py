@@ -54,6 +54,7 @@ def edited(path: str, value):
         ("models.base", {"kind": "pretrained", "path": "./a", "trust_remote_code": True}, "`models.teacher.init` is 'base', whose code is its own"),
         ("models.base.stepz", 4, "`models.base.stepz` is not a key. Did you mean `steps`?"),
         ("extrapolation.coefficients", [2, 6, 4], "`extrapolation.coefficients` is [2, 6, 4]; it must increase."),
+        ("extrapolation.gate.source", "rollouts", "`extrapolation.gate`.metric is 'accuracy', and with source `rollouts` candidates answer nothing"),
         ("extrapolation.gate.examples", 10**6, "`extrapolation.gate`.examples is 1000000, more than its source holds (`task.splits.train`: 8192)."),
         ("extrapolation.triggers", "sometimes", "`extrapolation.triggers` is 'sometimes'; see its meaning in config/README.md"),
         ("runs.effopd.extrapolation", {"triggers": [2, 100]}, "`runs.effopd.extrapolation.triggers`: 100 is beyond the last step (64)."),

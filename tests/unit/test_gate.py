@@ -4,8 +4,10 @@ import pytest
 import torch
 from tiny_models import make_model
 
+from effopd.engines.base import Sampling
+from effopd.engines.transformers_engine import TransformersEngine
 from effopd.extrapolation.gate import NEVER
-from effopd.models import save_model, weights_of
+from effopd.models import save_model, special_ids, weights_of
 from effopd.prompts import Prompts
 from effopd.runtime.errors import ConfigError
 from effopd.stages.evaluate_candidates import _Gate
@@ -22,7 +24,7 @@ def gate_of(tmp_path, tokenizer):
         model = make_model(seed)
         save_model(model, weights_of(model), tokenizer, tmp_path / name)
 
-    def make(**settings):
+    def make(rollouts=None, **settings):
         gate = {"metric": "reverse_kl", "examples": 12, "source": "train", "samples": 1, "paired": True, **settings}
         spec = {
             "seed": 0,
@@ -33,7 +35,7 @@ def gate_of(tmp_path, tokenizer):
         }
         manifests = (tmp_path / "student/manifest.json", tmp_path / "teacher/manifest.json")
         prompts = Prompts(encode_prompts(tokenizer, [problem.text for problem in PROBLEMS]), PROBLEMS)
-        return _Gate(spec, prompts, *manifests, torch.device("cpu"))
+        return _Gate(spec, rollouts or prompts, *manifests, torch.device("cpu"))
 
     return make
 
@@ -85,3 +87,27 @@ def test_the_controls_look_at_no_weights(gate_of):
     scores = [random.score({}, c) for c in (0.0, 2.0, 4.0)]
     assert len(set(scores)) == 3
     assert scores == [gate_of(metric="random").score({}, c) for c in (0.0, 2.0, 4.0)]
+
+
+def test_on_the_steps_own_rollouts_nothing_is_generated_and_the_current_weights_are_judged_as_when_they_wrote_them(
+    gate_of, tokenizer
+):
+    """The reverse KL at the rollouts' contexts: by hand, the mean over tokens of sum_v p (log p - log q)."""
+    student, teacher = make_model(0), make_model(1)
+    eos_id, pad_id = special_ids(tokenizer)
+    engine = TransformersEngine(student, eos_id=eos_id, pad_id=pad_id, batch_size=16)
+    prompts = encode_prompts(tokenizer, [problem.text for problem in PROBLEMS[:16]])
+    rollouts = engine.generate(prompts, list(range(16)), Sampling(1.0, 8))
+    gate = gate_of(rollouts, source="rollouts")
+    gate.score(weights_of(student), 0.0)
+    total, tokens = 0.0, 0
+    for row in gate.rows:
+        ids = torch.tensor([rollouts.prompts[row] + rollouts.completions[row]])
+        start = len(rollouts.prompts[row]) - 1
+        with torch.no_grad():
+            mine, theirs = (model(ids).logits[0, start:-1].log_softmax(-1) for model in (student, teacher))
+        total += (mine.exp() * (mine - theirs)).sum().item()
+        tokens += len(rollouts.completions[row])
+    assert gate.values[0]["value"] == pytest.approx(total / tokens, rel=1e-5)
+    assert gate.score(weights_of(teacher), 1.0) == pytest.approx(0, abs=1e-7)
+    assert [(row["generated_tokens"], row["scored_tokens"]) for row in gate.costs] == [(0, tokens)] * 2

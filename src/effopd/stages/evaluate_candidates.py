@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from effopd.engines.base import Sampling
@@ -15,13 +16,17 @@ from effopd.evaluation import measure
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
 from effopd.extrapolation.gate import NEVER, GateValue, gate_rows, gate_seeds
 from effopd.extrapolation.search import search
-from effopd.models import Weights, load_frozen, load_model, load_tokenizer
+from effopd.models import Weights, load_frozen, load_model, load_tokenizer, special_ids
 from effopd.prompts import Prompts, load_prompts
 from effopd.randomness import generator
-from effopd.runtime.artifacts import read_manifest, write_manifest
+from effopd.rollouts import Rollouts
+from effopd.runtime.artifacts import fingerprint_of, read_manifest, write_manifest
+from effopd.runtime.cost import cost_row
 from effopd.runtime.errors import ArtifactError, ConfigError
 from effopd.runtime.progress import say
+from effopd.scoring import measure_reverse_kl
 from effopd.states import Point
+from effopd.step_artifacts import ROLLOUTS
 from effopd.tasks.base import build_task
 
 
@@ -100,7 +105,11 @@ class _Trigger:
         self.parents = {"prompts": prompts_manifest.fingerprint, "teacher": teacher_manifest.fingerprint}
         self.parents |= point.parents
         self.parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
-        source = load_prompts(prompts_manifest, extrapolation["gate"]["source"])
+        source: Prompts | Rollouts
+        if extrapolation["gate"]["source"] == "rollouts":
+            source = _rollouts_of(point)
+        else:
+            source = load_prompts(prompts_manifest, extrapolation["gate"]["source"])
         self.gate = _Gate(spec, source, student, teacher, device)
 
     def score(self, coefficient: float) -> float:
@@ -137,11 +146,28 @@ def moving_or_refuse(weights: Weights, which: str) -> list[str]:
         raise ConfigError(f"config: `extrapolation.parameters`: {error}.") from None
 
 
+def _rollouts_of(point: Point) -> Rollouts:
+    """The rollouts that the last step before a state trained on. Raises ArtifactError where they are not whole."""
+    path = point.manifest.path.parents[2] / f"rollouts/step{point.step}.json"
+    spec = {key: value for key, value in point.manifest.spec.items() if key != "end"} | {"step": point.step}
+    manifest = read_manifest(path, ROLLOUTS.name)
+    if manifest.fingerprint != fingerprint_of(ROLLOUTS.name, spec, point.manifest.parents):
+        raise ArtifactError(
+            f"{path} is not what {point.manifest.path} was trained on. Delete both and run the workflow again."
+        )
+    return ROLLOUTS.open(manifest)
+
+
 class _Gate:
-    """Scores weights on the gate's problems, and remembers every value with its cost."""
+    """Scores weights on the gate's problems, and remembers every value with its cost.
+
+    `source` is a split, whose problems every candidate answers anew, or the rollouts of the step itself: then nothing
+    is generated, and the reverse KL is taken at the contexts that the student met when it wrote them. They are those
+    of the weights before the step, so a candidate is judged where the student has been, not where it would go.
+    """
 
     def __init__(
-        self, spec: dict[str, Any], source: Prompts, student: Path, teacher: Path, device: torch.device
+        self, spec: dict[str, Any], source: Prompts | Rollouts, student: Path, teacher: Path, device: torch.device
     ) -> None:
         self.spec, self.settings = spec, spec["extrapolation"]["gate"]
         self.values: list[dict[str, Any]] = []
@@ -157,7 +183,7 @@ class _Gate:
             spec["seed"], self.settings["source"], len(source), self.settings["examples"], self.settings["samples"]
         )
         self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(student.parent)
-        self.prompts = source.select(self.rows)
+        self.source = source.select(self.rows)
         self.model = load_model(student.parent, device)
         self.teacher = load_frozen(teacher.parent, device) if self.settings["metric"] == "reverse_kl" else None
         self.engine = TransformersEngine.of(self.model, self.tokenizer, len(self.rows))
@@ -178,6 +204,8 @@ class _Gate:
 
     def _measure(self, weights: Weights, coefficient: float) -> tuple[float, list[float]]:
         self.engine.load_weights(weights)
+        if isinstance(self.source, Rollouts):
+            return self._measure_on_rollouts(self.source, coefficient)
         sampling = Sampling(**self.spec["sampling"])
         seed, step = self.spec["seed"], self.spec["step"]
         seeds = gate_seeds(seed, step, coefficient, len(self.rows), self.settings["paired"])
@@ -185,7 +213,7 @@ class _Gate:
             self.engine,
             self.task,
             self.tokenizer,
-            self.prompts,
+            self.source,
             seeds,
             sampling,
             self.rows,
@@ -197,3 +225,17 @@ class _Gate:
         if self.teacher is None:
             return (measured.accuracy if measured.finite else math.nan), measured.items["reward"].tolist()
         return measured.reverse_kl, measured.items["reverse_kl"].tolist()
+
+    def _measure_on_rollouts(self, rollouts: Rollouts, coefficient: float) -> tuple[float, list[float]]:
+        """The exact reverse KL per token at the contexts of these rollouts, and its sum over each of them."""
+        assert self.teacher is not None
+        started = time.perf_counter()
+        _, pad_id = special_ids(self.tokenizer)
+        size = len(rollouts)
+        rows = measure_reverse_kl(self.model, self.teacher, rollouts, pad_id=pad_id, batch_size=size)
+        per_item = [float(row.sum(dtype=np.float64)) for row in rows]
+        tokens, seconds = rollouts.completion_tokens, time.perf_counter() - started
+        self.costs.append(
+            {**cost_row("gate: score", self.spec["step"], seconds, scored=tokens), "coefficient": coefficient}
+        )
+        return sum(per_item) / tokens, per_item
