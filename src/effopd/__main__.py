@@ -13,7 +13,7 @@ def main() -> None:
         from effopd.runtime.processes import die_with_parent
 
         die_with_parent(os.getppid())
-    elif address := os.environ.get("EFFOPD_WARM"):
+    if address := os.environ.get("EFFOPD_WARM"):
         from effopd.runtime.warm import run_warm
 
         status = run_warm(address, arguments)

@@ -6,7 +6,7 @@ import time
 import pytest
 from workflow_runs import ROOT, Workflow, environments
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+pytestmark = pytest.mark.slow
 
 
 def test_jobs_have_a_gpu_each_and_make_the_same_artifacts(undisturbed, tmp_path):

@@ -11,7 +11,7 @@ from workflow_runs import ROOT, Workflow
 
 from effopd.plan import Plan
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+pytestmark = pytest.mark.slow
 
 # The tiny experiment: 3 runs (two of them extrapolate) x 2 seeds x 3 kept states; 2 models.
 REPORT = {"write_report": 1}

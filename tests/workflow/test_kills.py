@@ -4,18 +4,18 @@ Each case starts from a finished experiment in which one stage's result was dele
 at a seeded moment, runs the workflow once more and compares everything.
 """
 
-import functools
 import os
 import random
 import shutil
 import signal
-import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from preloaded import Process
 from workflow_runs import Workflow
 
 pytestmark = pytest.mark.slow
@@ -99,28 +99,11 @@ def small(folder: Path, mode: str) -> Workflow:
     return workflow
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Callable[[str], Workflow]:
-    """Undisturbed runs by mode, each made once: the tests do not come sorted by mode."""
-
-    @functools.cache
-    def run(mode: str) -> Workflow:
-        workflow = small(tmp_path_factory.mktemp(mode), mode)
-        workflow.run()
-        return workflow
-
-    return run
-
-
 @pytest.fixture
 def reference(finished, request) -> Workflow:
     """The undisturbed run of the mode that the test names."""
-    return finished(request.param)
-
-
-def copy_of(reference: Workflow, folder: Path) -> Workflow:
-    subprocess.run(["cp", "-a", str(reference.folder), str(folder)], check=True)
-    return Workflow(folder, reference.config)
+    mode = request.param
+    return finished(f"small-{mode}", lambda folder: small(folder, mode))
 
 
 def jobs_in(folder: Path, verb: str) -> Iterator[int]:
@@ -139,22 +122,27 @@ def processes_in(folder: Path) -> Iterator[tuple[int, list[bytes]]]:
             continue  # it ended meanwhile, or is somebody else's
 
 
-def rank_in(folder: Path) -> int | None:
-    """The second rank of a training job."""
-    for process, _ in processes_in(folder):
-        try:
-            if b"RANK=1" in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
-                return process
-        except OSError:
-            continue
+def rank_of(workflow: int) -> int | None:
+    """One rank of two of the training job that is running: a fork of the workflow's warm process."""
+    for server in children_of(workflow):
+        forks = children_of(server)
+        if len(forks) == 2 and Path(f"/proc/{server}/cmdline").read_bytes().startswith(os.fsencode(sys.executable)):
+            return forks[1]
     return None
+
+
+def children_of(process: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []  # it ended meanwhile
 
 
 def is_writing(folder: Path) -> bool:
     return next(folder.glob("results/**/.*.part"), None) is not None
 
 
-def strike(kill: Kill, workflow: Workflow, process: subprocess.Popen[str], moments: random.Random) -> bool:
+def strike(kill: Kill, workflow: Workflow, process: Process, moments: random.Random) -> bool:
     """Wait for the job, then kill the victim. Whether it was there."""
     folder = workflow.folder
     while process.poll() is None and not next(jobs_in(folder, kill.verb), None):
@@ -165,7 +153,7 @@ def strike(kill: Kill, workflow: Workflow, process: subprocess.Popen[str], momen
         os.killpg(process.pid, kill.signal)
         return is_writing(folder)
     if kill.victim == "rank":
-        while process.poll() is None and rank_in(folder) is None:
+        while process.poll() is None and rank_of(process.pid) is None:
             time.sleep(0.01)
     time.sleep(moments.uniform(0, kill.within))
     if process.poll() is not None:
@@ -176,7 +164,7 @@ def strike(kill: Kill, workflow: Workflow, process: subprocess.Popen[str], momen
     victim = {
         "workflow": lambda: process.pid,
         "job": lambda: next(jobs_in(folder, kill.verb), None),
-        "rank": lambda: rank_in(folder),
+        "rank": lambda: rank_of(process.pid),
     }[kill.victim]()
     if victim is None:
         return False
@@ -194,19 +182,14 @@ def lose(workflow: Workflow, patterns: str) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-GROUPS = {"colocated": "kills", "staged": "kills of stages", "ranks": "kills"}  # of tests that share a worker
-KILLS = [
-    pytest.param(mode, kill, id=f"{mode}-{kill}", marks=pytest.mark.xdist_group(GROUPS[mode]))
-    for mode, kills in CASES.items()
-    for kill in kills
-]
+KILLS = [pytest.param(mode, kill, id=f"{mode}-{kill}") for mode, kills in CASES.items() for kill in kills]
 
 
 @pytest.mark.parametrize(("reference", "kill"), KILLS, indirect=["reference"])
 def test_after_a_kill_one_more_run_gives_the_same_bits(reference, tmp_path, kill):
     moments = random.Random(str(kill))
     for attempt in range(6):
-        workflow = copy_of(reference, tmp_path / str(attempt))
+        workflow = reference.copy(tmp_path / str(attempt))
         lose(workflow, kill.lost)
         process = workflow.start()
         struck = strike(kill, workflow, process, moments)
@@ -220,7 +203,7 @@ def test_after_a_kill_one_more_run_gives_the_same_bits(reference, tmp_path, kill
 
 
 OUTLIVING = [
-    pytest.param(mode, verb, id=f"{mode}-{verb}", marks=pytest.mark.xdist_group(GROUPS[mode]))
+    pytest.param(mode, verb, id=f"{mode}-{verb}")
     for mode, verb in (("ranks", "train-rl"), ("colocated", "train-segment"), ("staged", "update-policy"))
 ]
 
@@ -228,14 +211,15 @@ OUTLIVING = [
 @pytest.mark.parametrize(("reference", "verb"), OUTLIVING, indirect=["reference"])
 def test_what_a_job_finished_that_outlived_its_killed_workflow_is_used(reference, tmp_path, verb):
     """kill -9 of the workflow's process alone; its cold jobs (train-rl has two ranks) go on to their end."""
-    workflow = copy_of(reference, tmp_path / "outlived")
-    workflow.config = {**reference.config, "runtime": {**reference.config["runtime"], "warm": "off"}}
+    workflow = reference.copy(tmp_path / "outlived")
+    workflow.config["runtime"]["warm"] = "off"
     lose(workflow, "models/teacher/*" if verb == "train-rl" else STEP_2)
     process = workflow.start()
     while next(jobs_in(workflow.folder, verb), None) is None and process.poll() is None:
         time.sleep(0.02)
     process.kill()
-    process.communicate()
+    while process.poll() is None:
+        time.sleep(0.02)
     workflow.config = reference.config
     workflow.run()
     assert workflow.contents() == reference.contents()

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from workflow_runs import ROOT, Workflow, environments
+from preloaded import Process
+from workflow_runs import BEFORE_STUDENTS, ROOT, Workflow, environments
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 SCRIPT = ROOT / "tests/slurm/start_slurm.sh"
 PROFILE = ROOT / "config/profiles/slurm"
 # Nobody on the test cluster minds being asked often.
@@ -69,12 +70,11 @@ def experiment(**changes: Any) -> dict[str, Any]:
     return {**config, "seeds": [0], **changes}
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
+@pytest.fixture
+def models(undisturbed, tmp_path):
     """Its data and models, made here: what follows them goes through SLURM."""
-    workflow = Workflow(tmp_path_factory.mktemp("models"), experiment())
-    workflow.run("results/models/teacher/manifest.json")
-    return workflow.folder
+    parts = (part for part in BEFORE_STUDENTS if "evaluation" not in part)
+    return undisturbed.copy(tmp_path / "models", *parts).folder
 
 
 def copied(models: Path, folder: Path) -> Path:
@@ -167,7 +167,7 @@ class Seen:
     environments: dict[int, dict[str, str]] = field(default_factory=dict)
 
 
-def disturb(cluster: Cluster, workflow: Workflow, process: subprocess.Popen[str], case: Case) -> Seen:
+def disturb(cluster: Cluster, workflow: Workflow, process: Process, case: Case) -> Seen:
     """Watch a workflow until it ends, cancel one of its jobs and preempt another."""
     seen = Seen()
     asked = 0.0

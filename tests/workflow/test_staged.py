@@ -2,34 +2,40 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from workflow_runs import Workflow
+from workflow_runs import BEFORE_STUDENTS, Workflow
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stages")]
+pytestmark = pytest.mark.slow
 
 # What may differ: the setting itself, and what the gate cost (each coefficient is scored, asked for or not).
 MAY_DIFFER = ("config.yaml", "cost.parquet", "tables/evaluation.csv", "tables/summary.csv")
 
 
-def run(folder: Path, mode: str, shards: int, **training: int) -> Workflow:
-    workflow = Workflow(folder)
+def prepared(undisturbed: Workflow, folder: Path, mode: str, shards: int, **training: int) -> Workflow:
+    workflow = undisturbed.copy(folder, *BEFORE_STUDENTS)
     workflow.config["seeds"] = [0]
     workflow.config["runs"] = {name: workflow.config["runs"][name] for name in ("opd", "effopd", "line")}
     workflow.config["training"] |= {"batch_size": 3, **training}
     workflow.config["execution"] = {"mode": mode, "shards": shards}
+    return workflow
+
+
+def run(*arguments: Any, **training: int) -> Workflow:
+    workflow = prepared(*arguments, **training)
     workflow.run()
     return workflow
 
 
-@pytest.fixture(scope="module")
-def colocated(tmp_path_factory) -> Workflow:
-    return run(tmp_path_factory.mktemp("colocated"), "colocated", 1)
+@pytest.fixture
+def colocated(undisturbed, finished) -> Workflow:
+    return finished("colocated", lambda folder: prepared(undisturbed, folder, "colocated", 1))
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_staged_artifacts_are_bitwise_the_colocated_ones(colocated, tmp_path, shards):
-    staged = run(tmp_path, "staged", shards)
+def test_staged_artifacts_are_bitwise_the_colocated_ones(undisturbed, colocated, tmp_path, shards):
+    staged = run(undisturbed, tmp_path, "staged", shards)
     ours, theirs = staged.contents(), colocated.contents()
     differing = [name for name in theirs if ours.get(name) != theirs[name] and not name.endswith(MAY_DIFFER)]
     assert not differing
@@ -41,18 +47,20 @@ def test_staged_artifacts_are_bitwise_the_colocated_ones(colocated, tmp_path, sh
     assert staged.planned() == {}
 
 
-def test_two_ranks_train_alike_in_one_job_or_in_many(tmp_path):
+def test_two_ranks_train_alike_in_one_job_or_in_many(undisturbed, tmp_path):
     """Both packings share the work out by whole batches, and sum in the same order."""
-    colocated = run(tmp_path / "colocated", "colocated", 1, ranks=2, steps=2)
-    staged = run(tmp_path / "staged", "staged", 3, ranks=2, steps=2)
+    colocated = run(undisturbed, tmp_path / "colocated", "colocated", 1, ranks=2, steps=2)
+    staged = run(undisturbed, tmp_path / "staged", "staged", 3, ranks=2, steps=2)
     ours, theirs = staged.contents(), colocated.contents()
     compared = [name for name in theirs if "/runs/" in name and not name.endswith(MAY_DIFFER)]
     assert len(compared) > 50
     assert {name: ours[name] for name in compared} == {name: theirs[name] for name in compared}
 
 
-def test_every_candidate_is_paid_for_and_the_ledger_reads_as_if_they_were_tried_in_turn(colocated, tmp_path):
-    staged = run(tmp_path, "staged", 1, steps=1)
+def test_every_candidate_is_paid_for_and_the_ledger_reads_as_if_they_were_tried_in_turn(
+    undisturbed, colocated, tmp_path
+):
+    staged = run(undisturbed, tmp_path, "staged", 1, steps=1)
     folder = "runs/effopd/seed0/extrapolation/1"
     ledgers = [json.loads(flow.path(f"{folder}/ledger.json").read_text()) for flow in (staged, colocated)]
     assert ledgers[0]["result"] == ledgers[1]["result"]

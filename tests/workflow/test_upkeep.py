@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from workflow_runs import Workflow
+from workflow_runs import BEFORE_STUDENTS, Workflow
 
 from effopd.runtime.artifacts import read_manifest, write_manifest
 from effopd.runtime.locks import claim_results, exclusive
 from effopd.runtime.status import status
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+pytestmark = pytest.mark.slow
 
 
 def effopd(workflow, *arguments, status=0):
@@ -58,8 +58,7 @@ def test_pruned_results_are_up_to_date_verified_and_can_be_extended(copy, undist
     assert copy.planned() == {}
     assert re.search(r"^total +0 +0 B$", effopd(copy, "prune"), re.MULTILINE)
 
-    longer = Workflow(tmp_path_factory.mktemp("longer"))
-    subprocess.run(["cp", "-a", f"{undisturbed.folder}/.", str(longer.folder)], check=True)
+    longer = undisturbed.copy(tmp_path_factory.mktemp("longer"))
     for workflow in (copy, longer):
         workflow.config["training"]["steps"] = 8
         assert workflow.planned()["train_segment"] == 6
@@ -95,21 +94,23 @@ def test_a_job_that_needs_what_was_pruned_says_how_to_have_it_back(copy):
     assert "(4 of their files were pruned)" in effopd(copy, "verify")
 
 
-@pytest.fixture(scope="module")
-def finished_staged(tmp_path_factory) -> Workflow:
+@pytest.fixture
+def finished_staged(undisturbed, finished) -> Workflow:
     """The tiny experiment in staged execution with two shards, smaller still. Not to be changed: copy it."""
-    workflow = Workflow(tmp_path_factory.mktemp("finished_staged"))
-    workflow.config |= {"execution": {"mode": "staged", "shards": 2}, "seeds": [0]}
-    workflow.config["training"]["batch_size"] = 4
-    workflow.config["runs"] = {name: workflow.config["runs"][name] for name in ("opd", "effopd")}
-    workflow.run()
-    return workflow
+
+    def make(folder: Path) -> Workflow:
+        workflow = undisturbed.copy(folder, *BEFORE_STUDENTS)
+        workflow.config |= {"execution": {"mode": "staged", "shards": 2}, "seeds": [0]}
+        workflow.config["training"]["batch_size"] = 4
+        workflow.config["runs"] = {name: workflow.config["runs"][name] for name in ("opd", "effopd")}
+        return workflow
+
+    return finished("staged", make)
 
 
 @pytest.fixture
 def staged(finished_staged, tmp_path) -> Workflow:
-    subprocess.run(["cp", "-a", f"{finished_staged.folder}/.", str(tmp_path)], check=True)
-    return Workflow(tmp_path, copying.deepcopy(finished_staged.config))
+    return finished_staged.copy(tmp_path)
 
 
 def freed(said):

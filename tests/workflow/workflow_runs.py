@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 import os
@@ -10,12 +12,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
+from preloaded import Process, Starter
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -23,6 +26,15 @@ ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")
 # Columns and keys that hold wall times; everything else must be equal.
 TIMES = ("seconds", "gate_seconds", "first_seconds", "seconds_ratio", "seconds_ratio_low", "seconds_ratio_high")
+
+
+# What a workflow has before it trains students: with a copy of it, another that differs in them alone starts there.
+BEFORE_STUDENTS = ("results/data", "results/models", "results/evaluation/models", ".snakemake")
+
+
+@functools.cache
+def starter() -> Starter:
+    return Starter()
 
 
 @dataclass
@@ -35,8 +47,10 @@ class Workflow:
     options: tuple[str, ...] = ("--cores", "2")
 
     def command(self, *arguments: str) -> list[str]:
-        (self.folder / "config").mkdir(parents=True, exist_ok=True)
-        (self.folder / "config/config.yaml").write_text(yaml.safe_dump(self.config))
+        path, text = self.folder / "config/config.yaml", yaml.safe_dump(self.config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_text() != text:  # somebody else may be reading it
+            path.write_text(text)
         return [
             str(Path(sys.executable).with_name("snakemake")),
             *("--snakefile", str(ROOT / "Snakefile"), "--directory", str(self.folder)),
@@ -44,21 +58,12 @@ class Workflow:
             *arguments,
         ]
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start it in a process group of its own, so that a kill hits nothing else."""
-        return subprocess.Popen(
-            self.command(*arguments),
-            cwd=self.folder,
-            env={**os.environ, **self.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
-        )
+    def start(self, *arguments: str) -> Process:
+        """Start it in a session of its own, so that a kill hits nothing else."""
+        return starter().start(self.command(*arguments), self.folder, {**os.environ, **self.environment})
 
     @contextmanager
-    def started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    def started(self, *arguments: str) -> Iterator[Process]:
         """Start it for a block that watches it, and kill it if the block gives up."""
         process = self.start(*arguments)
         try:
@@ -87,6 +92,13 @@ class Workflow:
             return {}
         counts = (entry.split(" ") for entry in line.split(" jobs: ")[1].split(", "))
         return {rule: int(count) for count, rule in counts}
+
+    def copy(self, folder: Path, *parts: str) -> Workflow:
+        """A copy of it in a folder, records included; or of parts of it only."""
+        for part in parts or (".",):
+            (folder / part).parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["cp", "-a", f"{self.folder / part}/.", str(folder / part)], check=True)
+        return replace(self, folder=folder, config=copy.deepcopy(self.config))
 
     def path(self, name: str) -> Path:
         return self.folder / "results" / name

@@ -6,7 +6,6 @@ import ast
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,15 +69,18 @@ def _module_path(module: str) -> Path:
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
 
 
-def _imports(module: str) -> Iterator[str]:
+@cache
+def _imports(module: str) -> tuple[str, ...]:
     """The effopd modules named by the import statements of `module`, those inside functions included."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(_source(module))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE)
+            found += (alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE)
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
             for alias in node.names:
                 submodule = f"{node.module}.{alias.name}"
-                yield submodule if _module_path(submodule).is_file() else node.module
+                found.append(submodule if _module_path(submodule).is_file() else node.module)
+    return tuple(found)
 
 
 @cache

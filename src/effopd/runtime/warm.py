@@ -26,6 +26,7 @@ MALLOC = {  # fewer page faults: keep freed memory instead of handing it back; h
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
 }
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def supported() -> bool:
@@ -35,21 +36,25 @@ def supported() -> bool:
 def start_server() -> subprocess.Popen[bytes]:
     """Start the server as a child of this process and announce its address to later children in EFFOPD_WARM."""
     address = f"effopd-{os.getpid()}-{os.urandom(8).hex()}"
-    environment = {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind("\0" + address)  # abstract: leaves no file behind
+        listener.listen(128)
+        server = spawn(listener)
+    os.environ["EFFOPD_WARM"] = address
+    return server
+
+
+def spawn(listener: socket.socket) -> subprocess.Popen[bytes]:
+    """Start a server that listens there."""
+    environment = {**os.environ, **MALLOC, **ONE_THREAD}
     environment.pop("EFFOPD_WARM", None)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind("\0" + address)  # abstract: leaves no file behind
-    listener.listen(128)
-    server = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "effopd.runtime.warm", str(listener.fileno()), str(os.getpid())],
         env=environment,
         pass_fds=[listener.fileno()],
         stdin=subprocess.DEVNULL,
         process_group=0,  # Ctrl-C is the workflow's to handle
     )
-    listener.close()
-    os.environ["EFFOPD_WARM"] = address
-    return server
 
 
 def run_warm(address: str, arguments: list[str]) -> int | None:
@@ -135,7 +140,7 @@ def serve(descriptor: int, parent: int) -> None:
     server = os.getpid()
     die_with_parent(parent)
     listener = socket.socket(fileno=descriptor)
-    _preload()
+    preload()
     gc.freeze()
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
@@ -183,7 +188,7 @@ def _kill_group(leader: int) -> None:
             kill(leader, signal.SIGKILL)
 
 
-def _preload() -> None:
+def preload() -> None:
     """Import what jobs use. Imports only: a thread or a device opened here would not survive the fork."""
     import pandas  # noqa: F401
     import torch

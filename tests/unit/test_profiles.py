@@ -1,0 +1,39 @@
+"""The profiles know every rule that needs a GPU, and no rule that does not exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RULES = {
+    name: body
+    for path in (ROOT / "workflow/rules").glob("*.smk")
+    for name, body in re.findall(r"^rule (\w+):\n((?:    .*\n|\n)*)", path.read_text(), re.MULTILINE)
+}
+WITH_MODEL = {name for name, body in RULES.items() if "{params.launch}" in body}
+
+
+def resources_in(profile):
+    return yaml.safe_load((ROOT / f"config/profiles/{profile}/config.yaml").read_text())["set-resources"]
+
+
+def test_the_rules_are_found():
+    assert {"train_segment", "update_policy", "evaluate", "make_tables"} <= RULES.keys()
+    assert {"train_segment", "update_policy", "evaluate"} <= WITH_MODEL
+    assert "make_tables" not in WITH_MODEL
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+def test_every_rule_with_a_model_has_its_gpus(profile):
+    stated = resources_in(profile)
+    assert not WITH_MODEL - stated.keys()
+    assert not stated.keys() - RULES.keys()
+    for rule in WITH_MODEL:
+        assert stated[rule]["gpu"] == "threads", rule
+
+
+def test_every_rule_with_a_model_has_a_partition_memory_and_time_on_slurm():
+    for rule in WITH_MODEL:
+        assert resources_in("slurm")[rule].keys() >= {"slurm_partition", "cpus_per_task", "mem_mb", "runtime"}, rule
