@@ -42,6 +42,11 @@ DOING = {
     "write_report": "report:",
 }
 OWN_ERROR = re.compile(r'WorkflowError(:| in file ".*common.smk", line \d+:)$')
+PROTECTED = re.compile(r"ProtectedOutputException.*affected files:\s*(?P<file>\S+)", re.DOTALL)
+UNWRITABLE = (
+    "error: {} cannot be written: its file system is read-only, or permissions forbid it. Everything finished so far is "
+    "kept; run the same command again where it can be written."
+)
 REPEATED = ("RuleException", "Exiting because a job execution failed", "At least one job did not complete")
 # What the SLURM executor says of each job, and what it warns of where a cluster has no accounts.
 SUBMITTED = re.compile(r"Job (?P<job>\d+) has been submitted with SLURM jobid (?P<slurm>\S+)")
@@ -171,6 +176,10 @@ class LogHandler(LogHandlerBase):
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if OWN_ERROR.match(lines[0] if lines else ""):  # raised on purpose: where in the code does not matter
             lines = [line for line in lines[1:] if not line.startswith('File "')]
+        elif lines and lines[0].startswith("Traceback"):  # all of it is in Snakemake's log
+            lines = lines[-1:]
+        elif found := PROTECTED.search(text):
+            lines = [UNWRITABLE.format(found["file"])]
         self._say(" ".join(lines), error=record.levelno >= ERROR)
 
     def _run_info(self, record: LogRecord) -> None:

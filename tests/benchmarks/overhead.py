@@ -90,20 +90,22 @@ def environment() -> dict[str, str]:
     return {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def snakemake(folder: Path, steps: int, mode: str, target: str) -> float:
-    """Run the workflow for one target, one job at a time. Seconds."""
+def snakemake(folder: Path, steps: int, mode: str, *targets: str, shards: int = 1, **training: int) -> float:
+    """Run the workflow for some targets, a job a shard at a time. Seconds."""
     config = {
         "models": MODELS,
-        "training": {"steps": steps},
+        "training": {"steps": steps, **training},
         "runs": {"opd": {"extrapolation": {"triggers": "none"}}},
-        "execution": {"mode": mode},
+        "execution": {"mode": mode, "shards": shards},
         "runtime": {"device": "cpu"},
     }
     (folder / "config").mkdir(exist_ok=True)
     (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
-    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile"), "--cores", "1"]
+    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
     started = time.perf_counter()
-    done = subprocess.run([*command, "--directory", str(folder), target], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--cores", str(shards), "--directory", str(folder), *targets], capture_output=True, text=True
+    )
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
     return time.perf_counter() - started

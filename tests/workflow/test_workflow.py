@@ -237,6 +237,24 @@ def test_a_diverging_run_ends_with_one_line_and_the_others_go_on(copy):
     assert copy.path("models/base/manifest.json").is_file()
 
 
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a file system read-only")
+def test_a_read_only_results_folder_is_one_line_and_nothing_changes(copy):
+    copy.path("tables/models.csv").unlink()
+    before = copy.contents()
+    command = " ".join(f"'{part}'" for part in copy.command())
+    script = f"mount --bind results results && mount -o remount,ro,bind results && {command}"
+    ended = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script], cwd=copy.folder, capture_output=True, text=True
+    )
+    output = ended.stdout + ended.stderr
+    if "mount" in output and "denied" in output:
+        pytest.skip("may not mount here")
+    assert ended.returncode == 1, output
+    assert [line for line in output.splitlines() if "error" in line.lower()] == [output.splitlines()[-1]]
+    assert "error: results cannot be written: its file system is read-only" in output
+    assert copy.contents() == before
+
+
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small file system")
 def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(undisturbed, tmp_path):
     workflow = Workflow(tmp_path)
