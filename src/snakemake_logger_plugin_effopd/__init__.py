@@ -44,7 +44,7 @@ DOING = {
 OWN_ERROR = re.compile(r'WorkflowError(:| in file ".*common.smk", line \d+:)$')
 PROTECTED = re.compile(r"ProtectedOutputException.*affected files:\s*(?P<file>\S+)", re.DOTALL)
 UNWRITABLE = (
-    "error: {} cannot be written: its file system is read-only, or permissions forbid it. Everything finished so far is "
+    "error: {} cannot be written: its file system is read-only, or permissions forbid it. Everything finished is "
     "kept; run the same command again where it can be written."
 )
 REPEATED = ("RuleException", "Exiting because a job execution failed", "At least one job did not complete")

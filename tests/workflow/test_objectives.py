@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 from workflow_runs import Workflow
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stages")]
+pytestmark = pytest.mark.slow
 
 OBJECTIVES = {
     "exopd": {"lambda": 1.25},

@@ -3,7 +3,7 @@
 import pytest
 from workflow_runs import Workflow
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workflow")]
+pytestmark = pytest.mark.slow
 
 
 def test_a_bad_pair_stops_before_training_and_says_why(tmp_path):
