@@ -18,26 +18,36 @@ REPORT = {"write_report": 1}
 CONFIG = {**REPORT, "write_config": 1}
 FIGURES = {"plot_figure": 4, **CONFIG}
 TABLES = {"make_tables": 1, **FIGURES}
+
+
+def dynamics(analyses: int, interventions: int) -> dict[str, int]:
+    """The jobs on weights, of the tiny experiment's 4 subjects: 3 runs with one of their seeds, and the teacher."""
+    jobs = {"analyze_weights": analyses, "evaluate_interventions": interventions, "make_dynamics_tables": 1}
+    return {rule: count for rule, count in jobs.items() if count}
+
+
 EVERY_STATE = {"evaluate": 18, **TABLES}
 EVERY_RUN = {
-    "train_segment": 18, "evaluate_candidates": 12, "select_candidate": 12, "collect_run": 6, **EVERY_STATE,
+    "train_segment": 18, "evaluate_candidates": 12, "select_candidate": 12, "collect_run": 6, **dynamics(3, 3), **EVERY_STATE,
 }  # fmt: skip
 EVERY_PAIR = {"preflight": 1, **EVERY_RUN}
-EVERY_TEACHER = {"train_rl": 1, "tokenize_prompts": 1, "evaluate_model": 2, **EVERY_PAIR}
+EVERY_TEACHER = {"train_rl": 1, "tokenize_prompts": 1, "evaluate_model": 2, **EVERY_PAIR, **dynamics(4, 4)}
 EVERY_PROMPT = {**EVERY_TEACHER, "tokenize_prompts": 2}
 EVERY_MODEL = {"pretrain_model": 1, **EVERY_PROMPT}
 EVERYTHING = {"make_data": 1, **EVERY_MODEL}
 # A run that extrapolates, from its first gate on: the segment before it stays.
 AFTER_A_GATE = {
-    "evaluate_candidates": 6, "select_candidate": 6, "train_segment": 4, "evaluate": 6, "collect_run": 2, **TABLES,
+    "evaluate_candidates": 6, "select_candidate": 6, "train_segment": 4, "evaluate": 6, "collect_run": 2,
+    **dynamics(1, 1), **TABLES,
 }  # fmt: skip
 BOTH_RUNS_AFTER_A_GATE = {
-    "evaluate_candidates": 12, "select_candidate": 12, "train_segment": 8, "evaluate": 12, "collect_run": 4, **TABLES,
+    "evaluate_candidates": 12, "select_candidate": 12, "train_segment": 8, "evaluate": 12, "collect_run": 4,
+    **dynamics(2, 2), **TABLES,
 }  # fmt: skip
-NEW_RUN = {"train_segment": 6, "evaluate": 6, "collect_run": 2, **TABLES}
+NEW_RUN = {"train_segment": 6, "evaluate": 6, "collect_run": 2, **dynamics(1, 1), **TABLES}
 STAGED = {
     "generate_rollouts": 18, "score_rollouts": 18, "update_policy": 24, "evaluate_candidate": 36, "evaluate_candidates": 6,
-    "select_candidate": 12, "collect_run": 6, **EVERY_STATE,
+    "select_candidate": 12, "collect_run": 6, **dynamics(3, 3), **EVERY_STATE,
 }  # the rollouts and scores of the untrained student are there already  # fmt: skip
 
 
@@ -66,7 +76,7 @@ CHANGES = {
     "training.lr": ("training: {lr: 2.0e-4}", EVERY_RUN),
     "training.lr of one run": ("runs: {opd: {training: {lr: 2.0e-4}}}", NEW_RUN),
     "training.temperature": ("training: {temperature: 0.9}", EVERY_PAIR),
-    "training.max_new_tokens": ("training: {max_new_tokens: 12}", {"evaluate_model": 2, **EVERY_PAIR}),
+    "training.max_new_tokens": ("training: {max_new_tokens: 12}", {"evaluate_model": 2, **EVERY_PAIR, **dynamics(3, 4)}),
     "training.importance_limit": ("training: {importance_limit: 4}", EVERY_RUN),
     "training.objective": ("training: {objective: {support: top_k, top_k: 5}}", EVERY_RUN),
     "training.horizon of one run": ("runs: {opd: {training: {horizon: {tokens: 6}}}}", NEW_RUN),
@@ -80,14 +90,15 @@ CHANGES = {
     # more of the same: only the new part
     "training.steps, one trigger more": (
         "training: {steps: 8}",
-        {"train_segment": 6, "evaluate": 6, "evaluate_candidates": 4, "select_candidate": 4, "collect_run": 6, **TABLES},
+        {"train_segment": 6, "evaluate": 6, "evaluate_candidates": 4, "select_candidate": 4, "collect_run": 6,
+         **dynamics(3, 3), **TABLES},
     ),
     "triggers listed": ("extrapolation: {triggers: [1, 2, 4]}", CONFIG),
     "a seed more": (
         "seeds: [0, 1, 2]",
         {"train_segment": 9, "evaluate": 9, "evaluate_candidates": 6, "select_candidate": 6, "collect_run": 3, **TABLES},
     ),
-    "a seed less": ("seeds: [1]", TABLES),
+    "a seed less": ("seeds: [0]", TABLES),
     "a run more": ("runs: {another: {training: {lr: 2.0e-4}, extrapolation: {triggers: none}}}", NEW_RUN),
     # extrapolation
     "coefficients": ("extrapolation: {coefficients: [2, 4]}", BOTH_RUNS_AFTER_A_GATE),
@@ -101,11 +112,21 @@ CHANGES = {
     "gate.paired": ("runs: {effopd: {extrapolation: {gate: {paired: true}}}}", AFTER_A_GATE),
     # looking at results
     "evaluation.samples": ("evaluation: {samples: 2}", {"evaluate_model": 2, **EVERY_STATE}),
-    "evaluation.seed": ("evaluation: {seed: 1}", {"evaluate_model": 2, **EVERY_STATE}),
-    "evaluation.confidence": ("evaluation: {confidence: 0.9}", TABLES),
+    "evaluation.seed": ("evaluation: {seed: 1}", {"evaluate_model": 2, **dynamics(0, 4), **EVERY_STATE}),
+    "evaluation.confidence": ("evaluation: {confidence: 0.9}", {**dynamics(0, 0), **TABLES}),
     "evaluation.baseline": ("evaluation: {baseline: effopd}", TABLES),
     "a label": ("runs: {effopd: {label: Jump}}", FIGURES),
     "one figure's width": ("figures: {accuracy_vs_steps: {width: 7.0}}", {**CONFIG, "plot_figure": 1}),
+    # weights
+    "dynamics.tolerance": ("dynamics: {tolerance: 0.01}", {**dynamics(4, 0), **CONFIG}),
+    "dynamics.problems": ("dynamics: {problems: 9}", {**dynamics(0, 4), **CONFIG}),
+    "dynamics.window.width": ("dynamics: {window: {width: 1}}", {**dynamics(0, 4), **CONFIG}),
+    "dynamics.interventions": ("dynamics: {interventions: [path]}", {**dynamics(0, 4), **CONFIG}),
+    "dynamics without interventions": ("dynamics: {interventions: []}", {**dynamics(0, 0), **CONFIG}),
+    "dynamics.seeds": ("dynamics: {seeds: all}", {**dynamics(3, 3), **CONFIG}),
+    "dynamics.runs": ("dynamics: {runs: [opd]}", {**dynamics(0, 0), **CONFIG}),
+    "dynamics.models": ("dynamics: {models: [teacher, base]}", {**dynamics(1, 1), **CONFIG}),
+    "dynamics.enabled": ("dynamics: {enabled: false}", CONFIG),
     # how training is cut into jobs
     "execution.shards without stages": ("execution: {shards: 1}", {}),
     "execution.mode": ("execution: {mode: staged}", STAGED),
@@ -136,6 +157,12 @@ MODULES = {
     "stages/evaluate.py": {"evaluate_model": 2, **EVERY_STATE},
     "stages/collect_run.py": {"collect_run": 6, **TABLES},
     "stages/make_tables.py": TABLES,
+    "stages/analyze_weights.py": {**dynamics(4, 0), **REPORT},
+    "stages/evaluate_interventions.py": {**dynamics(0, 4), **REPORT},
+    "stages/make_dynamics_tables.py": {**dynamics(0, 0), **REPORT},
+    "dynamics/spectra.py": {**dynamics(4, 4), **REPORT},
+    "dynamics/variants.py": {**dynamics(0, 4), **REPORT},
+    "dynamics/report.py": REPORT,
     "stages/plot_figure.py": {"plot_figure": 4, **REPORT},
     "stages/write_config.py": {"write_config": 1},
     "stages/write_report.py": REPORT,
@@ -189,14 +216,17 @@ FILES = {
     "data/arithmetic/manifest.json": (append_a_space, EVERY_MODEL),
     "models/base/manifest.json": (append_a_space, EVERY_PROMPT),
     "runs/effopd/seed0/extrapolation/4/candidates.json": (
-        append_a_space, {"select_candidate": 1, "evaluate": 1, "collect_run": 1, **TABLES},
+        append_a_space, {"select_candidate": 1, "evaluate": 1, "collect_run": 1, **dynamics(1, 1), **TABLES},
     ),
     "evaluation/opd/seed0/4.json": (append_a_space, TABLES),
     "runs/opd/seed0/state/2/state.json": (
-        Path.unlink, {"train_segment": 2, "evaluate": 2, "collect_run": 1, **TABLES},
+        Path.unlink, {"train_segment": 2, "evaluate": 2, "collect_run": 1, **dynamics(1, 1), **TABLES},
     ),
     "runs/opd/seed0/metrics.parquet": (Path.unlink, {"collect_run": 1, **TABLES}),
     "tables/models.csv": (Path.unlink, TABLES),
+    "dynamics/opd/seed0/weights.json": (Path.unlink, {**dynamics(1, 0), **REPORT}),
+    "dynamics/models/teacher/interventions.json": (append_a_space, {**dynamics(0, 0), **REPORT}),
+    "tables/dynamics_spectra.csv": (Path.unlink, {**dynamics(0, 0), **REPORT}),
     "preflight/{pair}.json": (append_a_space, EVERY_RUN),
     "preflight/{pair}.checks.json": (Path.unlink, {}),
     "models/teacher/manifest.json": (Path.touch, {}),  # small inputs are compared by content

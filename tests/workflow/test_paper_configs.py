@@ -26,7 +26,7 @@ def test_a_dry_run_counts_jobs_gpu_hours_and_disk(tmp_path):
     found = dry_run(tmp_path, "justrl_1.5b")
     assert found.returncode == 0, found.stderr
     assert "estimate: 82 GPU hours, 349.2 GB of disk for the whole experiment" in found.stderr
-    assert "58 jobs: 2 fetch_model, 1 make_data" in found.stderr
+    assert "62 jobs: 2 fetch_model, 1 make_data" in found.stderr
     assert "1 preflight, 14 train_segment" in found.stderr
 
 

@@ -230,7 +230,7 @@ COUNTS = {"states": "train_segment", "triggers": "select_candidate", "evaluation
 
 def test_status_of_a_finished_experiment(undisturbed):
     found = status(undisturbed.path("."))
-    assert found["workflow"] == {"running": False, "pid": None, "since": None, "jobs_done": 82, "jobs": 82}
+    assert found["workflow"] == {"running": False, "pid": None, "since": None, "jobs_done": 91, "jobs": 91}
     assert found["models"] == [
         {"model": "base", "kind": "pretrain", "trained": "yes", "evaluated": "yes"},
         {"model": "teacher", "kind": "grpo", "trained": "yes", "evaluated": "yes"},
@@ -238,7 +238,7 @@ def test_status_of_a_finished_experiment(undisturbed):
     assert {row["run"]: row["triggers"] for row in found["runs"]} == {"opd": [0, 0], "effopd": [3, 3], "line": [3, 3]}
     for row in found["runs"]:
         assert (row["steps"], row["states"], row["evaluations"], row["out_of_date"]) == ([4, 4], [3, 3], [3, 3], 0)
-    assert found["products"] == {"tables": [5, 5], "figures": [4, 4], "report": [1, 1]}
+    assert found["products"] == {"dynamics": [8, 8], "tables": [10, 10], "figures": [4, 4], "report": [1, 1]}
     assert (found["running"], found["failed"], found["seconds_left"]) == ([], [], None)
     said = effopd(undisturbed, "status")
     assert json.loads(effopd(undisturbed, "status", "--json")) == {**found, "results": "results"}
@@ -345,7 +345,7 @@ def test_status_of_a_killed_workflow_shows_nothing_as_running(tmp_path):
     process.communicate()
     found = status(tmp_path / "results")
     assert found["workflow"]["running"] is False
-    assert 0 < found["workflow"]["jobs_done"] < found["workflow"]["jobs"] == 82
+    assert 0 < found["workflow"]["jobs_done"] < found["workflow"]["jobs"] == 91
     assert (found["running"], found["failed"]) == ([], [])
 
 

@@ -32,7 +32,10 @@ def test_everything_promised_is_there_and_makes_sense(undisturbed):
         "runs/effopd/seed1/metrics.parquet",
         "runs/effopd/seed1/cost.parquet",
         "evaluation/effopd/seed1/4.json",
+        "dynamics/effopd/seed0/spectra.parquet",
+        "dynamics/models/teacher/interventions.parquet",
         "tables/speedup.csv",
+        "tables/dynamics_interventions.csv",
         "figures/accuracy_vs_steps.svg",
         "figures/accuracy_vs_steps.png",
     ):
@@ -86,6 +89,38 @@ def test_each_jump_is_along_the_update_since_the_last_accepted_weights(undisturb
     assert jumps, "no candidate was accepted: the test proves nothing"
 
 
+def test_interventions_meet_the_problems_of_the_evaluation(undisturbed):
+    """Kept states score on their problems what they score in the evaluation; the final one's variants at 1 are it."""
+    items = pd.read_parquet(undisturbed.path("dynamics/effopd/seed0/interventions.items.parquet"))
+    for step, name in (
+        (1, "path 1"),
+        (2, "path 2"),
+        (4, "final"),
+        (4, "equal_norm 1"),
+        (4, "reconstruction top 100 %"),
+    ):
+        own = items[items["variant"] == name].drop(columns="variant").reset_index(drop=True)
+        evaluated = pd.read_parquet(undisturbed.path(f"evaluation/effopd/seed0/{step}.items.parquet"))
+        assert len(own) == 8
+        pd.testing.assert_frame_equal(own.drop(columns="reverse_kl"), evaluated[:8].drop(columns="reverse_kl"))
+        assert own["reverse_kl"].tolist() == pytest.approx(evaluated["reverse_kl"][:8].tolist(), abs=1e-5)
+
+
+def test_weights_are_those_from_which_training_goes_on(undisturbed):
+    from effopd.models import load_tensors
+
+    base = load_tensors(undisturbed.path("models/base/model.safetensors"))
+    run, norms = undisturbed.path("runs/effopd/seed0"), {}
+    for step in (1, 2, 4):
+        ledger = json.loads((run / f"extrapolation/{step}/ledger.json").read_text())["result"]
+        folder = run / (f"extrapolation/{step}" if ledger["coefficient"] else f"state/{step}")
+        weights = load_tensors(folder / "weights.safetensors")
+        norms[step] = sum(float((weights[n] - base[n]).double().square().sum()) for n in base) ** 0.5
+    table = pd.read_parquet(undisturbed.path("dynamics/effopd/seed0/norms.parquet"))
+    found = (table["frobenius_norm"] ** 2).groupby(table["step"]).sum() ** 0.5
+    assert found.to_dict() == pytest.approx(norms, rel=1e-5)
+
+
 def test_a_figure_is_redrawn_to_the_same_bytes(copy):
     figure = copy.path("figures/gate_vs_coefficient.svg")
     before = figure.read_bytes()
@@ -102,7 +137,7 @@ def test_verify_finds_what_was_altered_and_what_does_not_belong(copy):
         done = subprocess.run(command, cwd=copy.folder, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
-    assert verify() == (0, "115 artifacts of results are whole, and made from each other.\n")
+    assert verify() == (0, "123 artifacts of results are whole, and made from each other.\n")
     weights = copy.path("runs/opd/seed0/state/2/weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     shutil.rmtree(copy.path("runs/line/seed1/state/4"))

@@ -108,9 +108,13 @@ class _Bench:
         """A variant's weights, and how far they are from the base's."""
         weights, squares = {}, 0.0
         for parameter in self.parameters:
-            weights[parameter.name] = variant.build(self.kept.read, parameter)
-            squares += frobenius_norm(update(self.kept.read(0, parameter), weights[parameter.name])) ** 2
+            built = variant.build(self._read, parameter)
+            squares += frobenius_norm(update(self._read(0, parameter), built)) ** 2
+            weights[parameter.name] = built.cpu()
         return weights, squares**0.5
+
+    def _read(self, step: int, parameter: Parameter) -> torch.Tensor:
+        return self.kept.read(step, parameter).to(self.device)
 
     def _state(self, step: int) -> dict[str, torch.Tensor]:
         return {parameter.name: self.kept.read(step, parameter) for parameter in self.parameters}
