@@ -21,6 +21,8 @@ from transformers import PreTrainedModel
 from effopd.logits import Head, capped, fits_at_once, position_chunks, vocabulary_of
 from effopd.rollouts import PaddedBatch
 
+LOGITS_IN_CACHE = 2**21  # 8 MiB in float32
+
 LossOfLogits = Callable[[torch.Tensor, slice], torch.Tensor]  # logits [m, V] of the positions in the slice -> scalar
 
 
@@ -51,7 +53,7 @@ def _loss_in_place_of_logits(model: PreTrainedModel, mask: torch.Tensor, loss_of
     cap = Head.of(model).cap
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = _HeadAndLoss.apply(hidden[mask], head.weight, head.bias, cap, loss_of)
+        loss: torch.Tensor = HeadAndLoss.apply(hidden[mask], head.weight, head.bias, cap, loss_of)
         return loss.reshape(1, 1, 1)
 
     head.forward = forward
@@ -65,7 +67,25 @@ def _loss_in_place_of_logits(model: PreTrainedModel, mask: torch.Tensor, loss_of
             config.final_logit_softcapping = cap
 
 
-class _HeadAndLoss(torch.autograd.Function):
+def _replace_by_gradient(logits: torch.Tensor, cap: float | None, loss_of: LossOfLogits, start: int) -> torch.Tensor:
+    """Put the loss's gradient into the place of a chunk's logits [m, V], and return the loss; `start` is its position.
+
+    On a CPU by small blocks, whose many intermediate results stay in its caches.
+    """
+    total = torch.zeros((), device=logits.device)
+    at_once = LOGITS_IN_CACHE if logits.device.type == "cpu" else logits.numel()
+    for rows in position_chunks(len(logits), logits.shape[1], at_once):
+        block = logits[rows]
+        with torch.enable_grad():
+            leaf = block.detach().requires_grad_()
+            loss = loss_of(capped(leaf, cap), slice(start + rows.start, start + rows.stop))
+            (gradient,) = torch.autograd.grad(loss, leaf)
+        block.copy_(gradient)
+        total += loss.detach()
+    return total
+
+
+class HeadAndLoss(torch.autograd.Function):
     """Forward computes the gradients too, chunk by chunk; backward hands them out."""
 
     @staticmethod
@@ -87,15 +107,15 @@ class _HeadAndLoss(torch.autograd.Function):
             matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
             for rows in position_chunks(len(hidden), len(weight)):
                 states = hidden[rows].to(dtype)
-                with torch.enable_grad():
-                    logits = torch.nn.functional.linear(states, matrix, offset).detach().requires_grad_()
-                    loss = loss_of(capped(logits, cap), rows)
-                    (gradient,) = torch.autograd.grad(loss, logits)
-                total += loss.detach()
-                of_hidden[rows] = (gradient @ matrix).to(hidden.dtype)
-                of_weight += gradient.T @ states
+                logits = torch.nn.functional.linear(states, matrix, offset)
+                total += _replace_by_gradient(logits, cap, loss_of, rows.start)
+                of_hidden[rows] = (logits @ matrix).to(hidden.dtype)
+                if dtype == torch.float32:
+                    of_weight.addmm_(logits.T, states)
+                else:
+                    of_weight += logits.T @ states
                 if of_bias is not None:
-                    of_bias += gradient.sum(0)
+                    of_bias += logits.sum(0)
         ctx.gradients = of_hidden, of_weight.to(weight.dtype), None if of_bias is None else of_bias.to(weight.dtype)
         return total
 

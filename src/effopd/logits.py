@@ -21,7 +21,7 @@ from effopd.models import without_weights
 from effopd.rollouts import PaddedBatch
 from effopd.runtime.errors import ArtifactError
 
-LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
+LOGITS_AT_ONCE = 2**24  # 64 MiB in float32
 
 Logits = Callable[[slice], torch.Tensor]  # of M positions: the logits [m, V] of those in the slice
 
@@ -76,9 +76,9 @@ def vocabulary_of(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def position_chunks(positions: int, vocabulary: int) -> Iterator[slice]:
-    """The positions in chunks of at most LOGITS_AT_ONCE logits."""
-    size = max(1, LOGITS_AT_ONCE // vocabulary)
+def position_chunks(positions: int, vocabulary: int, at_once: int | None = None) -> Iterator[slice]:
+    """The positions in chunks of at most `at_once` logits (LOGITS_AT_ONCE)."""
+    size = max(1, (at_once or LOGITS_AT_ONCE) // vocabulary)
     for start in range(0, positions, size):
         yield slice(start, min(start + size, positions))
 
@@ -107,10 +107,23 @@ def completion_logits(model: PreTrainedModel, batch: PaddedBatch) -> Logits:
 
 
 def logits_of(head: Head, states: torch.Tensor) -> Logits:
-    """The logits of hidden states [M, H], without gradients."""
+    """The logits of hidden states [M, H], without gradients.
+
+    Slices are best asked for in order: they are served from a chunk, which is let go with its last one.
+    """
+    size = max(1, LOGITS_AT_ONCE // len(head.weight))
+    nothing = slice(0, 0), torch.empty(0)
+    held = nothing
 
     @torch.no_grad()
-    def chunk(rows: slice) -> torch.Tensor:
-        return head(states[rows])
+    def logits(rows: slice) -> torch.Tensor:
+        nonlocal held
+        if not held[0].start <= rows.start < rows.stop <= held[0].stop:
+            chunk = slice(rows.start, max(rows.stop, min((rows.start // size + 1) * size, len(states))))
+            held = chunk, head(states[chunk])
+        chunk, values = held
+        if rows.stop == chunk.stop:
+            held = nothing
+        return values[rows.start - chunk.start : rows.stop - chunk.start]
 
-    return chunk
+    return logits

@@ -12,12 +12,17 @@ import torch
 SMALLEST_TAIL = 1e-6  # of a sum of float32 probabilities near 1, less is rounding
 
 
+def gathered(values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The value of each position's token: [M, V], int64 [M] -> [M]."""
+    return values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
 def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """log pi(tokens) in float32.
 
     logits [M, V], tokens int64 [M] -> float32 [M].
     """
-    return torch.log_softmax(logits.float(), -1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return gathered(torch.log_softmax(logits.float(), -1), tokens)
 
 
 def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
@@ -40,10 +45,9 @@ def vocabulary_logprobs(first: torch.Tensor, second: torch.Tensor) -> tuple[torc
 def kl_divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """KL(first || second) = sum_v p(v) (log p(v) - log q(v)) at each position, in nats.
 
-    Normalised log-probabilities float32 [M, K] -> float32 [M]. Entries of probability 0 (-inf) in `first` add nothing.
+    Finite, normalised log-probabilities float32 [M, K] -> float32 [M].
     """
-    probabilities = first.exp()
-    return (probabilities * (first - second).masked_fill(probabilities == 0, 0.0)).sum(-1)
+    return (first.exp() * (first - second)).sum(-1)
 
 
 def js_divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from effopd.losses import (
     DIVERGENCES,
     distillation_advantages,
     extrapolated_logprobs,
+    gathered,
     policy_gradient_loss,
     token_logprobs,
     top_k_with_tail,
@@ -71,20 +72,21 @@ class MicroBatch:
 
         The policy is the one that was sampled from, at the rollouts' temperature.
         """
-        logits = logits / self.temperature
-        support = self.objective["support"]
+        logits = logits if self.temperature == 1 else logits / self.temperature
+        support, targets = self.objective["support"], self.targets[rows]
         if support == "sampled":
-            logprobs = token_logprobs(logits, self.targets[rows])
+            logprobs = token_logprobs(logits, targets)
             weights = self._importance(logprobs, rows)
             advantages = distillation_advantages(self.goal_logprobs[rows], self.rollout_logprobs[rows])
             return policy_gradient_loss(logprobs, advantages, weights, self.total_tokens)
-        # The divergence is exact at each position: that tokens were drawn by the engine needs no weight.
-        self._importance(token_logprobs(logits.detach(), self.targets[rows]), rows)
         if support == "top_k":
+            self._importance(gathered(logits.detach(), targets) - logits.detach().logsumexp(-1), rows)
             student, teacher = top_k_with_tail(logits, self.top_ids[rows]), self.teacher_buckets[rows]
             self._count(student_top_mass=-student[:, -1].detach().expm1(), teacher_top_mass=-teacher[:, -1].expm1())
         else:
             student, teacher = vocabulary_logprobs(logits, self.teacher_logits(rows))
+            self._importance(gathered(student.detach(), targets), rows)
+        # The divergence is exact at each position: that an engine drew the tokens needs no weight.
         return DIVERGENCES[self.objective["divergence"]](student, teacher).sum() / self.total_tokens
 
     def _importance(self, logprobs: torch.Tensor, rows: slice) -> torch.Tensor:

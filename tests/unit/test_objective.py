@@ -113,8 +113,8 @@ def test_chunks_are_really_chunks_and_a_small_batch_is_not_cut(model, other_mode
     loss_and_gradients(model, other_model, "full", rollouts)
     assert max(calls) == 7
     assert sum(calls) == rollouts.completion_tokens
-    monkeypatch.setattr(chunked_loss_module, "_HeadAndLoss", None)
-    monkeypatch.setattr(logits_module, "LOGITS_AT_ONCE", 2**25)
+    monkeypatch.setattr(chunked_loss_module, "HeadAndLoss", None)
+    monkeypatch.setattr(logits_module, "LOGITS_AT_ONCE", 2**24)
     loss_and_gradients(model, other_model, "full", rollouts)
 
 
@@ -137,17 +137,16 @@ def step(objective, rollouts, batch_size, **others):
     return facts, weights_of(student)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ["sampled", "exopd", "top_k", "full"])
 def test_micro_batches_of_any_size_make_the_same_step(objective, model):
     """The loss is a mean over the step's tokens, however its rollouts (of different lengths) are batched."""
     rollouts = rollouts_of(model)
     assert len({len(c) for c in rollouts.completions}) > 2
     whole, weights = step(objective, rollouts, 10)
-    for size in (1, 3):
-        facts, others = step(objective, rollouts, size)
-        assert facts == pytest.approx(whole, rel=1e-4, abs=1e-7)
-        for name, tensor in weights.items():
-            torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)
+    facts, others = step(objective, rollouts, 3)
+    assert facts == pytest.approx(whole, rel=1e-4, abs=1e-7)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_metrics_say_what_they_are_named(model, other_model):

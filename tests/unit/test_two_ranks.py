@@ -7,21 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from objectives import rollouts_of
 from safetensors import safe_open
+from test_objective import loss_and_gradients, step
 from test_trainer import SETTINGS, data, loss_of
-from tiny_models import make_model
+from tiny_models import make_family, make_model
 
 from effopd.models import load_tensors, weights_of
 from effopd.trainer import Trainer
 
 
+def run_on_two_ranks(script: str, folder: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*launch, str(Path(__file__).with_name(script)), str(folder)], check=True, timeout=240)
+
+
 @pytest.mark.slow
 def test_two_ranks_train_the_same_model_as_one(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = Path(__file__).with_name("two_ranks.py")
-    subprocess.run([*launch, str(script), str(tmp_path)], check=True, timeout=120)
+    run_on_two_ranks("two_ranks.py", tmp_path)
     alone = Trainer(make_model(0), SETTINGS)
-    losses = [alone.step([data(step)], loss_of, 1e-3)["loss"] for step in range(4)]
+    losses = [alone.step([data(number)], loss_of, 1e-3)["loss"] for number in range(4)]
     ranks = [load_tensors(tmp_path / f"rank{rank}.safetensors") for rank in range(2)]
     for name, tensor in ranks[0].items():
         assert torch.equal(ranks[1][name], tensor), f"the ranks disagree about {name}"
@@ -29,3 +34,26 @@ def test_two_ranks_train_the_same_model_as_one(tmp_path):
         torch.testing.assert_close(ranks[0][name], tensor, rtol=1e-4, atol=1e-6)
     with safe_open(tmp_path / "rank0.safetensors", framework="pt") as file:
         assert ast.literal_eval(file.metadata()["losses"]) == pytest.approx(losses, rel=1e-5)
+    rollouts = rollouts_of(make_model(0))
+    for objective in ("sampled", "exopd", "top_k", "full"):
+        facts, weights = step(objective, rollouts, 4)
+        together = load_tensors(tmp_path / f"{objective}.safetensors")
+        for name, tensor in weights.items():
+            torch.testing.assert_close(together[name], tensor, rtol=1e-3, atol=1e-5)
+        with safe_open(tmp_path / f"{objective}.safetensors", framework="pt") as file:
+            assert ast.literal_eval(file.metadata()["facts"]) == pytest.approx(facts, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.slow
+def test_losses_in_chunks_go_through_every_zero_stage(tmp_path):
+    """Two ranks with uneven shares of the tokens, tied and untied heads: the step of one process without chunks."""
+    run_on_two_ranks("zero_stages.py", tmp_path)
+    for family in ("qwen3", "gemma2"):
+        student = make_family(family, 0)
+        _, gradients, _ = loss_and_gradients(student, make_family(family, 1), "full", rollouts_of(student))
+        for stage in range(4):
+            weights = load_tensors(tmp_path / f"{family}-zero{stage}.safetensors")
+            for name, before in weights_of(student).items():
+                torch.testing.assert_close(
+                    weights[name], before - gradients[name], rtol=1e-4, atol=1e-6, msg=f"{name}, {stage}"
+                )

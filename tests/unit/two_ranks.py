@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from objectives import rollouts_of
+from test_objective import step
 from test_trainer import SETTINGS, data, loss_of
 from tiny_models import make_model
 
@@ -18,13 +20,18 @@ trainer = Trainer(make_model(0), SETTINGS)
 rank, ranks = trainer.rank, trainer.ranks
 assert ranks == 2
 losses = []
-for step in range(4):
+for number in range(4):
     # an uneven share, in two micro-batches on one rank and one on the other
-    share = [data(step)[:2], data(step)[2:5]] if rank == 0 else [data(step)[5:]]
+    share = [data(number)[:2], data(number)[2:5]] if rank == 0 else [data(number)[5:]]
     losses.append(trainer.step(share, loss_of, 1e-3)["loss"])
 assert trainer.sum_over_ranks(rank + 1.0) == 3.0
 state = trainer.optimizer_state()
 save_tensors(
     Path(sys.argv[1]) / f"rank{rank}.safetensors", weights_of(trainer.model) | state.moments, {"losses": repr(losses)}
 )
+rollouts = rollouts_of(make_model(0))
+for objective in ("sampled", "exopd", "top_k", "full"):  # each rank works on its share of three fixed batches
+    facts, weights = step(objective, rollouts, 4)
+    if rank == 0:
+        save_tensors(Path(sys.argv[1]) / f"{objective}.safetensors", weights, {"facts": repr(facts)})
 os._exit(0)
