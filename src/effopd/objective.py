@@ -91,7 +91,12 @@ class MicroBatch:
 
     def _importance(self, logprobs: torch.Tensor, rows: slice) -> torch.Tensor:
         weights = truncated_importance_weights(logprobs, self.rollout_logprobs[rows], self.importance_limit)
-        self._count(importance_weight=weights, importance_clipped=weights == self.importance_limit)
+        difference = (logprobs.detach() - self.rollout_logprobs[rows]).abs()
+        self._count(
+            importance_weight=weights,
+            importance_clipped=weights == self.importance_limit,
+            logprob_difference=difference,
+        )
         return weights
 
     def _count(self, **values: torch.Tensor) -> None:

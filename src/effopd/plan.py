@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from effopd.config import complete, merged, run_settings
+from effopd.engines import engine_module, teacher_module
 from effopd.extrapolation.schedule import powers_of_two, trigger_steps
 from effopd.pretrained import local_model_files
 from effopd.runtime.errors import ConfigError
@@ -31,7 +32,7 @@ MODULES = {
     "evaluate_candidate": "evaluate_candidates",
 }
 # What of `training` the checks of a student and a teacher depend on.
-PREFLIGHT = ("student", "teacher", "batch_size", "max_new_tokens", "temperature")
+PREFLIGHT = ("student", "teacher", "batch_size", "max_new_tokens", "temperature", "engine", "engine_dtype")
 TABLES = ("models", "evaluation", "extrapolation", "speedup", "summary")
 WEIGHT_TABLES = ("dynamics_spectra", "dynamics_norms", "dynamics_alignment")
 
@@ -133,6 +134,16 @@ class Plan:
         model = self.config["models"][name]
         return [str(path) for path in local_model_files(model)] if model["kind"] == "pretrained" else []
 
+    def check_endpoints(self) -> None:
+        """Raise ConfigError where nobody says at which server a teacher scores (nothing of a results folder does)."""
+        for run, settings in self.runs.items():
+            teacher = settings["training"]["teacher"]
+            if settings["training"]["scored_by"] == "endpoint" and teacher not in self.config["runtime"]["endpoints"]:
+                raise ConfigError(
+                    f"config: run `{run}` is `scored_by: endpoint`, and `runtime.endpoints.{teacher}` does not say "
+                    "where its teacher is served. Give its `url` and `model` there, or write `scored_by: local`."
+                )
+
     def longest_chain(self) -> int:
         """The jobs that one run's last state is made by, one after the other: at most four a step."""
         return max(4 * settings["training"]["steps"] for settings in self.runs.values())
@@ -227,7 +238,8 @@ class Plan:
     def _pretrain_model(self, model: str) -> dict[str, Any]:
         return {"model": self.config["models"][model], "task": self._verifier()}
 
-    _train_rl = _pretrain_model
+    def _train_rl(self, model: str) -> dict[str, Any]:
+        return {**self._pretrain_model(model), "engine": _engine(self.config["models"][model])}
 
     def _fetch_model(self, model: str) -> dict[str, Any]:
         return {"model": self.config["models"][model]}
@@ -237,6 +249,7 @@ class Plan:
         return {
             "preflight": self.config["preflight"],
             "training": self._preflight_settings(runs[0]),
+            "engine": _engine(self.runs[runs[0]]["training"]),
             "prompt": self.config["task"].get("prompt"),
             "task": self._verifier(),
             "states": [[run, seed, step] for run, seed, step in self.points() if run in runs],
@@ -246,7 +259,8 @@ class Plan:
         """What the artifacts of a step have in common with the others of its segment."""
         training = {key: value for key, value in self.runs[run]["training"].items() if key != "steps"}
         start = self.previous_boundary(run, int(step))
-        return {"training": training, "task": self._verifier(), "seed": int(seed), "start": start}
+        parts = {"engine": _engine(training), "teacher": code_digest(teacher_module(training["scored_by"]))}
+        return {"training": training, "parts": parts, "task": self._verifier(), "seed": int(seed), "start": start}
 
     def _train_segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
         return {**self._segment(run, seed, step), "end": int(step)}
@@ -267,6 +281,7 @@ class Plan:
         return {
             "extrapolation": extrapolation,
             "sampling": sampling,
+            "engine": _engine(settings["training"]),
             "task": self._verifier(),
             "seed": int(seed),
             "step": int(step),
@@ -282,8 +297,10 @@ class Plan:
         return {"extrapolation": {key: extrapolation[key] for key in keys}, "seed": int(seed), "step": int(step)}
 
     def _evaluate(self, max_new_tokens: int) -> dict[str, Any]:
-        evaluation = {k: self.config["evaluation"][k] for k in ("temperature", "samples", "seed", "batch_size")}
-        return {"evaluation": {**evaluation, "max_new_tokens": max_new_tokens}, "task": self._verifier()}
+        section = self.config["evaluation"]
+        evaluation = {k: section[k] for k in ("temperature", "samples", "seed", "batch_size")}
+        evaluation["max_new_tokens"] = max_new_tokens
+        return {"evaluation": evaluation, "engine": _engine(section), "task": self._verifier()}
 
     def evaluate_run_spec(self, run: str) -> str:
         return self.spec("evaluate", max_new_tokens=self.runs[run]["training"]["max_new_tokens"])
@@ -384,6 +401,12 @@ class Plan:
     def _task_code(self) -> str:
         """The code of the task in use; stages name it only when they run."""
         return code_digest(task_module(self.config["task"]["name"]))
+
+
+def _engine(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine in use and its code; stages name it only when they run."""
+    settings = {key: section[key] for key in ("engine", "engine_dtype")}
+    return {**settings, "code": code_digest(engine_module(section["engine"]))}
 
 
 def _template_digest() -> str:

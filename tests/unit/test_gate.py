@@ -31,6 +31,7 @@ def gate_of(tmp_path, tokenizer):
             "step": 4,
             "extrapolation": {"gate": gate},
             "sampling": {"temperature": 1.0, "max_new_tokens": 8},
+            "engine": {"engine": "transformers", "engine_dtype": "float32"},
             "task": {"name": "arithmetic"},
         }
         manifests = (tmp_path / "student/manifest.json", tmp_path / "teacher/manifest.json")

@@ -56,7 +56,7 @@ def make_tokenizer(characters=CHARACTERS, eos=EOS, template=None):
 
 
 def rollouts_of(model, tokenizer, new_tokens=8):
-    engine = TransformersEngine.of(model, tokenizer, 2)
+    engine = TransformersEngine(model, eos_id=1, pad_id=0, batch_size=2)
     return engine.generate(PROMPTS, [1, 2, 3], Sampling(1.0, new_tokens))
 
 
@@ -327,7 +327,8 @@ def workplace(tmp_path):
         def check(self, student, teacher, **overrides):
             prompts = results / "data/arithmetic/prompts-student/manifest.json"
             tokenize_prompts({"prompt": None}, data, student, prompts)
-            training = {"max_new_tokens": 8, "batch_size": 4, "temperature": 1.0}
+            training = {"max_new_tokens": 8, "batch_size": 4, "temperature": 1.0, "engine": "transformers"}
+            training |= {"engine_dtype": "float32"}
             spec = {
                 "preflight": {"problems": 6, "max_new_tokens": 16, "accept": [], **overrides.pop("preflight", {})},
                 "training": {**training, **overrides},

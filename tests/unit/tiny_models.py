@@ -17,7 +17,7 @@ TASK_SECTION = {
 }
 
 
-def make_model(seed: int, vocabulary: int = 16) -> PreTrainedModel:
+def make_model(seed: int, vocabulary: int = 16, head_dim: int = 8, tied: bool = False) -> PreTrainedModel:
     """A random two-layer model whose distributions are far from uniform."""
     torch.manual_seed(seed)
     config = Qwen3Config(
@@ -27,9 +27,9 @@ def make_model(seed: int, vocabulary: int = 16) -> PreTrainedModel:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=8,
+        head_dim=head_dim,
         max_position_embeddings=64,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         initializer_range=0.3,
         pad_token_id=0,
         eos_token_id=1,

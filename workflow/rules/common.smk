@@ -12,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 
 try:
     PLAN = Plan(config)
+    PLAN.check_endpoints()
     DATA_FILES = PLAN.data_files()
     MODEL_FILES = {model: PLAN.model_files(model) for model in PLAN.config["models"]}
 except UserError as error:

@@ -21,7 +21,8 @@ class TransformersEngine:
     """Samples from a causal language model, `batch_size` prompts at a time.
 
     Each token is drawn by inverting the cumulative distribution at one uniform number, so two models that agree draw
-    the same token from the same seed (common random numbers).
+    the same token from the same seed (common random numbers). The n-th fixed batch of prompts gives the same rollouts,
+    bit for bit on a CPU, whatever the other batches are.
     """
 
     def __init__(self, model: PreTrainedModel, *, eos_id: int, pad_id: int, batch_size: int) -> None:
@@ -29,13 +30,21 @@ class TransformersEngine:
         self.eos_id, self.pad_id, self.batch_size = eos_id, pad_id, batch_size
 
     @staticmethod
-    def of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> TransformersEngine:
-        """An engine that ends and pads sequences as the tokenizer says."""
+    def of(
+        model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, batch_size: int, context: int, dtype: str
+    ) -> TransformersEngine:
+        """An engine that ends and pads sequences as the tokenizer says, in the model's own type, of any `context`."""
         eos_id, pad_id = special_ids(tokenizer)
         return TransformersEngine(model, eos_id=eos_id, pad_id=pad_id, batch_size=batch_size)
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         load_weights_into(self.model, weights)
+
+    def sync_weights(self) -> None:
+        """It generates with the model itself."""
+
+    def close(self) -> None:
+        """Nothing is held beside the model."""
 
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Rollouts:
         self.model.eval()

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
-from effopd.runtime import warm
+from effopd.runtime import options, warm
 from effopd.runtime.locks import claim_results
 
 _claim: IO[str] | None = None
@@ -26,6 +26,7 @@ def announce(runtime: dict[str, Any]) -> None:
         os.environ["PATH"] = here + os.pathsep + os.environ["PATH"]
     os.environ["EFFOPD_DEVICE"] = runtime["device"]
     os.environ["EFFOPD_THREADS"] = str(runtime["threads"])
+    options.announce(runtime)
     for name, value in warm.MALLOC.items():
         os.environ.setdefault(name, value)
 

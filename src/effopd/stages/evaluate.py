@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from effopd.engines.base import Sampling
-from effopd.engines.transformers_engine import TransformersEngine
+from effopd.engines.base import Sampling, build_engine, longest_context
 from effopd.evaluation import measure
 from effopd.models import load_frozen, load_tokenizer, model_with
 from effopd.prompts import load_prompts
@@ -45,19 +45,23 @@ def evaluate(
     rows = [i for i in range(len(test)) for _ in range(settings["samples"])]
     seeds = [seed_of(settings["seed"], "evaluation", position) for position in range(len(rows))]
     model, tokenizer = model_with(student.parent, point.weights(), device), load_tokenizer(student.parent)
-    engine = TransformersEngine.of(model, tokenizer, settings["batch_size"])
-    measured = measure(
-        engine,
-        build_task(spec["task"]),
-        tokenizer,
-        test.select(rows),
-        seeds,
-        Sampling(settings["temperature"], settings["max_new_tokens"]),
-        rows,
-        student=model,
-        teacher=load_frozen(teacher.parent, device),
-        batch_size=settings["batch_size"],
-    )
+    asked, limit = test.select(rows), settings["max_new_tokens"]
+    context = longest_context(asked.tokens, limit)
+    with closing(
+        build_engine(spec["engine"], model, tokenizer, batch_size=settings["batch_size"], context=context)
+    ) as engine:
+        measured = measure(
+            engine,
+            build_task(spec["task"]),
+            tokenizer,
+            asked,
+            seeds,
+            Sampling(settings["temperature"], limit),
+            rows,
+            student=model,
+            teacher=load_frozen(teacher.parent, device),
+            batch_size=settings["batch_size"],
+        )
     items = out.with_suffix(".items.parquet")
     with atomic_path(items) as temporary:
         measured.items.to_parquet(temporary, index=False)

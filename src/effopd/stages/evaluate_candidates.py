@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from effopd.engines.base import Sampling
-from effopd.engines.transformers_engine import TransformersEngine
+from effopd.engines.base import RolloutEngine, Sampling, build_engine, longest_context
 from effopd.evaluation import measure
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
 from effopd.extrapolation.gate import NEVER, GateValue, gate_rows, gate_seeds
@@ -49,13 +49,14 @@ def evaluate_candidates(
     started = time.time()
     extrapolation = spec["extrapolation"]
     trigger = _Trigger(spec, student, teacher, prompts, state, anchor, anchor_ledger, device)
-    outcome = search(
-        extrapolation["search"],
-        trigger.score,
-        trigger.score(0.0),
-        extrapolation["coefficients"],
-        extrapolation["accept"],
-    )
+    with closing(trigger.gate):
+        outcome = search(
+            extrapolation["search"],
+            trigger.score,
+            trigger.score(0.0),
+            extrapolation["coefficients"],
+            extrapolation["accept"],
+        )
     trigger.write(out, spec, started)
     tried = ", ".join(f"x{t.coefficient:g} {'accepted' if t.accepted else 'rejected'}" for t in outcome.trials)
     say(f"done: {tried}")
@@ -76,7 +77,8 @@ def evaluate_candidate(
     """Score the one candidate spec["coefficient"] (0: the weights as they are), whatever the others are worth."""
     started = time.time()
     trigger = _Trigger(spec, student, teacher, prompts, state, anchor, anchor_ledger, device)
-    value = trigger.score(spec["coefficient"])
+    with closing(trigger.gate):
+        value = trigger.score(spec["coefficient"])
     trigger.write(out, spec, started)
     say(f"done: x{spec['coefficient']:g} scores {value:.4g}")
 
@@ -172,6 +174,7 @@ class _Gate:
         self.spec, self.settings = spec, spec["extrapolation"]["gate"]
         self.values: list[dict[str, Any]] = []
         self.costs: list[dict[str, Any]] = []
+        self.engine: RolloutEngine | None = None
         if self.settings["metric"] in ("random", "always"):
             return
         if self.settings["examples"] > len(source):
@@ -186,7 +189,10 @@ class _Gate:
         self.source = source.select(self.rows)
         self.model = load_model(student.parent, device)
         self.teacher = load_frozen(teacher.parent, device) if self.settings["metric"] == "reverse_kl" else None
-        self.engine = TransformersEngine.of(self.model, self.tokenizer, len(self.rows))
+        context = longest_context(self.prompts.tokens, spec["sampling"]["max_new_tokens"])
+        self.engine = build_engine(
+            spec["engine"], self.model, self.tokenizer, batch_size=len(self.rows), context=context
+        )
 
     def score(self, weights: Weights, coefficient: float) -> float:
         """The score of a candidate (0: the current weights), higher is better."""
@@ -202,7 +208,13 @@ class _Gate:
         self.values.append(found.entry(coefficient))
         return found.score if math.isfinite(found.score) else NEVER
 
+    def close(self) -> None:
+        """End its engine, where it needed one."""
+        if self.engine is not None:
+            self.engine.close()
+
     def _measure(self, weights: Weights, coefficient: float) -> tuple[float, list[float]]:
+        assert self.engine is not None
         self.engine.load_weights(weights)
         if isinstance(self.source, Rollouts):
             return self._measure_on_rollouts(self.source, coefficient)

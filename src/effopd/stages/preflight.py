@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from effopd.engines.base import Sampling
-from effopd.engines.transformers_engine import TransformersEngine
+from effopd.engines.base import Sampling, build_engine, longest_context
 from effopd.logits import LOGITS_AT_ONCE
 from effopd.models import load_frozen, load_model, load_tokenizer, model_config, special_ids
 from effopd.preflight.agreement import (
@@ -38,6 +38,8 @@ from effopd.sizes import logits_bytes, state_bytes, update_bytes
 from effopd.tasks.base import Task, build_task
 from effopd.verification import verify_rollouts
 
+# A teacher, which answers here alone, does so in the type that it is held in.
+TEACHERS_ENGINE = {"engine": "transformers", "engine_dtype": "float32"}
 OF_STUDENT = ("student_weights", "engine")
 OF_TEACHER = ("teacher_weights", "determinism", "identity", "start_kl", "teacher_accuracy", "memory")
 
@@ -161,10 +163,11 @@ def _check_models(
     tokenizer = subjects["student"].tokenizer
     _, pad_id = special_ids(tokenizer)
 
-    def answers(model: PreTrainedModel, role: str) -> _Sampled:
+    def answers(model: PreTrainedModel, role: str, engine: Mapping[str, Any]) -> _Sampled:
         seeds = [seed_of("preflight", role, row) for row in range(len(sample))]
-        engine = TransformersEngine.of(model, tokenizer, size)
-        rollouts = engine.generate(sample.tokens, seeds, sampling)
+        context = longest_context(sample.tokens, sampling.max_new_tokens)
+        with closing(build_engine(engine, model, tokenizer, batch_size=size, context=context)) as generating:
+            rollouts = generating.generate(sample.tokens, seeds, sampling)
         return _Sampled(rollouts, verify_rollouts(task, tokenizer, sample.problems, rollouts)["reward"])
 
     model = load_model(subjects["student"].folder, device)
@@ -174,11 +177,11 @@ def _check_models(
     if not checks.run("student_weights", check_weights, "student", dict(model.named_parameters())):
         checks.leave_out((*OF_STUDENT[1:], *OF_TEACHER), "the student's weights are not finite")
         return
-    student = answers(model, "student")
+    student = answers(model, "student", training)
     recomputed = measure_logprobs(
         model, student.rollouts, pad_id=pad_id, batch_size=size, temperature=training["temperature"]
     )
-    checks.run("engine", check_engine, student.rollouts.logprobs, recomputed, "float32")
+    checks.run("engine", check_engine, student.rollouts.logprobs, recomputed, training["engine_dtype"])
     own = LocalTeacher(model, pad_id=pad_id, batch_size=size).score(student.rollouts).logprobs  # at temperature 1
     del model
     gc.collect()
@@ -189,7 +192,7 @@ def _check_models(
         return
     scorer = LocalTeacher(model, pad_id=pad_id, batch_size=size)
     scores = scorer.score(student.rollouts).logprobs
-    teacher = answers(model, "teacher")  # between the two scorings, as in training
+    teacher = answers(model, "teacher", TEACHERS_ENGINE)  # between the two scorings, as in training
     checks.run("determinism", check_determinism, scores, scorer.score(student.rollouts).logprobs)
     divergences = measure_reverse_kl(model, model, teacher.rollouts, pad_id=pad_id, batch_size=size)
     checks.run("identity", check_identity, divergences)

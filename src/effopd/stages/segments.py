@@ -10,9 +10,10 @@ state are made from is the state at which their segment starts, and the step.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd import distillation
-from effopd.engines.transformers_engine import TransformersEngine
+from effopd.engines import teacher_module
+from effopd.engines.base import RolloutEngine, build_engine, longest_context
 from effopd.logits import Head
 from effopd.models import (
     load_frozen,
@@ -40,6 +42,7 @@ from effopd.runtime.artifacts import Manifest, atomic_path, fingerprint_of, read
 from effopd.runtime.cost import cost_row
 from effopd.runtime.errors import ArtifactError
 from effopd.runtime.locks import exclusive
+from effopd.runtime.options import endpoint_of
 from effopd.runtime.progress import Progress, say
 from effopd.scoring import LocalTeacher, Scores, Teacher, WithReference
 from effopd.shares import WHOLE, Share
@@ -54,13 +57,13 @@ RESUME_EVERY_SECONDS = 30.0
 class _Segment:
     """What all artifacts of a segment have in common."""
 
-    settings: dict[str, Any]  # training, task, seed, start, code
+    settings: dict[str, Any]  # training, parts, task, seed, start, code
     parents: dict[str, str]  # fingerprints: student, teacher, prompts, the state at the start and its ledger
 
     @staticmethod
     def of(spec: dict[str, Any], student: Manifest, teacher: Manifest, prompts: Manifest, point: Point) -> _Segment:
         """The segment that a job works on from `point`. Raises ArtifactError where that is no point of it."""
-        settings = {key: spec[key] for key in ("training", "task", "seed", "start", "code")}
+        settings = {key: spec[key] for key in ("training", "parts", "task", "seed", "start", "code")}
         own = {"student": student.fingerprint, "teacher": teacher.fingerprint, "prompts": prompts.fingerprint}
         if point.step == spec["start"]:
             return _Segment(settings, {**own, **point.parents})
@@ -101,8 +104,11 @@ class _Student:
         _, self.pad_id = special_ids(self.tokenizer)
         self.training, self.point = training, point
 
-    def engine(self) -> TransformersEngine:
-        return TransformersEngine.of(self.model, self.tokenizer, self.training["batch_size"])
+    def engine(self, prompts: Sequence[Sequence[int]]) -> RolloutEngine:
+        """An engine for completions of these prompts, which the caller closes."""
+        context = longest_context(prompts, self.training["max_new_tokens"])
+        batch_size = self.training["batch_size"]
+        return build_engine(self.training, self.model, self.tokenizer, batch_size=batch_size, context=context)
 
     def trainer(self) -> Trainer:
         trainer = Trainer(self.model, OptimizerSettings.of(self.training))
@@ -114,17 +120,25 @@ class _Student:
 def _teacher(
     training: dict[str, Any], student: Path, teacher: Path, tokenizer: PreTrainedTokenizerFast, device: torch.device
 ) -> Teacher:
-    """Who scores as the objective needs it: the teacher's folder, with the untrained student's as reference (ExOPD)."""
+    """Who scores as the objective needs it: the teacher's folder, or the server that has it; with the untrained
+    student's folder as reference (ExOPD).
+    """
     objective, support = training["objective"], training["objective"]["support"]
     _, pad_id = special_ids(tokenizer)
-    scorer = LocalTeacher(
-        load_frozen(teacher, device),
-        pad_id=pad_id,
-        batch_size=training["batch_size"],
-        top_k=objective["top_k"] if support == "top_k" else 0,
-        vocabulary=len(tokenizer),
-        hidden_states=support == "full",
-    )
+    top_k = objective["top_k"] if support == "top_k" else 0
+    scorer: Teacher
+    if training["scored_by"] == "endpoint":
+        kind = importlib.import_module(teacher_module("endpoint")).EndpointTeacher
+        scorer = kind(endpoint_of(training["teacher"]), tokenizer, top_k=top_k, vocabulary=len(tokenizer))
+    else:
+        scorer = LocalTeacher(
+            load_frozen(teacher, device),
+            pad_id=pad_id,
+            batch_size=training["batch_size"],
+            top_k=top_k,
+            vocabulary=len(tokenizer),
+            hidden_states=support == "full",
+        )
     if objective["lambda"] == 1:
         return scorer
     reference = LocalTeacher(load_model(student, device), pad_id=pad_id, batch_size=training["batch_size"])
@@ -167,12 +181,13 @@ def train_segment(
     _at(point, state, first)
     segment = _Segment.of(spec, student_manifest, teacher_manifest, prompts_manifest, point)
     learner = _Student(training, student_manifest, point, device)
-    engine, tokens = learner.engine(), load_tokens(prompts_manifest, "train")
+    tokens = load_tokens(prompts_manifest, "train")
     scorer = _teacher(training, student.parent, teacher.parent, learner.tokenizer, device)
     teacher_head = _teacher_head(training, teacher.parent, device)
     trainer = learner.trainer()
     share = Share(trainer.rank, trainer.ranks)
-    with exclusive(out.parent) if trainer.first else nullcontext():
+    lock = exclusive(out.parent) if trainer.first else nullcontext()
+    with lock, closing(learner.engine(tokens)) as engine:
         resume = ResumePoint(
             out.with_name("resume.safetensors"), fingerprint_of("state", segment.spec(end=last), segment.parents)
         )
@@ -238,10 +253,10 @@ def generate_rollouts(
     segment = _Segment.of(spec, student_manifest, read_manifest(teacher, "model"), prompts_manifest, point)
     learner = _Student(training, student_manifest, point, device)
     place, share = _place(spec)
-    working = time.perf_counter()
-    rollouts = distillation.generate_rollouts(
-        learner.engine(), load_tokens(prompts_manifest, "train"), training, spec["seed"], spec["step"], share
-    )
+    tokens = load_tokens(prompts_manifest, "train")
+    with closing(learner.engine(tokens)) as engine:
+        working = time.perf_counter()
+        rollouts = distillation.generate_rollouts(engine, tokens, training, spec["seed"], spec["step"], share)
     cost = _generation_cost(spec["step"], rollouts, time.perf_counter() - working)
     ROLLOUTS.write(rollouts, out, segment.spec(**place), segment.parents, cost, started)
     say(f"done: {len(rollouts)} rollouts, {rollouts.completion_tokens} tokens")

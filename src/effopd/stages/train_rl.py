@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from effopd.engines.base import Sampling
-from effopd.engines.transformers_engine import TransformersEngine
+from effopd.engines.base import Sampling, build_engine, longest_context
 from effopd.extrapolation.schedule import powers_of_two
 from effopd.losses import group_advantages, policy_gradient_loss, token_logprobs
-from effopd.models import load_model, load_tokenizer
+from effopd.models import load_model, load_tokenizer, special_ids
 from effopd.prompts import load_prompts
 from effopd.randomness import epoch_order, seed_of
 from effopd.rollouts import PaddedBatch
@@ -31,7 +31,9 @@ def train_rl(spec: dict[str, Any], prompts: Path, init: Path, out: Path, device:
     training = load_prompts(prompts_manifest, "train")
     model, tokenizer = load_model(init.parent, device), load_tokenizer(init.parent)
     group, count = settings["samples_per_prompt"], settings["prompts_per_step"]
-    engine = TransformersEngine.of(model, tokenizer, group * count)
+    context = longest_context(training.tokens, settings["max_new_tokens"])
+    engine = build_engine(settings, model, tokenizer, batch_size=group * count, context=context)
+    _, pad_id = special_ids(tokenizer)
     sampling = Sampling(settings["temperature"], settings["max_new_tokens"])
 
     def train_step(trainer: Trainer, step: int) -> dict[str, float]:
@@ -44,28 +46,30 @@ def train_rl(spec: dict[str, Any], prompts: Path, init: Path, out: Path, device:
             for sample in range(group)
         ]
         asked = training.select(rows)
+        engine.sync_weights()
         rollouts = engine.generate(asked.tokens, seeds, sampling)
         rewards = torch.tensor(verify_rollouts(task, tokenizer, asked.problems, rollouts)["reward"])
         lengths = torch.tensor([len(c) for c in rollouts.completions])
         advantages = group_advantages(rewards, group).repeat_interleave(lengths).to(device)
-        batch = PaddedBatch.of(rollouts, engine.pad_id, device)
+        batch = PaddedBatch.of(rollouts, pad_id, device)
         total = int(trainer.sum_over_ranks(rollouts.completion_tokens))
         lr = warmed_up(settings["lr"], step, settings["warmup_steps"])
         facts = trainer.step([batch], lambda m, b: _loss(m, b, advantages, total, settings["temperature"]), lr)
         reward = trainer.sum_over_ranks(rewards.sum().item()) / (count * group)
         return {**facts, "reward": reward, "completion_length": total / (count * group)}
 
-    train_into_folder(
-        out,
-        spec=spec,
-        parents={"prompts": prompts_manifest.fingerprint, "init": init_manifest.fingerprint},
-        model=model,
-        tokenizer=tokenizer,
-        train_step=train_step,
-        checkpoints=powers_of_two(settings["steps"]),
-        what="reinforcement learning step",
-        shown=("reward",),
-    )
+    with closing(engine):
+        train_into_folder(
+            out,
+            spec=spec,
+            parents={"prompts": prompts_manifest.fingerprint, "init": init_manifest.fingerprint},
+            model=model,
+            tokenizer=tokenizer,
+            train_step=train_step,
+            checkpoints=powers_of_two(settings["steps"]),
+            what="reinforcement learning step",
+            shown=("reward",),
+        )
 
 
 def _loss(

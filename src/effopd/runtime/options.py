@@ -1,0 +1,38 @@
+"""The `runtime` section as a job sees it: how it runs, never what it makes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from effopd.runtime.errors import ConfigError
+
+VARIABLE = "EFFOPD_RUNTIME"
+
+
+def announce(runtime: Mapping[str, Any]) -> None:
+    """Tell the jobs that start from this process, through the environment."""
+    os.environ[VARIABLE] = json.dumps(runtime)
+
+
+def runtime_options() -> dict[str, Any]:
+    """The section that the workflow announced; the defaults in a job that was started by hand."""
+    if text := os.environ.get(VARIABLE):
+        announced: dict[str, Any] = json.loads(text)
+        return announced
+    from effopd.config import section_defaults
+
+    return section_defaults("runtime")
+
+
+def endpoint_of(teacher: str) -> dict[str, Any]:
+    """Where a teacher is served. Raises ConfigError where nobody said."""
+    endpoints: dict[str, dict[str, Any]] = runtime_options()["endpoints"]
+    if teacher not in endpoints:
+        raise ConfigError(
+            f"config: `runtime.endpoints.{teacher}` does not say where the teacher is served. Give its `url` and "
+            f"`model` there; a job started by hand finds `runtime` as JSON in the environment variable {VARIABLE}."
+        )
+    return endpoints[teacher]
