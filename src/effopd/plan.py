@@ -249,7 +249,6 @@ class Plan:
         return {
             "preflight": self.config["preflight"],
             "training": self._preflight_settings(runs[0]),
-            "engine": _engine(self.runs[runs[0]]["training"]),
             "prompt": self.config["task"].get("prompt"),
             "task": self._verifier(),
             "states": [[run, seed, step] for run, seed, step in self.points() if run in runs],

@@ -128,8 +128,8 @@ def bare_loop(results: Path, steps: int) -> float:
     training = Plan(yaml.safe_load((results.parent / "config/config.yaml").read_text())).runs["opd"]["training"]
     student, teacher = (load_model(results / "models" / name, torch.device("cpu")) for name in ("base", "teacher"))
     tokenizer = load_tokenizer(results / "models/base")
-    _, pad_id = special_ids(tokenizer)
-    engine = TransformersEngine.of(student, tokenizer, training["batch_size"])
+    eos_id, pad_id = special_ids(tokenizer)
+    engine = TransformersEngine(student, eos_id=eos_id, pad_id=pad_id, batch_size=training["batch_size"])
     scorer = LocalTeacher(teacher, pad_id=pad_id, batch_size=training["batch_size"])
     problems = pd.read_parquet(results / "data/arithmetic/train.parquet")["problem"].tolist()
     prompts = encode_prompts(tokenizer, problems)

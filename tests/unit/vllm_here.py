@@ -6,7 +6,6 @@ import os
 import pytest
 
 
-
 def needs_vllm(group: str) -> list[pytest.MarkDecorator]:
     """Marks of tests that need vLLM; those of a group share a process, and so an engine's start."""
     missing = importlib.util.find_spec("vllm") is None and os.environ.get("EFFOPD_REQUIRE_VLLM") != "1"

@@ -69,6 +69,7 @@ CHANGES = {
     "models.base.layers": ("models: {base: {layers: 3}}", EVERY_MODEL),
     "models.base.betas swapped": ("models: {base: {betas: [0.98, 0.9]}}", EVERY_MODEL),
     "models.teacher.lr": ("models: {teacher: {lr: 0.001}}", EVERY_TEACHER),
+    "models.teacher.engine": ("models: {teacher: {engine: vllm}}", EVERY_TEACHER),
     "models.teacher.steps": ("models: {teacher: {steps: 5}}", EVERY_TEACHER),
     "a model more": ("models: {other: {kind: grpo, init: base, steps: 2}}",
                      {"train_rl": 1, "tokenize_prompts": 1, "evaluate_model": 1, **TABLES}),
@@ -81,6 +82,11 @@ CHANGES = {
     "training.objective": ("training: {objective: {support: top_k, top_k: 5}}", EVERY_RUN),
     "training.horizon of one run": ("runs: {opd: {training: {horizon: {tokens: 6}}}}", NEW_RUN),
     "training.batch_size": ("training: {batch_size: 4}", EVERY_PAIR),
+    "training.engine": ("training: {engine: vllm, engine_dtype: bfloat16}", EVERY_PAIR),
+    "training.scored_by": (
+        "training: {scored_by: endpoint}\nruntime: {endpoints: {teacher: {url: 'http://localhost:1/v1', model: t}}}",
+        EVERY_RUN,
+    ),
     "training.ranks": ("training: {batch_size: 4, ranks: 2}", EVERY_PAIR),
     "training.teacher of one run": ("runs: {opd: {training: {teacher: base}}}", {"evaluate_model": 2, "preflight": 1, **NEW_RUN}),
     # checks: what has passed is not checked again
@@ -113,6 +119,7 @@ CHANGES = {
     # looking at results
     "evaluation.samples": ("evaluation: {samples: 2}", {"evaluate_model": 2, **EVERY_STATE}),
     "evaluation.seed": ("evaluation: {seed: 1}", {"evaluate_model": 2, **dynamics(0, 4), **EVERY_STATE}),
+    "evaluation.engine": ("evaluation: {engine: vllm}", {"evaluate_model": 2, **dynamics(0, 4), **EVERY_STATE}),
     "evaluation.confidence": ("evaluation: {confidence: 0.9}", {**dynamics(0, 0), **TABLES}),
     "evaluation.baseline": ("evaluation: {baseline: effopd}", TABLES),
     "a label": ("runs: {effopd: {label: Jump}}", FIGURES),
@@ -128,6 +135,7 @@ CHANGES = {
     "dynamics.models": ("dynamics: {models: [teacher, base]}", {**dynamics(1, 1), **CONFIG}),
     "dynamics.enabled": ("dynamics: {enabled: false}", CONFIG),
     # how training is cut into jobs
+    "runtime.vllm": ("runtime: {vllm: {max_sequences: 8}}", {}),
     "execution.shards without stages": ("execution: {shards: 1}", {}),
     "execution.mode": ("execution: {mode: staged}", STAGED),
 }  # fmt: skip
@@ -168,6 +176,9 @@ MODULES = {
     "stages/write_report.py": REPORT,
     "report.html.jinja": REPORT,
     "losses.py": EVERY_MODEL,
+    "engines/transformers_engine.py": {**EVERY_TEACHER, "evaluate_model": 2},
+    "engines/vllm_engine.py": {},  # no engine of this experiment
+    "engines/endpoint_teacher.py": {},
     "extrapolation/search.py": BOTH_RUNS_AFTER_A_GATE,
     "tasks/arithmetic.py": EVERYTHING,
     "tasks/mathematics.py": {},  # no task of this experiment

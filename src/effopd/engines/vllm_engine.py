@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.engines.base import Sampling
+from effopd.engines.vllm_worker import WeightsExtension
 from effopd.models import load_weights_into, special_ids, write_checkpoint
 from effopd.rollouts import Rollouts
 from effopd.runtime.errors import ConfigError, UserError
@@ -155,7 +156,7 @@ class VllmEngine:
                 distributed_executor_backend="mp",
                 enable_prefix_caching=False,
                 logprobs_mode="processed_logprobs",  # of the distribution sampled from, its temperature included
-                worker_extension_cls="effopd.engines.vllm_worker.WeightsExtension",
+                worker_extension_cls=f"{WeightsExtension.__module__}.{WeightsExtension.__qualname__}",
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 **(

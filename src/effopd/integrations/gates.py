@@ -50,7 +50,8 @@ class _SampledGate:
         self.paired, self.seed, self.batch_size = paired, seed, batch_size or len(self.rows)
 
     def _sample(self, model: PreTrainedModel, step: int, coefficient: float) -> Rollouts:
-        engine = TransformersEngine.of(model, self.tokenizer, self.batch_size)
+        eos_id, pad_id = special_ids(self.tokenizer)
+        engine = TransformersEngine(model, eos_id=eos_id, pad_id=pad_id, batch_size=self.batch_size)
         seeds = gate_seeds(self.seed, step, coefficient, len(self.rows), self.paired)
         return engine.generate(self.tokens, seeds, self.sampling)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,7 @@ from effopd.dynamics.kept import Kept, model_checkpoint, read_whole
 from effopd.dynamics.reconstruction import frobenius_norm, update
 from effopd.dynamics.representation import representation_cosines
 from effopd.dynamics.variants import FINAL, Variant, variants, weights_digest
-from effopd.engines.base import Sampling
-from effopd.engines.transformers_engine import TransformersEngine
+from effopd.engines.base import Sampling, build_engine, longest_context
 from effopd.evaluation import Measurement, measure
 from effopd.models import load_frozen, load_model, load_tokenizer, special_ids
 from effopd.prompts import load_prompts
@@ -70,9 +70,10 @@ def evaluate_interventions(
         bench = _Bench(spec, kept, base, teacher, prompts, device)
         teacher_norm = partial(_update_norm, kept, model_checkpoint(teacher_manifest))
         planned = variants(spec["dynamics"], list(kept.trained), bench.parameters, teacher_norm)
-        bench.evaluate(planned, journal)
-        if "representation" in spec["dynamics"]["interventions"]:
-            bench.compare_representations(journal)
+        with closing(bench.engine):
+            bench.evaluate(planned, journal)
+            if "representation" in spec["dynamics"]["interventions"]:
+                bench.compare_representations(journal)
         files = _write(planned, journal, out)
         cost = [row for part in journal.parts.values() for row in part["cost"]]
         write_manifest(out, kind=KIND, spec=spec, parents=parents, files=files, cost=cost, started=started)
@@ -102,7 +103,10 @@ class _Bench:
         self.sampling = Sampling(settings["temperature"], settings["max_new_tokens"])
         self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(self.base)
         self.model = load_model(self.base, device)
-        self.engine = TransformersEngine.of(self.model, self.tokenizer, self.batch_size)
+        context = longest_context(self.asked.tokens, self.sampling.max_new_tokens)
+        self.engine = build_engine(
+            spec["engine"], self.model, self.tokenizer, batch_size=self.batch_size, context=context
+        )
 
     def build(self, variant: Variant) -> tuple[dict[str, torch.Tensor], float]:
         """A variant's weights, and how far they are from the base's."""
