@@ -16,7 +16,7 @@ from effopd.evaluation import measure
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
 from effopd.extrapolation.gate import NEVER, GateValue, gate_rows, gate_seeds
 from effopd.extrapolation.search import search
-from effopd.models import Weights, load_frozen, load_model, load_tokenizer, special_ids
+from effopd.models import Weights, load_frozen, load_model, load_tokenizer, load_weights_into, special_ids
 from effopd.prompts import Prompts, load_prompts
 from effopd.randomness import generator
 from effopd.rollouts import Rollouts
@@ -189,10 +189,11 @@ class _Gate:
         self.source = source.select(self.rows)
         self.model = load_model(student.parent, device)
         self.teacher = load_frozen(teacher.parent, device) if self.settings["metric"] == "reverse_kl" else None
-        context = longest_context(self.prompts.tokens, spec["sampling"]["max_new_tokens"])
-        self.engine = build_engine(
-            spec["engine"], self.model, self.tokenizer, batch_size=len(self.rows), context=context
-        )
+        if isinstance(self.source, Prompts):
+            context = longest_context(self.source.tokens, spec["sampling"]["max_new_tokens"])
+            self.engine = build_engine(
+                spec["engine"], self.model, self.tokenizer, batch_size=len(self.rows), context=context
+            )
 
     def score(self, weights: Weights, coefficient: float) -> float:
         """The score of a candidate (0: the current weights), higher is better."""
@@ -214,10 +215,11 @@ class _Gate:
             self.engine.close()
 
     def _measure(self, weights: Weights, coefficient: float) -> tuple[float, list[float]]:
+        if isinstance(self.source, Rollouts):
+            load_weights_into(self.model, weights)
+            return self._measure_on_rollouts(self.source, coefficient)
         assert self.engine is not None
         self.engine.load_weights(weights)
-        if isinstance(self.source, Rollouts):
-            return self._measure_on_rollouts(self.source, coefficient)
         sampling = Sampling(**self.spec["sampling"])
         seed, step = self.spec["seed"], self.spec["step"]
         seeds = gate_seeds(seed, step, coefficient, len(self.rows), self.settings["paired"])
