@@ -28,6 +28,7 @@ include: f"workflow/rules/{PLAN.config['execution']['mode']}.smk"
 include: "workflow/rules/extrapolation.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/dynamics.smk"
+include: "workflow/rules/local_theory.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -40,7 +41,10 @@ localrules:
     collect_run,
     make_tables,
     make_dynamics_tables,
+    make_local_theory_tables,
     plot_figure,
+    compare_with_paper,
+    write_explorer,
     write_report,
 
 
@@ -51,7 +55,8 @@ rule all:
         kept_artifacts(),
         rules.make_tables.output,
         rules.make_dynamics_tables.output,
-        expand("results/figures/{figure}.{kind}", figure=FIGURES, kind=["svg", "png"]),
+        dynamics_pages(),
+        expand("results/figures/{figure}.{kind}", figure=PLAN.figures(), kind=["svg", "png"]),
         expand(rules.collect_run.output, run=PLAN.runs, seed=PLAN.seeds),
 
 

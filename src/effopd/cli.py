@@ -257,7 +257,39 @@ def evaluate_interventions(device: str, threads: int, **arguments: Any) -> None:
     run(device=_device(device, threads), **arguments)
 
 
+@_stage("linearize-student", _STUDENT, _TEACHER, _PROMPTS, computes=True)
+def linearize_student(device: str, threads: int, **arguments: Any) -> None:
+    """Work out the local theory at a student's first weights."""
+    from effopd.stages.linearize_student import linearize_student as run
+
+    run(device=_device(device, threads), **arguments)
+
+
+@_stage(
+    "compare-local-theory",
+    _STUDENT,
+    _TEACHER,
+    _path("linearization", "Manifest of the student's linearization."),
+    _STATES,
+    _LEDGERS,
+    computes=True,
+)
+def compare_local_theory(device: str, threads: int, **arguments: Any) -> None:
+    """Compare a run's updates with what the local theory predicts."""
+    from effopd.stages.compare_local_theory import compare_local_theory as run
+
+    run(device=_device(device, threads), **arguments)
+
+
 _RESULTS = _path("results", "The results folder.")
+
+
+@_stage("make-local-theory-tables", _RESULTS)
+def make_local_theory_tables(spec: dict[str, Any], out: Path, results: Path) -> None:
+    """Make the tables of the local theory."""
+    from effopd.stages.make_local_theory_tables import make_local_theory_tables as run
+
+    run(spec, results, out)
 
 
 @_stage("collect-run", _path("run-folder", "The run's folder for one seed."))
@@ -284,12 +316,28 @@ def make_dynamics_tables(spec: dict[str, Any], out: Path, results: Path) -> None
     run(spec, results, out)
 
 
-@_stage("plot-figure", _path("tables", "The folder of tables."))
-def plot_figure(spec: dict[str, Any], out: Path, tables: Path) -> None:
+@_stage("plot-figure", _RESULTS)
+def plot_figure(spec: dict[str, Any], out: Path, results: Path) -> None:
     """Draw one figure, as SVG at --out and as PNG beside it."""
     from effopd.stages.plot_figure import plot_figure as run
 
-    run(spec, tables, out)
+    run(spec, results, out)
+
+
+@_stage("compare-with-paper", _RESULTS)
+def compare_with_paper(spec: dict[str, Any], out: Path, results: Path) -> None:
+    """Put the paper's numbers on the weights beside this experiment's."""
+    from effopd.stages.compare_with_paper import compare_with_paper as run
+
+    run(spec, results, out)
+
+
+@_stage("write-explorer", _RESULTS)
+def write_explorer(spec: dict[str, Any], out: Path, results: Path) -> None:
+    """Write the interactive page on the weights."""
+    from effopd.stages.write_explorer import write_explorer as run
+
+    run(spec, results, out)
 
 
 @_stage("write-config")

@@ -22,6 +22,7 @@ from effopd.runtime.fingerprints import canonical_json, code_digest, digest
 from effopd.tasks.base import task_module
 from effopd.tasks.sources import local_files
 
+# Of the comparison; those on the weights are `Plan.figures`'s to name.
 FIGURES = ("accuracy_vs_steps", "accuracy_vs_seconds", "gate_vs_coefficient", "reverse_kl_vs_steps")
 # Rules that share a module of `effopd.stages` with others.
 MODULES = {
@@ -33,7 +34,9 @@ MODULES = {
 }
 # What of `training` the checks of a student and a teacher depend on.
 PREFLIGHT = ("student", "teacher", "batch_size", "max_new_tokens", "temperature", "engine", "engine_dtype")
+LOCAL_THEORY_TABLES = ("local_residuals", "local_eigenspace", "local_path", "local_gradient")
 TABLES = ("models", "evaluation", "extrapolation", "speedup", "summary")
+TSNE_CHECKPOINTS = 6  # that a t-SNE map needs, as in effopd.dynamics.trajectory, which is too heavy to read here
 WEIGHT_TABLES = ("dynamics_spectra", "dynamics_norms", "dynamics_alignment")
 
 
@@ -370,15 +373,113 @@ class Plan:
         evaluation = {key: self.config["evaluation"][key] for key in ("baseline", "confidence")}
         return {**self._outline(), "models": list(self.config["models"]), "evaluation": evaluation}
 
-    def _plot_figure(self, figure: str) -> dict[str, Any]:
-        labels = {run: settings.get("label", run) for run, settings in self.config["runs"].items()}
+    @property
+    def dynamics_runs(self) -> list[str]:
+        """The runs whose weights are looked into, in the configured order."""
+        looked_into = {subject.split("/")[0] for subject in self.dynamics_subjects()}
+        return [run for run in self.runs if run in looked_into]
+
+    @property
+    def dynamics_seeds(self) -> list[int]:
+        """The seeds of these runs, in the configured order."""
+        looked_into = {subject.split("/")[1] for subject in self.dynamics_subjects()}
+        return [seed for seed in self.seeds if f"seed{seed}" in looked_into]
+
+    @property
+    def dynamics_models(self) -> list[str]:
+        """The models beside them."""
+        parts = [subject.split("/") for subject in self.dynamics_subjects()]
+        return [name for folder, name in parts if folder == "models"]
+
+    @cache  # noqa: B019
+    def figures(self) -> list[str]:
+        """The names of the figures, those on the weights only where what they show was analysed."""
+        if not self.dynamics_subjects():
+            return list(FIGURES)
+        settings = self.config["dynamics"]
+        chosen = set(settings["interventions"])
+        kept = max(len(self.boundaries(run)) for run in self.dynamics_runs)
+        directions = settings["reconstruction"]["top"] or settings["reconstruction"]["bottom"]
+        shown = {
+            "norms": True,
+            "accuracy_vs_norm": bool(chosen & {"path", "equal_norm"}),
+            "sliding_window": "window" in chosen,
+            "spectra": True,
+            "reconstruction": "reconstruction" in chosen and bool(directions),
+            "alignment": kept > 1,
+            "norm_scaling": "norm_scaling" in chosen,
+            "trajectory": kept > 1,
+            "trajectory_map": kept >= TSNE_CHECKPOINTS,
+            "embeddings": bool(chosen & {"embeddings", "representation"}),
+            "sparsity": True,
+            "local_theory": bool(self.linearized),
+        }
+        return [*FIGURES, *(figure for figure, there in shown.items() if there)]
+
+    @property
+    def linearized(self) -> list[tuple[str, str]]:
+        """(student, teacher) of every run that is compared with the local theory; none where that is off."""
+        if not self.config["dynamics"]["local_theory"]["enabled"]:
+            return []
+        return list(dict.fromkeys(self.roles(run) for run in self.dynamics_runs))
+
+    def roles(self, run: str) -> tuple[str, str]:
+        """The names of a run's student and teacher."""
+        training = self.runs[run]["training"]
+        return training["student"], training["teacher"]
+
+    def _linearize_student(self, student: str, teacher: str) -> dict[str, Any]:
+        """The contexts are as long as the longest completions of the runs in question."""
+        runs = [run for run in self.dynamics_runs if self.roles(run) == (student, teacher)]
+        theory = {k: v for k, v in self.config["dynamics"]["local_theory"].items() if k != "enabled"}
         return {
-            "figure": figure,
-            "options": self.config["figures"][figure],
-            "labels": labels,
-            "baseline": self.config["evaluation"]["baseline"],
+            "local_theory": theory,
+            "seed": self.config["evaluation"]["seed"],
+            "batch_size": self.config["evaluation"]["batch_size"],
+            "max_new_tokens": max(self.runs[run]["training"]["max_new_tokens"] for run in runs),
+        }
+
+    def _compare_local_theory(self, run: str, seed: str) -> dict[str, Any]:
+        return {"run": run, "seed": int(seed)}
+
+    def _make_local_theory_tables(self) -> dict[str, Any]:
+        return {
+            "linearized": self.linearized,
+            "runs": self.dynamics_runs,
+            "seeds": self.dynamics_seeds,
             "confidence": self.config["evaluation"]["confidence"],
         }
+
+    def _looks(self) -> dict[str, Any]:
+        """What the names and colours of runs depend on, and what there is to draw of weights."""
+        return {
+            "runs": list(self.runs),  # a list: canonical JSON sorts mappings
+            "labels": {run: settings.get("label", run) for run, settings in self.config["runs"].items()},
+            "baseline": self.config["evaluation"]["baseline"],
+            "confidence": self.config["evaluation"]["confidence"],
+            "seeds": self.dynamics_seeds,
+            "models": self.dynamics_models,
+        }
+
+    def _plot_figure(self, figure: str) -> dict[str, Any]:
+        looks = self._looks()
+        if figure in FIGURES:
+            looks = {**looks, "seeds": [], "models": []}
+        interventions = self.config["dynamics"]["interventions"] if figure == "embeddings" else []
+        options = self.config["figures"][figure]
+        return {**looks, "figure": figure, "options": options, "interventions": interventions}
+
+    def _compare_with_paper(self) -> dict[str, Any]:
+        tables = self.dynamics_tables()
+        return {
+            "runs": self.dynamics_runs,
+            "models": self.dynamics_models,
+            "tables": tables,
+            "confidence": self.config["evaluation"]["confidence"],
+        }
+
+    def _write_explorer(self) -> dict[str, Any]:
+        return {**self._looks(), "template": _template_digest("explorer.html.jinja")}
 
     def _write_config(self) -> dict[str, Any]:
         return {"config": self.resolved_config()}
@@ -389,7 +490,8 @@ class Plan:
             "runs": list(self.runs),
             "preflights": self.preflights(),
             "dynamics_tables": self.dynamics_tables(),
-            "template": _template_digest(),
+            "figures": self.figures(),
+            "template": _template_digest("report.html.jinja"),
         }
 
     def _verifier(self) -> dict[str, Any]:
@@ -408,7 +510,7 @@ def _engine(section: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "code": code_digest(engine_module(section["engine"]))}
 
 
-def _template_digest() -> str:
+def _template_digest(name: str) -> str:
     import hashlib
 
-    return hashlib.sha256(Path(__file__).with_name("report.html.jinja").read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()[:16]

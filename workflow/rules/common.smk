@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from effopd.estimates import dry_run_estimate
-from effopd.plan import FIGURES, TABLES, Plan
+from effopd.plan import FIGURES, LOCAL_THEORY_TABLES, TABLES, Plan
 from effopd.runtime import session
 from effopd.runtime.errors import UserError
 from effopd.runtime.launch import command as launch_command
@@ -33,8 +33,10 @@ RUN = "results/runs/{run}/seed{seed}"
 STATE = "results/runs/{run}/seed{seed}/state/{step}/state.json"
 ROLLOUTS = "results/runs/{run}/seed{seed}/rollouts/step{step}{part}.json"
 SCORES = "results/runs/{run}/seed{seed}/scores/step{step}{part}.json"
+LINEARIZATION = "results/dynamics/models/{student}/linearized-{teacher}/manifest.json"
 LEDGER = "results/runs/{run}/seed{seed}/extrapolation/{step}/ledger.json"
 WEIGHTS_ANALYSIS = "results/dynamics/{subject}/weights.json"
+EXPLORER = "results/dynamics.html"
 INTERVENTIONS = "results/dynamics/{subject}/interventions.json"
 
 
@@ -254,6 +256,40 @@ def ranks_of_model(wildcards):
 def ranks_of_run(wildcards):
     """The processes of a run's training jobs."""
     return PLAN.runs[wildcards.run]["training"]["ranks"]
+
+
+def linearization_of(wildcards):
+    """The linearization of a run's student, towards its teacher."""
+    student, teacher = PLAN.roles(wildcards.run)
+    return LINEARIZATION.format(student=student, teacher=teacher)
+
+
+def local_theories(wildcards=None):
+    """What the local theory says of every run and seed that is looked into; nothing where it is off."""
+    if not PLAN.linearized:
+        return []
+    return expand(rules.compare_local_theory.output, run=PLAN.dynamics_runs, seed=PLAN.dynamics_seeds)
+
+
+def local_theory_tables():
+    """The tables of the local theory; none where it is off."""
+    return rules.make_local_theory_tables.output if PLAN.linearized else []
+
+
+def figure_data(wildcards):
+    """What a figure is drawn from."""
+    if wildcards.figure in FIGURES:
+        return rules.make_tables.output
+    if wildcards.figure == "local_theory":
+        return rules.make_local_theory_tables.output
+    return [*rules.make_dynamics_tables.output, *expand(WEIGHTS_ANALYSIS, subject=PLAN.dynamics_subjects())]
+
+
+def dynamics_pages(wildcards=None):
+    """What the report says and links of the weights; nothing where they are not looked into."""
+    if not PLAN.dynamics_subjects():
+        return []
+    return [*rules.compare_with_paper.output, EXPLORER, *local_theory_tables()]
 
 
 def launch(ranks=None):

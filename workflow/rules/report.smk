@@ -37,7 +37,7 @@ rule make_tables:
 
 rule plot_figure:
     input:
-        tables=rules.make_tables.output,
+        data=figure_data,
     output:
         svg="results/figures/{figure}.svg",
         png="results/figures/{figure}.png",
@@ -48,14 +48,44 @@ rule plot_figure:
     params:
         spec=spec("plot_figure"),
     shell:
-        "effopd plot-figure --tables results/tables --spec {params.spec:q} --out {output.svg} 2> {log}"
+        "effopd plot-figure --results results --spec {params.spec:q} --out {output.svg} 2> {log}"
+
+
+rule compare_with_paper:
+    input:
+        tables=rules.make_dynamics_tables.output,
+    output:
+        table="results/tables/paper_claims.csv",
+    log:
+        "logs/compare_with_paper.log",
+    conda:
+        "../../envs/effopd.yaml"
+    params:
+        spec=spec("compare_with_paper"),
+    shell:
+        "effopd compare-with-paper --results results --spec {params.spec:q} --out {output.table} 2> {log}"
+
+
+rule write_explorer:
+    input:
+        analyses=expand(WEIGHTS_ANALYSIS, subject=PLAN.dynamics_subjects()),
+    output:
+        page=EXPLORER,
+    log:
+        "logs/write_explorer.log",
+    conda:
+        "../../envs/effopd.yaml"
+    params:
+        spec=spec("write_explorer"),
+    shell:
+        "effopd write-explorer --results results --spec {params.spec:q} --out {output.page} 2> {log}"
 
 
 rule write_report:
     input:
         tables=rules.make_tables.output,
-        dynamics=rules.make_dynamics_tables.output,
-        figures=expand("results/figures/{figure}.svg", figure=FIGURES),
+        dynamics=dynamics_pages,
+        figures=expand("results/figures/{figure}.svg", figure=PLAN.figures()),
         metrics=expand("results/runs/{run}/seed{seed}/metrics.parquet", run=PLAN.runs, seed=PLAN.seeds),
     output:
         report(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from effopd.plan import FIGURES, TABLES, Plan
+from effopd.plan import TABLES, Plan
 from effopd.runtime.artifacts import WHEN, Manifest
 from effopd.runtime.errors import UserError
 from effopd.runtime.inventory import Holding, Inventory, Place
@@ -57,7 +57,7 @@ def status(results: Path) -> dict[str, Any]:
         "products": {
             "dynamics": [sum(h.current for h in inventory.dynamics.values()), len(inventory.dynamics)],
             "tables": _written(inventory, [f"tables/{name}.csv" for name in (*TABLES, *plan.dynamics_tables())]),
-            "figures": _written(inventory, [f"figures/{name}.svg" for name in FIGURES]),
+            "figures": _written(inventory, [f"figures/{name}.svg" for name in plan.figures()]),
             "report": _written(inventory, ["report.html"]),
         },
         "running": [

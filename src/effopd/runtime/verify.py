@@ -21,6 +21,7 @@ PATTERNS = (
     "evaluation/models/*.json",
     "evaluation/*/seed*/*.json",
     "dynamics/*/*/*.json",
+    "dynamics/models/*/linearized-*/manifest.json",
 )
 
 

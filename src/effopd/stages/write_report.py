@@ -12,33 +12,12 @@ import jinja2
 import pandas as pd
 import yaml
 
+from effopd.dynamics.claims import claims, local_theory_findings, paper_rows
 from effopd.dynamics.report import dynamics_section
+from effopd.figures import captions
 from effopd.runtime.artifacts import Manifest, package_versions, read_json, read_manifest, write_text
 from effopd.runtime.progress import say
 from effopd.text import label_of, with_interval
-
-CAPTIONS = {
-    "accuracy_vs_steps": (
-        "Accuracy against optimizer steps",
-        "A curve further left learns in fewer steps. A point at a trigger is the model after the gate decided. Dashed: "
-        "the base model and the teacher.",
-    ),
-    "accuracy_vs_seconds": (
-        "Accuracy against computing time",
-        "The same points against the seconds spent on rollouts, scores, updates and gates (start-up of jobs left out). "
-        "What a gate costs moves a curve to the right.",
-    ),
-    "reverse_kl_vs_steps": (
-        "Reverse KL to the teacher against optimizer steps",
-        "What on-policy distillation minimises, measured exactly over the vocabulary on completions of held-out "
-        "problems. It is smoother than accuracy, and a gate on it sees progress that 50 graded answers do not.",
-    ),
-    "gate_vs_coefficient": (
-        "What the gate saw",
-        "Gate value of the current weights (0) and of each candidate tried, for each run and trigger. The selected "
-        "coefficient is filled. For accuracy higher is better, for the reverse KL lower.",
-    ),
-}
 
 
 def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
@@ -53,15 +32,11 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
         confidence=f"{config['evaluation']['confidence']:.0%}",
         baseline=label_of(config, config["evaluation"]["baseline"]),
         findings=caveats(config, tables["evaluation"]) + findings(config, tables),
-        figures=[
-            {
-                "name": name,
-                "title": title,
-                "caption": caption,
-                "svg": _inline_svg(results / f"figures/{name}.svg", name),
-            }
-            for name, (title, caption) in CAPTIONS.items()
-        ],
+        figures=_figures(captions.COMPARISON, spec["figures"], results),
+        weight_figures=_figures(captions.WEIGHTS, spec["figures"], results),
+        claims=claims(config, tables["paper_claims"]) if spec["dynamics_tables"] else [],
+        paper=paper_rows(config, tables["paper_claims"]) if spec["dynamics_tables"] else [],
+        theory=local_theory_findings(config, tables) if "local_theory" in spec["figures"] else [],
         speedup=_speedup_rows(config, tables["speedup"]),
         summary=_summary_rows(config, tables["summary"]),
         models=_model_rows(tables["models"]),
@@ -75,6 +50,21 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
     )
     write_text(out, page)
     say(f"done: {len(page) // 1024} kB")
+
+
+def _figures(texts: dict[str, tuple[str, str]], drawn: list[str], results: Path) -> list[dict[str, Any]]:
+    """Those of the figures drawn that have such texts, as the page shows them."""
+    return [
+        {
+            "name": name,
+            "title": title,
+            "caption": caption,
+            "bands": name not in captions.WITHOUT_BANDS,
+            "svg": _inline_svg(results / f"figures/{name}.svg", name),
+        }
+        for name, (title, caption) in texts.items()
+        if name in drawn
+    ]
 
 
 def findings(config: dict[str, Any], tables: dict[str, pd.DataFrame]) -> list[str]:

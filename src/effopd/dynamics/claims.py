@@ -1,0 +1,79 @@
+"""What the report says of the paper's claims and of the local theory, in words and as a table."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from effopd.dynamics.paper import AGREES, DIFFERS, OPEN
+from effopd.text import label_of
+
+CONVERGED = 1e-2  # relative residual of an eigenpair that counts
+
+
+def claims(config: dict[str, Any], paper: pd.DataFrame) -> list[str]:
+    """A sentence for each of the paper's claims about weights: in which runs it holds, fails, or is not shown."""
+    sentences = []
+    for claim, rows in paper.groupby("claim", sort=False):
+        said = []
+        for word in (AGREES, DIFFERS, OPEN):
+            names = [label_of(config, run) for run in rows.loc[rows["verdict"] == word, "run"]]
+            if names:
+                said.append(f"{word}: {', '.join(names)}")
+        sentences.append(f"The paper finds that {claim}. Here {'; '.join(said)}.")
+    return sentences
+
+
+def paper_rows(config: dict[str, Any], paper: pd.DataFrame) -> list[dict[str, str]]:
+    """The paper's numbers beside ours, with intervals over seeds where there are several."""
+    rows = []
+    for _, row in paper.fillna({"paper_rl": "", "paper_opd": ""}).iterrows():
+        rows.append(
+            {
+                "claim": row["claim"],
+                "paper, RL": row["paper_rl"],
+                "paper, OPD": row["paper_opd"],
+                "run": label_of(config, row["run"]),
+                "RL teacher here": "" if math.isnan(row["rl"]) else f"{row['rl']:.3g}",
+                "this run": _number(row["value"], row["value_low"], row["value_high"]),
+                "": row["verdict"],
+            }
+        )
+    return rows
+
+
+def _number(mean: float, low: float, high: float) -> str:
+    if math.isnan(mean):
+        return ""
+    return f"{mean:.3g}" if math.isnan(low) else f"{mean:.3g} ({low:.3g} to {high:.3g})"
+
+
+def local_theory_findings(config: dict[str, Any], tables: dict[str, pd.DataFrame]) -> list[str]:
+    """What the local theory's tables say, in words."""
+    eigenspace, path = tables["local_eigenspace"], tables["local_path"]
+    sentences = []
+    for (student, teacher), rows in eigenspace.groupby(["student", "teacher"], sort=False):
+        shares = {}
+        for start, of_start in rows.groupby("start"):
+            settled = of_start[of_start["relative_residual"].lt(CONVERGED).cumprod().astype(bool)]
+            shares[start] = (len(settled), settled["cumulative_share"].iloc[-1] if len(settled) else math.nan)
+        count, share = shares["b"]
+        if count:
+            sentences.append(
+                f"Of the gradient b of {student} towards {teacher}, {share:.1%} of the squared length lies in the "
+                f"{count} leading eigenvectors of A that converged; of a random vector {shares['random'][1]:.1g}."
+            )
+    last = path[(path["seed"] == "mean") & (path["step"] == path.groupby("run")["step"].transform("max"))]
+    cosines = [
+        f"{label_of(config, row['run'])} {_number(row['cosine'], row['cosine_low'], row['cosine_high'])}"
+        for _, row in last.iterrows()
+        if not math.isnan(row["cosine"])
+    ]
+    if cosines:
+        sentences.append(
+            "Cosine of the last observed update to the one that gradient descent on the local quadratic predicts at "
+            f"the same length: {', '.join(cosines)}. Training takes AdamW's steps, nearer to the gradient's signs."
+        )
+    return sentences

@@ -1,0 +1,1 @@
+"""The figures, from tables: a function each, by theme, in one style."""

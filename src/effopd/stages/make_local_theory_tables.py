@@ -1,0 +1,67 @@
+"""The tables of the local theory: what student and teacher decide, and each run's updates against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from effopd.runtime.artifacts import atomic_path, read_manifest
+from effopd.runtime.progress import say
+from effopd.stages import compare_local_theory, linearize_student
+from effopd.statistics import mean_interval
+
+
+def make_local_theory_tables(spec: dict[str, Any], results: Path, out: Path) -> None:
+    """Write local_residuals, local_eigenspace, local_path and local_gradient as CSV into `out`.
+
+    Of the last two, rows whose `seed` is "mean" hold means over seeds, with <column>_low and <column>_high.
+    """
+    shared: dict[str, list[pd.DataFrame]] = {"residuals": [], "eigenspace": []}
+    for student, teacher in spec["linearized"]:
+        place = results / f"dynamics/models/{student}/linearized-{teacher}/manifest.json"
+        manifest = read_manifest(place, linearize_student.KIND)
+        for name, parts in shared.items():
+            table = pd.read_parquet(manifest.file(f"{name}.parquet"))
+            parts.append(_named(table, student=student, teacher=teacher))
+    paths, gradients = [], []
+    for run in spec["runs"]:
+        for seed in spec["seeds"]:
+            manifest = read_manifest(
+                results / f"dynamics/{run}/seed{seed}/local_theory.json", compare_local_theory.KIND
+            )
+            walked = pd.read_parquet(manifest.file(compare_local_theory.PATH))
+            gradient = pd.read_parquet(manifest.file(compare_local_theory.GRADIENT))
+            over_matrices = gradient.groupby(["step", "directions"])[["share", "random_share"]].mean().reset_index()
+            paths.append(_named(walked, run=run, seed=seed))
+            gradients.append(_named(over_matrices, run=run, seed=seed))
+    tables = {name: pd.concat(parts) for name, parts in shared.items()}
+    tables["path"] = with_means(pd.concat(paths), ["run", "step"], spec["confidence"])
+    tables["gradient"] = with_means(pd.concat(gradients), ["run", "step", "directions"], spec["confidence"])
+    for name, table in tables.items():
+        with atomic_path(out / f"local_{name}.csv") as temporary:
+            table.to_csv(temporary, index=False, float_format="%.6g")
+    last = tables["path"].query("seed == 'mean'").groupby("run", sort=False).last()
+    say("done: " + ", ".join(f"{run} cosine {row['cosine']:.2f}" for run, row in last.iterrows()))
+
+
+def with_means(table: pd.DataFrame, by: Sequence[str], confidence: float) -> pd.DataFrame:
+    """The rows of each seed, then rows of seed "mean" with the other columns' means over seeds and their bounds."""
+    rows = []
+    columns = [column for column in table.columns if column not in (*by, "seed")]
+    for key, group in table.groupby(list(by), sort=False):
+        row: dict[str, Any] = {**dict(zip(by, key, strict=True)), "seed": "mean"}
+        for column in columns:
+            mean, low, high = mean_interval(group[column].tolist(), confidence)
+            row |= {column: mean, f"{column}_low": low, f"{column}_high": high}
+        rows.append(row)
+    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+
+
+def _named(table: pd.DataFrame, **columns: Any) -> pd.DataFrame:
+    """The table with these columns in front."""
+    for position, (name, value) in enumerate(columns.items()):
+        table.insert(position, name, value)
+    return table
