@@ -43,6 +43,7 @@ localrules:
     make_dynamics_tables,
     make_local_theory_tables,
     plot_figure,
+    plot_weight_figure,
     compare_with_paper,
     write_explorer,
     write_report,

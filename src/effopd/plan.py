@@ -22,7 +22,7 @@ from effopd.runtime.fingerprints import canonical_json, code_digest, digest
 from effopd.tasks.base import task_module
 from effopd.tasks.sources import local_files
 
-# Of the comparison; those on the weights are `Plan.figures`'s to name.
+# Of the comparison; those on weights: `Plan.weight_figures`.
 FIGURES = ("accuracy_vs_steps", "accuracy_vs_seconds", "gate_vs_coefficient", "reverse_kl_vs_steps")
 # Rules that share a module of `effopd.stages` with others.
 MODULES = {
@@ -392,10 +392,10 @@ class Plan:
         return [name for folder, name in parts if folder == "models"]
 
     @cache  # noqa: B019
-    def figures(self) -> list[str]:
-        """The names of the figures, those on the weights only where what they show was analysed."""
+    def weight_figures(self) -> list[str]:
+        """The names of the figures on weights: those for which what they show is analysed."""
         if not self.dynamics_subjects():
-            return list(FIGURES)
+            return []
         settings = self.config["dynamics"]
         chosen = set(settings["interventions"])
         kept = max(len(self.boundaries(run)) for run in self.dynamics_runs)
@@ -414,7 +414,11 @@ class Plan:
             "sparsity": True,
             "local_theory": bool(self.linearized),
         }
-        return [*FIGURES, *(figure for figure, there in shown.items() if there)]
+        return [figure for figure, there in shown.items() if there]
+
+    def figures(self) -> list[str]:
+        """The names of all figures."""
+        return [*FIGURES, *self.weight_figures()]
 
     @property
     def linearized(self) -> list[tuple[str, str]]:

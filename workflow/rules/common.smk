@@ -276,10 +276,8 @@ def local_theory_tables():
     return rules.make_local_theory_tables.output if PLAN.linearized else []
 
 
-def figure_data(wildcards):
-    """What a figure is drawn from."""
-    if wildcards.figure in FIGURES:
-        return rules.make_tables.output
+def weight_figure_data(wildcards):
+    """What a figure on weights is drawn from."""
     if wildcards.figure == "local_theory":
         return rules.make_local_theory_tables.output
     return [*rules.make_dynamics_tables.output, *expand(WEIGHTS_ANALYSIS, subject=PLAN.dynamics_subjects())]

@@ -1,5 +1,5 @@
-# Tables, figures and report. In: evaluations, ledgers, metrics and costs. Out: results/tables/, results/figures/,
-# results/report.html and results/config.yaml.
+# Tables, figures and report. In: evaluations, ledgers, metrics, costs and what is known of weights. Out: results/tables/,
+# results/figures/, results/report.html, the interactive page results/dynamics.html, and results/config.yaml.
 
 
 rule write_config:
@@ -37,12 +37,32 @@ rule make_tables:
 
 rule plot_figure:
     input:
-        data=figure_data,
+        tables=rules.make_tables.output,
     output:
         svg="results/figures/{figure}.svg",
         png="results/figures/{figure}.png",
     log:
         "logs/plot_figure/{figure}.log",
+    wildcard_constraints:
+        figure="|".join(FIGURES),
+    conda:
+        "../../envs/effopd.yaml"
+    params:
+        spec=spec("plot_figure"),
+    shell:
+        "effopd plot-figure --results results --spec {params.spec:q} --out {output.svg} 2> {log}"
+
+
+rule plot_weight_figure:
+    input:
+        data=weight_figure_data,
+    output:
+        svg="results/figures/{figure}.svg",
+        png="results/figures/{figure}.png",
+    log:
+        "logs/plot_weight_figure/{figure}.log",
+    wildcard_constraints:
+        figure="|".join(PLAN.weight_figures()) or "(?!)",
     conda:
         "../../envs/effopd.yaml"
     params:
