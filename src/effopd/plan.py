@@ -483,7 +483,8 @@ class Plan:
         }
 
     def _write_explorer(self) -> dict[str, Any]:
-        return {**self._looks(), "template": _template_digest("explorer.html.jinja")}
+        looks = {name: value for name, value in self._looks().items() if name != "confidence"}
+        return {**looks, "template": _template_digest("explorer.html.jinja")}
 
     def _write_config(self) -> dict[str, Any]:
         return {"config": self.resolved_config()}

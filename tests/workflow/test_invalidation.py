@@ -17,12 +17,17 @@ pytestmark = pytest.mark.slow
 REPORT = {"write_report": 1}
 CONFIG = {**REPORT, "write_config": 1}
 FIGURES = {"plot_figure": 4, **CONFIG}
+WEIGHT_FIGURES = {"plot_weight_figure": 10}
+LOOKS = {"write_explorer": 1, **WEIGHT_FIGURES}  # what shows runs by name and colour, besides the figures above
 TABLES = {"make_tables": 1, **FIGURES}
 
 
 def dynamics(analyses: int, interventions: int) -> dict[str, int]:
     """The jobs on weights, of the tiny experiment's 4 subjects: 3 runs with one of their seeds, and the teacher."""
-    jobs = {"analyze_weights": analyses, "evaluate_interventions": interventions, "make_dynamics_tables": 1}
+    jobs = {
+        "analyze_weights": analyses, "evaluate_interventions": interventions, "make_dynamics_tables": 1,
+        "compare_with_paper": 1, "write_explorer": min(analyses, 1), **WEIGHT_FIGURES,
+    }  # fmt: skip
     return {rule: count for rule, count in jobs.items() if count}
 
 
@@ -121,17 +126,17 @@ CHANGES = {
     "evaluation.seed": ("evaluation: {seed: 1}", {"evaluate_model": 2, **dynamics(0, 4), **EVERY_STATE}),
     "evaluation.engine": ("evaluation: {engine: vllm}", {"evaluate_model": 2, **dynamics(0, 4), **EVERY_STATE}),
     "evaluation.confidence": ("evaluation: {confidence: 0.9}", {**dynamics(0, 0), **TABLES}),
-    "evaluation.baseline": ("evaluation: {baseline: effopd}", TABLES),
-    "a label": ("runs: {effopd: {label: Jump}}", FIGURES),
+    "evaluation.baseline": ("evaluation: {baseline: effopd}", {**LOOKS, **TABLES}),
+    "a label": ("runs: {effopd: {label: Jump}}", {**LOOKS, **FIGURES}),
     "one figure's width": ("figures: {accuracy_vs_steps: {width: 7.0}}", {**CONFIG, "plot_figure": 1}),
     # weights
     "dynamics.tolerance": ("dynamics: {tolerance: 0.01}", {**dynamics(4, 0), **CONFIG}),
     "dynamics.problems": ("dynamics: {problems: 9}", {**dynamics(0, 4), **CONFIG}),
     "dynamics.window.width": ("dynamics: {window: {width: 1}}", {**dynamics(0, 4), **CONFIG}),
-    "dynamics.interventions": ("dynamics: {interventions: [path]}", {**dynamics(0, 4), **CONFIG}),
-    "dynamics without interventions": ("dynamics: {interventions: []}", {**dynamics(0, 0), **CONFIG}),
+    "dynamics.interventions": ("dynamics: {interventions: [path]}", {**dynamics(0, 4), "plot_weight_figure": 6, **CONFIG}),
+    "dynamics without interventions": ("dynamics: {interventions: []}", {**dynamics(0, 0), "plot_weight_figure": 5, **CONFIG}),
     "dynamics.seeds": ("dynamics: {seeds: all}", {**dynamics(3, 3), **CONFIG}),
-    "dynamics.runs": ("dynamics: {runs: [opd]}", {**dynamics(0, 0), **CONFIG}),
+    "dynamics.runs": ("dynamics: {runs: [opd]}", {**dynamics(0, 0), "write_explorer": 1, **CONFIG}),
     "dynamics.models": ("dynamics: {models: [teacher, base]}", {**dynamics(1, 1), **CONFIG}),
     "dynamics.enabled": ("dynamics: {enabled: false}", CONFIG),
     # how training is cut into jobs
@@ -171,7 +176,11 @@ MODULES = {
     "dynamics/spectra.py": {**dynamics(4, 4), **REPORT},
     "dynamics/variants.py": {**dynamics(0, 4), **REPORT},
     "dynamics/report.py": REPORT,
-    "stages/plot_figure.py": {"plot_figure": 4, **REPORT},
+    "stages/plot_figure.py": {"plot_figure": 4, **WEIGHT_FIGURES, **REPORT},
+    "stages/write_explorer.py": {"write_explorer": 1, **REPORT},
+    "figures/weights.py": {"plot_figure": 4, **LOOKS, **REPORT},
+    "explorer.html.jinja": {"write_explorer": 1, **REPORT},
+    "dynamics/paper.py": {"compare_with_paper": 1, **REPORT},
     "stages/write_config.py": {"write_config": 1},
     "stages/write_report.py": REPORT,
     "report.html.jinja": REPORT,

@@ -38,6 +38,9 @@ def test_everything_promised_is_there_and_makes_sense(undisturbed):
         "tables/dynamics_interventions.csv",
         "figures/accuracy_vs_steps.svg",
         "figures/accuracy_vs_steps.png",
+        "figures/spectra.png",
+        "tables/paper_claims.csv",
+        "dynamics.html",
     ):
         assert undisturbed.path(name).is_file(), name
     metrics = pd.read_parquet(undisturbed.path("runs/effopd/seed1/metrics.parquet"))
