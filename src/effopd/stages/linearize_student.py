@@ -53,10 +53,10 @@ def linearize_student(
         "prompts": read_manifest(prompts, "prompts"),
     }
     model, tokenizer = load_model(student.parent, device), load_tokenizer(student.parent)
-    _, pad_id = special_ids(tokenizer)
+    eos_id, pad_id = special_ids(tokenizer)
     tokens = load_tokens(manifests["prompts"], "test")[: settings["completions"]]
     seeds = [seed_of(spec["seed"], "local theory", position) for position in range(len(tokens))]
-    engine = TransformersEngine.of(model, tokenizer, size)
+    engine = TransformersEngine(model, eos_id=eos_id, pad_id=pad_id, batch_size=size)
     rollouts = engine.generate(tokens, seeds, Sampling(1.0, spec["max_new_tokens"]))  # b is a mean over pi_theta_0
     linear = LinearizedModel(model, rollouts, pad_id=pad_id, batch_size=size)
     student_logits = linear.logits(linear.origin)
