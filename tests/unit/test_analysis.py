@@ -238,6 +238,7 @@ def test_the_command_prints_a_summary(pair, tmp_path, capsys):
     assert run_verb(command(*pair, tmp_path / "out")) == 0
     printed = capsys.readouterr()
     assert "14 spectra: 14 by gram32" in printed.out
+    assert "model.embed_tokens.weight: rows' cosine to the base's " in printed.out
     assert (
         f"wrote norms.parquet, sparsity.parquet, spectra.parquet, embeddings.parquet to {tmp_path / 'out'}"
         in printed.out

@@ -64,6 +64,11 @@ def summarise(tables: Mapping[str, pd.DataFrame]) -> str:
         errors = spectra[[name for name in spectra.columns if name.endswith("_error")]].max(axis=None)
         methods = ", ".join(f"{count} by {method}" for method, count in counts.items())
         lines.append(f"{len(spectra)} spectra: {methods}; largest relative error of a metric {errors:.1g}")
+    if "embeddings" in tables:
+        lines += [
+            f"{row.parameter}: rows' cosine to the base's {row.mean_cosine:.6f} (mean), {row.min_cosine:.6f} (least)"
+            for row in _at(tables["embeddings"], last).itertuples()
+        ]
     if "alignment" in tables:
         means = tables["alignment"].groupby("step")[["left_cosine", "left_principal_cosine"]].mean()
         lines += [
