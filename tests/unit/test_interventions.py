@@ -33,10 +33,12 @@ TASK = {
     "corpus": {**TASK_SECTION["corpus"], "size": 4},
 }
 EVALUATION = {"temperature": 1.0, "seed": 0, "batch_size": 8, "max_new_tokens": 6}
+ENGINE = {"engine": "transformers", "engine_dtype": "float32"}
 ALL = [*SETTINGS["interventions"], "representation"]
 SPEC = {
     "dynamics": {**SETTINGS, "interventions": ALL, "problems": 100, "samples": 1},
     "evaluation": EVALUATION,
+    "engine": ENGINE,
     "task": TASK,
     "code": "x",
 }
@@ -126,7 +128,7 @@ def test_states_score_as_in_the_evaluation_bitwise(run, undisturbed, tmp_path):
     for step, name in ((1, "path 1"), (16, "final"), (16, "equal_norm 1"), (16, "reconstruction top 100 %")):
         out = tmp_path / f"{name}.json"
         evaluate(
-            {"evaluation": {**EVALUATION, "samples": 1}, "task": TASK},
+            {"evaluation": {**EVALUATION, "samples": 1}, "engine": ENGINE, "task": TASK},
             student=run / "models/base/manifest.json",
             teacher=run / "models/teacher/manifest.json",
             prompts=run / "data/arithmetic/prompts-base/manifest.json",
