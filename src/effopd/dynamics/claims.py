@@ -13,41 +13,41 @@ from effopd.text import label_of
 CONVERGED = 1e-2  # relative residual of an eigenpair that counts
 
 
+SAID = {AGREES: "holds for", DIFFERS: "does not hold for", OPEN: "is not shown for"}
+
+
 def claims(config: dict[str, Any], paper: pd.DataFrame) -> list[str]:
-    """A sentence for each of the paper's claims about weights: in which runs it holds, fails, or is not shown."""
+    """A sentence for each of the paper's claims about weights: for which runs it holds, does not, or is not shown."""
     sentences = []
     for claim, rows in paper.groupby("claim", sort=False):
         said = []
-        for word in (AGREES, DIFFERS, OPEN):
+        for word, verb in SAID.items():
             names = [label_of(config, run) for run in rows.loc[rows["verdict"] == word, "run"]]
             if names:
-                said.append(f"{word}: {', '.join(names)}")
-        sentences.append(f"The paper finds that {claim}. Here {'; '.join(said)}.")
+                said.append(f"{verb} {', '.join(names)}")
+        sentences.append(f"The paper finds that {claim}. Here this {'; it '.join(said)}.")
     return sentences
 
 
 def paper_rows(config: dict[str, Any], paper: pd.DataFrame) -> list[dict[str, str]]:
-    """The paper's numbers beside ours, with intervals over seeds where there are several."""
+    """The paper's numbers beside ours, a row a claim and a column a run, with intervals over seeds."""
+    runs = list(dict.fromkeys(paper["run"]))
     rows = []
-    for _, row in paper.fillna({"paper_rl": "", "paper_opd": ""}).iterrows():
-        rows.append(
-            {
-                "claim": row["claim"],
-                "paper, RL": row["paper_rl"],
-                "paper, OPD": row["paper_opd"],
-                "run": label_of(config, row["run"]),
-                "RL teacher here": "" if math.isnan(row["rl"]) else f"{row['rl']:.3g}",
-                "this run": _number(row["value"], row["value_low"], row["value_high"]),
-                "": row["verdict"],
-            }
-        )
+    for claim, of_claim in paper.fillna({"paper_rl": "", "paper_opd": ""}).groupby("claim", sort=False):
+        first, by_run = of_claim.iloc[0], of_claim.set_index("run")
+        row = {"claim": claim, "paper, RL": first["paper_rl"], "paper, OPD": first["paper_opd"]}
+        row["teacher here"] = ", ".join(dict.fromkeys(f"{value:.4g}" for value in of_claim["rl"].dropna()))
+        for run in runs:
+            cells = by_run.loc[run, ["value", "value_low", "value_high"]] if run in by_run.index else None
+            row[label_of(config, run)] = "" if cells is None else _number(*cells)
+        rows.append(row)
     return rows
 
 
 def _number(mean: float, low: float, high: float) -> str:
     if math.isnan(mean):
         return ""
-    return f"{mean:.3g}" if math.isnan(low) else f"{mean:.3g} ({low:.3g} to {high:.3g})"
+    return f"{mean:.4g}" if math.isnan(low) else f"{mean:.4g} ({low:.4g} to {high:.4g})"
 
 
 def local_theory_findings(config: dict[str, Any], tables: dict[str, pd.DataFrame]) -> list[str]:
@@ -63,7 +63,8 @@ def local_theory_findings(config: dict[str, Any], tables: dict[str, pd.DataFrame
         if count:
             sentences.append(
                 f"Of the gradient b of {student} towards {teacher}, {share:.1%} of the squared length lies in the "
-                f"{count} leading eigenvectors of A that converged; of a random vector {shares['random'][1]:.1g}."
+                f"leading {count} of A's eigenvectors (those that converged); of a random vector "
+                f"{shares['random'][1]:.1g}."
             )
     last = path[(path["seed"] == "mean") & (path["step"] == path.groupby("run")["step"].transform("max"))]
     cosines = [
