@@ -68,6 +68,8 @@ def panels(spec: dict[str, Any], count: int, rows: int = 1, **options: Any) -> t
     """
     down = stacked(spec, count)
     beside = -(-count // down)
+    if down > 1:
+        options.pop("sharex", None)  # panels with other axes now stand in the same column
     figure, grid = plt.subplots(rows * down, beside, squeeze=False, layout="constrained", **options)
     flat = np.array([grid[row * down : (row + 1) * down].ravel() for row in range(rows)])
     for axes in flat[:, count:].ravel():

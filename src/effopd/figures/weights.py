@@ -67,7 +67,10 @@ def norms(spec: dict[str, Any], results: Path) -> Figure:
     left.set_ylabel("‖ΔW‖ (Frobenius)")
     _whole_ticks(left, layers["layer"])
     left.set_xlabel("layer")
-    right.set_xticks(range(len(order)), order, rotation=40, ha="right", rotation_mode="anchor")
+    if stacked(spec, 2) > 1:
+        right.set_xticks(range(len(order)), order, rotation=90, fontsize=7)
+    else:
+        right.set_xticks(range(len(order)), order, rotation=40, ha="right", rotation_mode="anchor")
     right.grid(axis="x", visible=False)
     for place in np.arange(1, len(order)) - 0.5:
         right.axvline(place, color="0.9", linewidth=0.6, zorder=0)
