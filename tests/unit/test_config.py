@@ -9,7 +9,7 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from effopd.config import _fill, complete, parameter_table, run_settings, schema
+from effopd.config import _fill, complete, merged, parameter_table, run_settings, schema
 from effopd.plan import Plan
 from effopd.runtime.errors import ConfigError
 from effopd.runtime.fingerprints import _closure, code_digest
@@ -76,6 +76,11 @@ def edited(path: str, value):
         ("runs.models", {}, "`runs.models`: the name is reserved."),
         ("task.max_terms", 2, "`task.max_terms` is 2, less than `task.min_terms` (3)."),
         ("task.name", "maths", "`task.name` is 'maths'; it must be one of arithmetic, math, choice, code."),
+        ("training.engine_dtype", "bfloat16", "`training.engine_dtype` is 'bfloat16', and the transformers engine generates with the float32"),
+        ("evaluation.engine_dtype", "bfloat16", "`evaluation.engine_dtype` is 'bfloat16', and the transformers engine"),
+        ("models.teacher.engine", "sglang", "`models.teacher.engine` is 'sglang'; it must be one of transformers, vllm."),
+        ("runtime.endpoints", {"big": {"url": "http://a/v1", "model": "x"}}, "`runtime.endpoints.big` is not named as a model"),
+        ("runtime.endpoints", {"teacher": {"url": "a:80", "model": "x"}}, "`runtime.endpoints.teacher.url` is 'a:80'"),
         ("task.prompt", {}, "`task.prompt` is not a key. Known keys: name, min_terms"),
     ],
 )  # fmt: skip
@@ -236,6 +241,14 @@ def test_the_documented_table_is_the_schema():
     assert parameter_table() in (ROOT / "config/README.md").read_text(), (
         "config/README.md is stale: paste the output of `effopd describe-config` into it"
     )
+
+
+def test_an_endpoint_that_nobody_names_is_missed_before_anything_runs_but_not_in_a_results_folder():
+    plan = Plan(edited("training.scored_by", "endpoint"))  # as results/config.yaml has it, which leaves `runtime` out
+    with pytest.raises(ConfigError, match="`runtime.endpoints.teacher` does not say where its teacher is served"):
+        plan.check_endpoints()
+    overlay = {"runtime": {"endpoints": {"teacher": {"url": "http://localhost:8000/v1", "model": "t"}}}}
+    Plan(merged(edited("training.scored_by", "endpoint"), overlay)).check_endpoints()
 
 
 def test_boundaries_and_triggers():

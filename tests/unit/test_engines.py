@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -172,3 +173,10 @@ def test_a_context_that_the_model_cannot_see_is_refused(model, tokenizer):
     section = {"engine": "transformers", "engine_dtype": "float32"}
     with pytest.raises(ConfigError, match="up to 65 tokens do not fit the 64 that the model sees"):
         build_engine(section, model, tokenizer, batch_size=4, context=65)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
+def test_vllm_where_it_is_not_installed_is_refused_with_its_remedy(model, tokenizer):
+    section = {"engine": "vllm", "engine_dtype": "float32"}
+    with pytest.raises(ConfigError, match="'vllm', which is not installed here. Install .* or choose `engine: transf"):
+        build_engine(section, model, tokenizer, batch_size=4, context=20)

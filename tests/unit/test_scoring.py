@@ -111,3 +111,15 @@ def test_a_model_whose_logits_are_not_its_heads_is_refused(model):
     model.config.logits_scaling = 8.0
     with pytest.raises(ArtifactError, match=r"Qwen3ForCausalLM scales its logits \(`logits_scaling`\)"):
         Head.of(model)
+
+
+def test_a_teacher_in_bfloat16_scores_in_float32(rollouts, other_model):
+    teacher = other_model.to(torch.bfloat16)
+    scores = LocalTeacher(teacher, pad_id=0, batch_size=len(rollouts)).score(rollouts)
+    for prompt, completion, found in zip(rollouts.prompts, rollouts.completions, scores.logprobs, strict=True):
+        with torch.no_grad():
+            logits = teacher(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        wanted = torch.log_softmax(logits.float(), -1).gather(1, torch.tensor(completion)[:, None]).squeeze(1)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, wanted.numpy(), atol=0.1)  # padding moves bfloat16's last bits
+        assert (found != torch.from_numpy(found).bfloat16().float().numpy()).any(), "rounded to bfloat16"

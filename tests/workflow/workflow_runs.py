@@ -73,10 +73,10 @@ class Workflow:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
 
-    def run(self, *arguments: str, status: int = 0) -> str:
+    def run(self, *arguments: str, status: int = 0, timeout: float = 400) -> str:
         process = self.start(*arguments)
         try:
-            output, _ = process.communicate(timeout=400)
+            output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
