@@ -94,8 +94,8 @@ def teacher_at(url: str, top_k: int = 0, **options: Any) -> EndpointTeacher:
 
 
 def rollouts_of(count: int = 1) -> Rollouts:
-    engine = TransformersEngine(make_model(0, head_dim=32), eos_id=1, pad_id=0, batch_size=8)
     prompts = PROMPTS * count
+    engine = TransformersEngine(make_model(0, head_dim=32), eos_id=1, pad_id=0, batch_size=len(prompts))
     return engine.generate(prompts, list(range(len(prompts))), Sampling(1.0, 20))
 
 
