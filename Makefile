@@ -9,7 +9,7 @@ BIN := .venv/bin
 VLLM := .venv-vllm/bin
 PIP_OPTIONS := --quiet --disable-pip-version-check
 
-.PHONY: setup run quick test test-fast setup-vllm test-vllm lint format clean
+.PHONY: setup run quick test test-fast setup-vllm test-vllm lint lint-python lint-types lint-workflow format clean
 setup: .venv/.ready
 run: .venv/.ready
 	$(BIN)/snakemake --cores $(CORES)
@@ -29,11 +29,17 @@ setup-vllm: .venv-vllm/.ready
 test-vllm: .venv-vllm/.ready
 	EFFOPD_REQUIRE_VLLM=1 $(VLLM)/python -m pytest -n 2 --dist loadgroup -m vllm
 
-lint: .venv/.ready-dev
+lint: lint-python lint-types lint-workflow
+
+lint-python: .venv/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile workflow
+
+lint-types: .venv/.ready-dev
 	$(BIN)/mypy
+
+lint-workflow: .venv/.ready-dev
+	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
 format: .venv/.ready-dev

@@ -38,26 +38,30 @@ class Kill:
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 RUN = "runs/effopd/seed0"
 STEP_2 = f"{RUN}/*/step2* {RUN}/*/2"
-SHARED = [
+MODELS_AND_ANALYSES = [  # dear, and the same jobs in every mode: killed in one
     Kill("make-data", "*", "job", KILL),
     Kill("make-data", "*", "group", KILL),
     Kill("pretrain-model", "models/base/*", "job", KILL, 1.0),
     Kill("pretrain-model", "models/base/*", "group", INT, 1.0),
     Kill("train-rl", "models/teacher/*", "job", KILL, 0.5),
+    Kill("preflight", f"preflight/* {STEP_2}", "job", KILL),
+    Kill("analyze-weights", "dynamics/effopd/seed0/*", "job", KILL),
+    Kill("evaluate-interventions", "dynamics/effopd/seed0/*", "group", KILL, 1.0),
+    Kill("evaluate-interventions", "dynamics/models/teacher/*", "job", TERM, 1.0),
+]
+SHARED = [
     Kill("select-candidate", f"{RUN}/extrapolation/1/ledger.json", "job", KILL),
     Kill("select-candidate", f"{RUN}/extrapolation/1/ledger.json", "writer", KILL),
     Kill("evaluate", "evaluation/effopd/seed0/2.*", "job", TERM),
     Kill("evaluate", "evaluation/effopd/seed0/2.*", "workflow", KILL),
     Kill("collect-run", f"{RUN}/metrics.parquet", "group", KILL),
-    Kill("analyze-weights", "dynamics/effopd/seed0/*", "job", KILL),
-    Kill("evaluate-interventions", "dynamics/effopd/seed0/*", "group", KILL, 1.0),
-    Kill("evaluate-interventions", "dynamics/models/teacher/*", "job", TERM, 1.0),
     Kill("make-tables", "tables/*", "job", KILL),
     Kill("plot-figure", "figures/*", "group", TERM, 0.5),
     Kill("write-report", "report.html", "job", KILL),
 ]
 CASES = {
     "colocated": [
+        *MODELS_AND_ANALYSES,
         *SHARED,
         Kill("train-segment", f"{RUN}/*/*1*", "job", KILL),
         Kill("train-segment", f"{RUN}/*/*1*", "group", KILL),

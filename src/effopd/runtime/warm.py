@@ -190,7 +190,9 @@ def _kill_group(leader: int) -> None:
 
 def preload() -> None:
     """Import what jobs use. Imports only: a thread or a device opened here would not survive the fork."""
+    import matplotlib.pyplot  # noqa: F401
     import pandas  # noqa: F401
+    import sklearn.manifold  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
