@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
-from tiny_models import make_model
+import torch
+from tiny_models import make_family, make_model
 
+from effopd.engines import decoders
 from effopd.engines.base import Sampling
+from effopd.engines.decoders import LeanDecoder, ModelDecoder
 from effopd.engines.transformers_engine import COMPACT_BELOW, TransformersEngine
 from effopd.randomness import seed_of
 from effopd.scoring import LocalTeacher, measure_reverse_kl
@@ -41,20 +44,68 @@ def test_shards_of_whole_batches_are_bitwise_equal(model):
             np.testing.assert_array_equal(mine, theirs)
 
 
-def test_compaction_happens_and_changes_no_token(model, monkeypatch):
-    from transformers import DynamicCache
-
+@pytest.mark.parametrize("decoder", [LeanDecoder, ModelDecoder])
+def test_compaction_happens_and_changes_no_token(model, monkeypatch, decoder):
+    monkeypatch.setattr(decoders, "fits_lean_decoder", lambda model: decoder is LeanDecoder)
     calls = []
-    original = DynamicCache.batch_select_indices
-    monkeypatch.setattr(
-        DynamicCache, "batch_select_indices", lambda self, keep: (calls.append(len(keep)), original(self, keep))[1]
-    )
+    original = decoder.keep
+    monkeypatch.setattr(decoder, "keep", lambda self, rows: (calls.append(len(rows)), original(self, rows))[1])
     with_compaction = engine_of(model, 24).generate(PROMPTS, SEEDS, Sampling(3.0, 50))
     assert calls, "no batch shrank: the test proves nothing"
     monkeypatch.setattr("effopd.engines.transformers_engine.COMPACT_BELOW", -1.0)
     assert COMPACT_BELOW > 0
     without = engine_of(model, 24).generate(PROMPTS, SEEDS, Sampling(3.0, 50))
     assert with_compaction.completions == without.completions
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "lean"),
+    [
+        ("qwen3", {}, True),
+        ("qwen2", {}, True),
+        ("llama", {"attention_bias": True, "mlp_bias": True}, True),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, False),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, False),
+        ("gemma", {}, False),
+        ("mixtral", {}, False),
+    ],
+)
+def test_every_family_decodes_as_its_own_forward_pass_does(family, settings, lean):
+    """Whichever decoder a model gets: log-probs are those of a forward pass over the whole sequences."""
+    model = make_family(family, 0, **settings)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() < 2:  # biases and norms of new models are all alike
+                parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    assert decoders.fits_lean_decoder(model) == lean
+    rollouts = engine_of(model, 24).generate(PROMPTS, SEEDS, Sampling(1.0, 20))
+    scored = LocalTeacher(model, pad_id=0, batch_size=5).score(rollouts)
+    for mine, theirs in zip(rollouts.logprobs, scored.logprobs, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=5e-5)
+
+
+def test_hooked_adapted_partitioned_and_16_bit_models_keep_their_own_forward_pass(model, monkeypatch):
+    assert decoders.fits_lean_decoder(model)
+    hook = model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
+    assert not decoders.fits_lean_decoder(model)
+    hook.remove()
+    model.register_forward_hook(lambda *_: None)  # DeepSpeed's, in the jobs that train: those must generate alike
+    assert decoders.fits_lean_decoder(model)
+    model.lm_head.weight.ds_id = 3  # as DeepSpeed marks what it partitions
+    assert not decoders.fits_lean_decoder(model)
+    del model.lm_head.weight.ds_id
+
+    class Adapted(torch.nn.Linear):
+        """As an adapter replaces a projection."""
+
+    original = model.model.layers[0].self_attn.q_proj
+    model.model.layers[0].self_attn.q_proj = Adapted(32, 32, bias=False)
+    assert not decoders.fits_lean_decoder(model)
+    model.model.layers[0].self_attn.q_proj = original
+    assert decoders.fits_lean_decoder(model)
+    assert not decoders.fits_lean_decoder(make_model(0).bfloat16())
+    monkeypatch.setattr(decoders, "LEAN_PARAMETERS", 1000)
+    assert not decoders.fits_lean_decoder(model)
 
 
 def test_the_reverse_kl_of_a_model_to_itself_is_zero_and_its_sampled_estimate_agrees(model, other_model):

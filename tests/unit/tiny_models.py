@@ -48,7 +48,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_family(family: str, seed: int, vocabulary: int = 24) -> PreTrainedModel:
+def make_family(family: str, seed: int, vocabulary: int = 24, **settings: Any) -> PreTrainedModel:
     """A random two-layer model of one of FAMILIES, each with its own kinds of parameters and names."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
@@ -63,6 +63,6 @@ def make_family(family: str, seed: int, vocabulary: int = 24) -> PreTrainedModel
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,
-        **FAMILIES[family],
+        **{**FAMILIES[family], **settings},
     )
     return AutoModelForCausalLM.from_config(config).eval()

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.engines.base import Sampling
+from effopd.engines.decoders import prefill
 from effopd.models import load_weights_into, special_ids
 from effopd.randomness import uniforms
 from effopd.rollouts import Rollouts
 
-# Finished sequences leave the batch once they are this share of it: a copy of the cache against wasted rows.
-COMPACT_BELOW = 0.5
+# Finished sequences leave the batch once those left are at most this share of it: a copy of the cache against wasted
+# rows.
+COMPACT_BELOW = 0.85
 
 
 class TransformersEngine:
@@ -64,33 +66,26 @@ class TransformersEngine:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         draws = torch.from_numpy(uniforms(seeds, sampling.max_new_tokens)).to(device)
 
-        cache = DynamicCache(config=self.model.config)
-        alive = torch.arange(size, device=device)  # rows of the batch still held in the cache
+        alive = torch.arange(size, device=device)  # rows of the batch that the decoder still holds
         done = torch.zeros(size, dtype=torch.bool, device=device)  # of the rows alive: finished
         sampled = torch.full((size, sampling.max_new_tokens), self.pad_id, device=device)
         logprobs = torch.zeros((size, sampling.max_new_tokens), device=device)
+        logits, decoder = prefill(self.model, tokens, mask, positions, sampling.max_new_tokens)
+        last = positions[:, -1]
         for step in range(sampling.max_new_tokens):
-            logits = self.model(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
             chosen, chosen_logprobs = _choose(logits, draws[alive, step], sampling.temperature)
             sampled[alive, step] = chosen.masked_fill(done, self.pad_id)
             logprobs[alive, step] = chosen_logprobs
             done = done | (chosen == self.eos_id)
             kept = (~done).sum().item()
-            if kept == 0:
+            if kept == 0 or step + 1 == sampling.max_new_tokens:
                 break
-            tokens, positions = chosen.unsqueeze(1), positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            last = last + 1
             if kept <= COMPACT_BELOW * len(alive):
                 keep = (~done).nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                alive, done, tokens, positions, mask = (x[keep] for x in (alive, done, tokens, positions, mask))
+                decoder.keep(keep)
+                alive, done, chosen, last = (x[keep] for x in (alive, done, chosen, last))
+            logits = decoder.step(chosen, last)
         return self._collect(prompts, sampled.cpu().numpy(), logprobs.float().cpu().numpy())
 
     def _collect(self, prompts: Sequence[Sequence[int]], sampled: np.ndarray, logprobs: np.ndarray) -> Rollouts:
