@@ -21,9 +21,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 ROWS, COLUMNS, SHARDS = 4096, 4096, 4
 
 
@@ -33,17 +30,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="Times each side runs, cold and warm (default: 5).")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--folder", type=Path, default=Path("."), help="Where to put three checkpoints.")
+    parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)  # this script's own child process
     options = parser.parse_args()
+    if options.make:
+        make(Path(options.make[0]), options.gigabytes, options.dtype, int(options.make[1]))
+        return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         for seed, checkpoint in enumerate(("anchor", "current")):
-            make(folder / checkpoint, options.gigabytes, getattr(torch, options.dtype), seed)
+            # in a process of its own: the peak memory of a child is at least its parent's
+            arguments = ["--gigabytes", str(options.gigabytes), "--dtype", options.dtype]
+            make_it = [sys.executable, __file__, *arguments, "--make", str(folder / checkpoint), str(seed)]
+            subprocess.run(make_it, check=True)
         for cache in ("cold", "warm"):
             compare(folder, cache, options.repeats)
 
 
-def make(folder: Path, gigabytes: float, dtype: torch.dtype, seed: int) -> None:
+def make(folder: Path, gigabytes: float, dtype_name: str, seed: int) -> None:
+    """A checkpoint of equal matrices in shards."""
+    import torch
+    from safetensors.torch import save_file
+
     folder.mkdir()
+    dtype = getattr(torch, dtype_name)
     count = max(SHARDS, round(gigabytes * 1e9 / (ROWS * COLUMNS * dtype.itemsize)))
     base = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0)) * 0.02
     names = {}

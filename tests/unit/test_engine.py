@@ -11,6 +11,7 @@ from effopd.engines.decoders import LeanDecoder, ModelDecoder
 from effopd.engines.transformers_engine import COMPACT_BELOW, TransformersEngine
 from effopd.randomness import seed_of
 from effopd.scoring import LocalTeacher, measure_reverse_kl
+from effopd.trainer import OptimizerSettings, Trainer
 
 PROMPTS = [[5, 8, 3], [9, 4, 7, 12, 6, 3, 11], [2, 2], [13, 5, 8, 3, 9], [6], [7, 7, 7, 7]] * 4
 SEEDS = [seed_of("test", i) for i in range(len(PROMPTS))]
@@ -82,6 +83,16 @@ def test_every_family_decodes_as_its_own_forward_pass_does(family, settings, lea
     scored = LocalTeacher(model, pad_id=0, batch_size=5).score(rollouts)
     for mine, theirs in zip(rollouts.logprobs, scored.logprobs, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=5e-5)
+
+
+def test_a_model_in_training_generates_bitwise_what_one_that_only_generates_does(model):
+    """Colocated jobs have the one, staged jobs the other."""
+    alone = engine_of(make_model(0)).generate(PROMPTS, SEEDS, Sampling(1.0, 16))
+    Trainer(model, OptimizerSettings(1e-3, (0.9, 0.999), 0.0, 1.0))
+    training = engine_of(model).generate(PROMPTS, SEEDS, Sampling(1.0, 16))
+    assert training.completions == alone.completions
+    for mine, theirs in zip(training.logprobs, alone.logprobs, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_hooked_adapted_partitioned_and_16_bit_models_keep_their_own_forward_pass(model, monkeypatch):
