@@ -27,11 +27,14 @@ def _results() -> Callable[..., Any]:
 @click.option("--step", type=int, required=True, help="Step of a kept state.")
 @_results()
 @click.option("--out", type=PATH, required=True, help="The folder to write.")
-def export(run: str, seed: int, step: int, results: Path, out: Path) -> None:
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True, help="Of the weights."
+)
+def export(run: str, seed: int, step: int, results: Path, out: Path, dtype: str) -> None:
     """Write a state of a run as a Hugging Face folder, extrapolation included."""
     from effopd.runtime.export import export_state
 
-    export_state(results, run, seed, step, out)
+    export_state(results, run, seed, step, out, dtype)
     click.echo(f"wrote {out}")
 
 

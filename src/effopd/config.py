@@ -17,6 +17,7 @@ import yaml
 from effopd.extrapolation.schedule import trigger_steps
 from effopd.runtime.errors import ConfigError
 from effopd.shares import batches_of
+from effopd.tasks.arithmetic import SPLIT_SHARES
 from effopd.tasks.sources import is_local
 
 RUN_SECTIONS = ("training", "extrapolation")  # what a run may override
@@ -224,6 +225,8 @@ def _task_problems(task: Mapping[str, Any]) -> Iterator[str]:
         if task["max_terms"] < task["min_terms"]:
             least, most = task["min_terms"], task["max_terms"]
             yield f"`task.max_terms` is {most}, less than `task.min_terms` ({least}). Raise it."
+        else:
+            yield from _held_out_problems(task)
         return
     for name, split in task["splits"].items():
         place = f"task.splits.{name}"
@@ -245,6 +248,19 @@ def _task_problems(task: Mapping[str, Any]) -> Iterator[str]:
         yield f"`task.splits`: the shares sum to {shares:g}, which leaves training nothing. Lower them."
 
 
+def _held_out_problems(task: Mapping[str, Any]) -> Iterator[str]:
+    """Held-out problems are distinct, and small numbers of small terms make few."""
+    lengths = range(task["min_terms"], task["max_terms"] + 1)
+    distinct = sum((task["largest_term"] + 1) ** length for length in lengths)
+    for split in ("validation", "test"):
+        most = int(0.8 * distinct * SPLIT_SHARES[split] / 100)  # leaves room for chance
+        if (size := task["splits"][split]) > most:
+            yield (
+                f"`task.splits.{split}` is {size}, and only about {most} distinct problems of these terms belong to "
+                "it. Lower it, or raise `task.max_terms` or `task.largest_term`."
+            )
+
+
 def _split_rows(task: Mapping[str, Any], split: str) -> tuple[str, int | None]:
     """The key that limits a split's problems, and the limit; None where only the data knows."""
     settings = task["splits"][split]
@@ -259,6 +275,7 @@ def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
         if model["kind"] == "pretrained":
             yield from _pretrained_problems(f"models.{name}", model)
             continue
+        yield from _precision_problems(model, f"`models.{name}.{{}}`".format)
         if model["kind"] == "pretrain":
             if model["batch_size"] < model["ranks"]:
                 yield f"`models.{name}.ranks` is {model['ranks']}, more than the sequences of a step. Lower it."
@@ -305,6 +322,17 @@ def _pretrained_problems(place: str, model: Mapping[str, Any]) -> Iterator[str]:
         yield f"`{place}.revision` is {revision!r}, which can move. Write the commit, 40 hexadecimal digits."
 
 
+def _precision_problems(training: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:
+    """What a trained model's or a run's keys on precision and ZeRO get wrong; `key` names a key in full."""
+    if training["zero_stage"] == 0:
+        for name, value in (("precision", "bfloat16"), ("offload_optimizer", True)):
+            if training[name] == value:
+                yield (
+                    f"{key(name)} is {value!r}, which needs DeepSpeed's own float32 master weights. Set "
+                    f"{key('zero_stage')} to 1 or more (on one rank, 1 costs nothing)."
+                )
+
+
 def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, Any]) -> Iterator[str]:
     training, extrapolation = settings["training"], settings["extrapolation"]
     overrides = config["runs"][run]
@@ -324,6 +352,7 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
             f"{key('training', 'scored_by')} is 'endpoint', and a server does not give the whole vocabulary. "
             "Write `support: top_k` in `training.objective`, or `scored_by: local`."
         )
+    yield from _precision_problems(training, lambda name: key("training", name))
     rollouts = training["prompts_per_step"] * training["samples_per_prompt"]
     where, available = _split_rows(config["task"], "train")
     if available is not None and training["prompts_per_step"] > available:

@@ -67,9 +67,12 @@ def update_policy(
     total, size = rollouts.completion_tokens, training["batch_size"]
     micro_batches = []
     for number in Share(trainer.rank, trainer.ranks).batches(len(rollouts), size):
-        rows = range(number * size, min((number + 1) * size, len(rollouts)))
-        part, scored = rollouts.select(rows), scores.select(rows)
-        micro_batches.append(MicroBatch(part, scored, training, total, pad_id, trainer.model.device, teacher_head))
+        end = min((number + 1) * size, len(rollouts))
+        micro = training.get("micro_batch", size)
+        for start in range(number * size, end, micro):
+            rows = range(start, min(start + micro, end))
+            part, scored = rollouts.select(rows), scores.select(rows)
+            micro_batches.append(MicroBatch(part, scored, training, total, pad_id, trainer.model.device, teacher_head))
 
     lr = warmed_up(training["lr"], step, training["warmup_steps"])
     facts = trainer.step(micro_batches, lambda model, micro: chunked_loss(model, micro.batch, micro.loss), lr)

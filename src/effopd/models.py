@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from effopd.runtime.artifacts import atomic_path, read_json
@@ -52,8 +53,18 @@ def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype = to
 
 
 def load_frozen(folder: Path, device: torch.device) -> PreTrainedModel:
-    """A model of the workflow that is not trained further, such as a teacher, held as its `dtype` in `models` says."""
-    return load_model(folder, device, getattr(torch, _section(folder).get("dtype", "float32")))
+    """A model of the workflow that is not trained further, such as a teacher, held as its `dtype` in `models` says.
+
+    One that the workflow trained is held in the precision that it was trained in.
+    """
+    section = _section(folder)
+    return load_model(folder, device, dtype_of(section.get("dtype", section.get("precision", "float32"))))
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The torch type of a `precision` or `dtype` in the configuration."""
+    found: torch.dtype = getattr(torch, precision)
+    return found
 
 
 def model_config(folder: str | Path, trust: bool | None = None) -> PretrainedConfig:
@@ -69,15 +80,17 @@ def model_config(folder: str | Path, trust: bool | None = None) -> PretrainedCon
     return config
 
 
-def model_with(folder: str | Path, weights: Mapping[str, torch.Tensor], device: torch.device) -> PreTrainedModel:
+def model_with(
+    folder: str | Path,
+    weights: Mapping[str, torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
     """The architecture of a model folder with other weights, whose own weight files are then not read.
 
     Raises ArtifactError where the weights are not of this architecture.
     """
-    config = model_config(folder)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=_trusts(folder))
-    load_weights_into(model, weights)
-    model = model.to(device)
+    model = _model_of(model_config(folder), weights, dtype, _trusts(folder)).to(device)  # type: ignore[arg-type]
     return model.eval()
 
 
@@ -87,6 +100,16 @@ def without_weights(folder: str | Path) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             model_config(folder), trust_remote_code=_trusts(folder)
         )
+    return model
+
+
+def _model_of(
+    config: PretrainedConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype, trust: bool = False
+) -> PreTrainedModel:
+    with no_init_weights():  # which would take longer than all else with a large model
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust)
+    model.tie_weights()
+    load_weights_into(model, weights)
     return model
 
 
@@ -121,9 +144,15 @@ def special_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     return int(eos_id), int(eos_id if pad_id is None else pad_id)
 
 
-def save_model(model: PreTrainedModel, weights: Weights, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a folder that AutoModelForCausalLM and AutoTokenizer load."""
-    load_weights_into(model, weights)
+def save_model(
+    config: PretrainedConfig,
+    weights: Mapping[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a folder that AutoModelForCausalLM and AutoTokenizer load, its weights rounded to `dtype`."""
+    model = _model_of(config, weights, dtype)
     with _quiet_transformers():
         model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
@@ -145,14 +174,8 @@ def weights_of(model: torch.nn.Module) -> Weights:
 def load_weights_into(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Copy weights into a model's parameters in place. Raises ArtifactError where names or shapes differ."""
     parameters = dict(model.named_parameters())
-    if differ := sorted(parameters.keys() ^ weights.keys()):
-        raise ArtifactError(f"the weights are not this model's: {', '.join(differ[:5])} on one side only")
+    check_weights({name: tuple(parameter.shape) for name, parameter in parameters.items()}, weights)
     for name, parameter in parameters.items():
-        if parameter.shape != weights[name].shape:
-            raise ArtifactError(
-                f"the weights are not this model's: {name} is {tuple(weights[name].shape)}, "
-                f"not {tuple(parameter.shape)}"
-            )
         parameter.copy_(weights[name])
 
 
@@ -161,6 +184,17 @@ def write_checkpoint(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -
     weights = {name: tensor.to("cpu", dtype) for name, tensor in weights_in(model).items()}
     with _quiet_transformers():
         model.save_pretrained(folder, state_dict=weights)
+
+
+def check_weights(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise ArtifactError, naming the parameters, unless weights are of a model with these parameters."""
+    if differ := sorted(shapes.keys() ^ weights.keys()):
+        raise ArtifactError(f"the weights are not this model's: {', '.join(differ[:5])} on one side only")
+    for name, shape in shapes.items():
+        if shape != tuple(weights[name].shape):
+            raise ArtifactError(
+                f"the weights are not this model's: {name} is {tuple(weights[name].shape)}, not {shape}"
+            )
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, str] | None = None) -> None:

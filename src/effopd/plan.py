@@ -33,7 +33,7 @@ MODULES = {
     "evaluate_candidate": "evaluate_candidates",
 }
 # What of `training` the checks of a student and a teacher depend on.
-PREFLIGHT = ("student", "teacher", "batch_size", "max_new_tokens", "temperature", "engine", "engine_dtype")
+PREFLIGHT = ("student", "teacher", "batch_size", "max_new_tokens", "temperature", "precision", "engine", "engine_dtype")
 LOCAL_THEORY_TABLES = ("local_residuals", "local_eigenspace", "local_path", "local_gradient")
 TABLES = ("models", "evaluation", "extrapolation", "speedup", "summary")
 TSNE_CHECKPOINTS = 6  # that a t-SNE map needs, as in effopd.dynamics.trajectory, which is too heavy to read here
@@ -284,6 +284,7 @@ class Plan:
             "extrapolation": extrapolation,
             "sampling": sampling,
             "engine": _engine(settings["training"]),
+            "precision": settings["training"]["precision"],
             "task": self._verifier(),
             "seed": int(seed),
             "step": int(step),
@@ -298,19 +299,20 @@ class Plan:
         keys = ("coefficients", "search", "accept", "anchor", "parameters")
         return {"extrapolation": {key: extrapolation[key] for key in keys}, "seed": int(seed), "step": int(step)}
 
-    def _evaluate(self, max_new_tokens: int) -> dict[str, Any]:
+    def _evaluate(self, max_new_tokens: int, precision: str | None) -> dict[str, Any]:
         section = self.config["evaluation"]
         evaluation = {k: section[k] for k in ("temperature", "samples", "seed", "batch_size")}
-        evaluation["max_new_tokens"] = max_new_tokens
+        evaluation |= {"max_new_tokens": max_new_tokens, "precision": precision}
         return {"evaluation": evaluation, "engine": _engine(section), "task": self._verifier()}
 
     def evaluate_run_spec(self, run: str) -> str:
-        return self.spec("evaluate", max_new_tokens=self.runs[run]["training"]["max_new_tokens"])
+        training = self.runs[run]["training"]
+        return self.spec("evaluate", max_new_tokens=training["max_new_tokens"], precision=training["precision"])
 
     def evaluate_model_spec(self) -> str:
-        """Models are evaluated with the longest completions that any run allows."""
+        """Models are evaluated with the longest completions that any run allows, and as they are held when frozen."""
         lengths = [settings["training"]["max_new_tokens"] for settings in self.runs.values()]
-        return self.spec("evaluate", max_new_tokens=max(lengths))
+        return self.spec("evaluate", max_new_tokens=max(lengths), precision=None)
 
     def reference_teacher(self) -> str:
         """The teacher that models are compared with: the baseline run's."""
@@ -323,7 +325,8 @@ class Plan:
         settings = self.config["dynamics"]
         chosen = settings["interventions"]
         options = {key: settings[key] for key in chosen if key in settings}
-        spec = self._evaluate(self.runs[self.dynamics_run(subject)]["training"]["max_new_tokens"])
+        training = self.runs[self.dynamics_run(subject)]["training"]
+        spec = self._evaluate(training["max_new_tokens"], training["precision"])
         del spec["evaluation"]["samples"]  # the interventions have their own
         own = {key: settings[key] for key in ("interventions", "problems", "samples")}
         return {**spec, "dynamics": {**own, **options}}

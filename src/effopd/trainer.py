@@ -2,41 +2,79 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from effopd.models import Weights
+from effopd.masters import Masters
+from effopd.models import Weights, weights_in
 from effopd.runtime.errors import DivergenceError
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 Micro = TypeVar("Micro")
 Shared = TypeVar("Shared")
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW and the clip of the global gradient norm (0 turns clipping off)."""
+class TrainerSettings:
+    """AdamW, the clip of the global gradient norm (0 turns clipping off), and how DeepSpeed holds it all."""
 
     lr: float
     betas: tuple[float, float]
     weight_decay: float
     gradient_clipping: float
+    precision: str = "float32"  # of forward and backward; master weights and moments are float32 in any case
+    zero_stage: int = 0  # what the ranks share out: 1 moments and masters, 2 gradients too, 3 the model too
+    gradient_checkpointing: bool = False
+    offload_optimizer: bool = False
 
     @staticmethod
-    def of(section: Mapping[str, Any]) -> OptimizerSettings:
-        """The optimizer that a `models` or `training` section of the configuration describes."""
+    def of(section: Mapping[str, Any]) -> TrainerSettings:
+        """What a `models` or `training` section of the configuration describes."""
         first, second = section["betas"]
-        return OptimizerSettings(section["lr"], (first, second), section["weight_decay"], section["gradient_clipping"])
+        names = ("lr", "weight_decay", "gradient_clipping", "precision", "zero_stage", "gradient_checkpointing",
+                 "offload_optimizer")  # fmt: skip
+        return TrainerSettings(betas=(first, second), **{name: section[name] for name in names})
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether DeepSpeed rounds the parameters of the model that it is given, or takes them apart."""
+        return self.precision != "float32" or self.zero_stage == 3
+
+    def deepspeed_config(self) -> dict[str, Any]:
+        """DeepSpeed's own configuration."""
+        config: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": self.gradient_clipping,
+            "zero_optimization": {"stage": self.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": None,
+        }
+        if self.precision == "bfloat16":  # gradients are added up, over micro-batches and ranks, in float32
+            config |= {
+                "bf16": {"enabled": True},
+                "data_types": {"grad_accum_dtype": "fp32"},
+                "communication_data_type": "fp32",
+            }
+        if self.offload_optimizer:
+            config["zero_optimization"]["offload_optimizer"] = {
+                "device": "cpu",
+                "pin_memory": torch.cuda.is_available(),
+            }
+            config["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW: no extension to compile
+        return config
 
 
 @dataclass
@@ -53,31 +91,31 @@ def warmed_up(lr: float, step: int, warmup_steps: int) -> float:
 
 
 class Trainer:
-    """Trains a model's parameters in place with AdamW under DeepSpeed.
+    """Trains a model's parameters with AdamW under DeepSpeed.
 
-    The float32 parameters are the master weights: they are what is saved and extrapolated. Runs alone, or as one of
-    the ranks that `torch.distributed.run` starts; a rank passes its share of the micro-batches of each step.
+    The float32 master weights are what is saved and extrapolated. Runs alone, or as one of the ranks that
+    `torch.distributed.run` starts; a rank passes its share of the micro-batches of each step.
     """
 
-    def __init__(self, model: PreTrainedModel, settings: OptimizerSettings) -> None:
-        deepspeed = import_deepspeed(on_cpu=model.device.type == "cpu")
-        _join_process_group(model.device)
+    def __init__(self, model: PreTrainedModel, settings: TrainerSettings, device: torch.device | None = None) -> None:
+        """Train `model` on `device` (default: where it is), to which DeepSpeed moves it."""
+        device = device or model.device
+        deepspeed = import_deepspeed(on_cpu=device.type == "cpu")
+        _join_process_group(device)
         self.model, self.settings = model, settings
-        optimizer = torch.optim.AdamW(
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        initial = weights_in(model) if settings.precision != "float32" else None
+        adam = torch.optim.AdamW(
             model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,
-                "gradient_clipping": settings.gradient_clipping,
-                "zero_optimization": {"stage": 0},
-                "zero_allow_untested_optimizer": True,
-                "steps_per_print": None,
-            },
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # it prints how much memory it takes
+            self.engine, self.optimizer, _, _ = deepspeed.initialize(
+                model=model, optimizer=adam, config=settings.deepspeed_config()
+            )
+        self.masters = Masters(self.engine, adam, settings.zero_stage)
+        if initial is not None:  # DeepSpeed has made its masters from the rounded parameters
+            self.masters.load_weights(initial)
         self.optimizer_steps = 0
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
 
@@ -126,11 +164,15 @@ class Trainer:
         self.engine.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        total = torch.zeros((), device=self.model.device)
-        for position, micro_batch in enumerate(micro_batches, start=1):
-            self.engine.set_gradient_accumulation_boundary(position == len(micro_batches))
-            loss = loss_of(self.engine, micro_batch)
-            total += loss.detach()
+        total = torch.zeros((), device=self.engine.device)
+        passes = len(micro_batches) if self.settings.zero_stage < 2 else max(self.gather(len(micro_batches)))
+        for position in range(passes):
+            self.engine.set_gradient_accumulation_boundary(position + 1 == passes)
+            if position < len(micro_batches):
+                loss = loss_of(self.engine, micro_batches[position])
+                total += loss.detach()
+            else:
+                loss = self._idle_pass()
             # DeepSpeed averages gradients over the ranks; the losses are shares of one sum.
             self.engine.backward(loss * self.ranks, scale_wrt_gas=False)
         if not math.isfinite(value := self.sum_over_ranks(total.item())):
@@ -138,33 +180,47 @@ class Trainer:
                 f"the loss of optimizer step {self.optimizer_steps + 1} is {value}. Lower `lr` (now {lr:g}) or tighten "
                 f"`gradient_clipping` (now {self.settings.gradient_clipping:g}); earlier steps are kept."
             )
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]).item()
+        if self.settings.zero_stage == 0:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]).item()
+            if math.isfinite(norm):
+                self.engine.step()
+        else:  # which changes nothing where the norm is not finite
+            self.engine.step()
+            norm = float(self.engine.get_global_grad_norm())
         if not math.isfinite(norm):
             raise DivergenceError(
                 f"the gradient of optimizer step {self.optimizer_steps + 1} has norm {norm}. Lower `lr` (now {lr:g}); "
                 "earlier steps are kept."
             )
-        self.engine.step()
         self.optimizer_steps += 1
         return {"loss": value, "gradient_norm": norm}
 
+    def _idle_pass(self) -> torch.Tensor:
+        """A loss that changes nothing, for a rank with fewer micro-batches: from ZeRO 2 on all must keep step."""
+        token = torch.zeros((1, 1), dtype=torch.int64, device=self.engine.device)
+        loss: torch.Tensor = self.engine(input_ids=token, use_cache=False).logits.float().sum() * 0.0
+        return loss
+
+    def weights(self) -> Weights:
+        """A copy of the master weights on the CPU, on the first rank; nothing on the others. For all ranks together."""
+        return self.masters.weights(keep=self.first)
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Replace the master weights. Every rank is given all of them."""
+        self.masters.load_weights(weights)
+
+    def copy_weights_into(self, model: torch.nn.Module) -> None:
+        """Give a whole model on every rank the current weights, rounded as its parameters are."""
+        self.masters.copy_into(model)
+
     def optimizer_state(self) -> OptimizerState:
-        """A copy of AdamW's moments, on the CPU."""
-        moments = {
-            f"{moment}.{name}": self.optimizer.state[parameter][moment].detach().to("cpu", copy=True)
-            for name, parameter in self.model.named_parameters()
-            for moment in MOMENTS
-        }
-        return OptimizerState(self.optimizer_steps, moments)
+        """A copy of AdamW's memory on the CPU, on the first rank; no moments on the others. For all ranks together."""
+        return OptimizerState(self.optimizer_steps, self.masters.moments(keep=self.first))
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Continue from saved moments; the learning rate is given at each step."""
+        """Continue from saved moments; the learning rate is given at each step. Every rank is given all of them."""
         self.optimizer_steps = state.step
-        for name, parameter in self.model.named_parameters():
-            entry = self.optimizer.state[parameter]
-            entry["step"] = torch.tensor(float(state.step))
-            for moment in MOMENTS:
-                entry[moment] = state.moments[f"{moment}.{name}"].to(parameter.device, copy=True)
+        self.masters.load_moments(state.step, state.moments)
 
 
 def import_deepspeed(on_cpu: bool) -> ModuleType:
@@ -173,6 +229,9 @@ def import_deepspeed(on_cpu: bool) -> ModuleType:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed = importlib.import_module("deepspeed")
+    with mock.patch("torch.compile", lambda function=None, **_: function or (lambda inner: inner)):
+        # which ZeRO imports; it compiles an optimizer that is not used here, and importing the compiler takes seconds
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if on_cpu:  # gloo serves; else the first job of a machine would compile a C++ extension of its own
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -121,7 +121,7 @@ def bare_loop(results: Path, steps: int) -> float:
     from effopd.models import load_model, load_tokenizer, special_ids
     from effopd.plan import Plan
     from effopd.scoring import LocalTeacher
-    from effopd.trainer import OptimizerSettings, Trainer
+    from effopd.trainer import Trainer, TrainerSettings
     from effopd.verification import encode_prompts
 
     torch.set_num_threads(1)
@@ -133,7 +133,7 @@ def bare_loop(results: Path, steps: int) -> float:
     scorer = LocalTeacher(teacher, pad_id=pad_id, batch_size=training["batch_size"])
     problems = pd.read_parquet(results / "data/arithmetic/train.parquet")["problem"].tolist()
     prompts = encode_prompts(tokenizer, problems)
-    trainer = Trainer(student, OptimizerSettings.of(training))
+    trainer = Trainer(student, TrainerSettings.of(training))
     started = time.perf_counter()
     for step in range(1, steps + 1):
         rollouts = generate_rollouts(engine, prompts, training, 0, step)

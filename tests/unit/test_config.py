@@ -52,6 +52,9 @@ def edited(path: str, value):
         ("models.base", {"kind": "pretrained", "path": "./a", "revision": "main"}, "`models.base.revision`: a local folder has none. Remove it."),
         ("models.base", {"kind": "pretrained", "path": "./a", "dtype": "float16"}, "`models.base.dtype` is 'float16'; it must be one of float32, bfloat16."),
         ("models.base", {"kind": "pretrained", "path": "./a", "trust_remote_code": True}, "`models.teacher.init` is 'base', whose code is its own"),
+        ("training.precision", "bfloat16", "`training.precision` is 'bfloat16', which needs DeepSpeed's own float32 master weights. Set `training.zero_stage` to 1 or more"),
+        ("models.teacher.offload_optimizer", True, "`models.teacher.offload_optimizer` is True, which needs DeepSpeed's own float32 master weights. Set `models.teacher.zero_stage`"),
+        ("training.zero_stage", 4, "`training.zero_stage` is 4; it must be one of 0, 1, 2, 3."),
         ("models.base.stepz", 4, "`models.base.stepz` is not a key. Did you mean `steps`?"),
         ("extrapolation.coefficients", [2, 6, 4], "`extrapolation.coefficients` is [2, 6, 4]; it must increase."),
         ("extrapolation.gate.source", "rollouts", "`extrapolation.gate`.metric is 'accuracy', and with source `rollouts` candidates answer nothing"),
@@ -75,6 +78,7 @@ def edited(path: str, value):
         ("runs.Fast-Run", {}, "the name `Fast-Run` is not usable."),
         ("runs.models", {}, "`runs.models`: the name is reserved."),
         ("task.max_terms", 2, "`task.max_terms` is 2, less than `task.min_terms` (3)."),
+        ("task", {"max_terms": 3}, "`task.splits.validation` is 256, and only about 80 distinct problems of these terms belong to it. Lower it"),
         ("task.name", "maths", "`task.name` is 'maths'; it must be one of arithmetic, math, choice, code."),
         ("training.engine_dtype", "bfloat16", "`training.engine_dtype` is 'bfloat16', and the transformers engine generates with the float32"),
         ("evaluation.engine_dtype", "bfloat16", "`evaluation.engine_dtype` is 'bfloat16', and the transformers engine"),
@@ -190,7 +194,7 @@ def test_what_data_prompts_and_verifier_depend_on():
 
 def test_only_the_code_of_the_task_in_use_counts(tmp_path):
     """Adding to one task leaves what was made with another."""
-    used = Plan(GOOD).spec("evaluate", max_new_tokens=5)
+    used = Plan(GOOD).spec("evaluate", precision="float32", max_new_tokens=5)
     assert json.loads(used)["task"] == {"name": "arithmetic", "code": code_digest("effopd.tasks.arithmetic")}
     for stage in ("make_data", "evaluate", "train_rl"):
         assert not {name for name in _closure(f"effopd.stages.{stage}") if "sandbox" in name or "programming" in name}
@@ -273,3 +277,9 @@ def test_extending_a_run_leaves_the_specs_of_its_earlier_segments():
     longer = Plan(edited("training", {"steps": 128}))
     where = {"run": "effopd", "seed": "1", "step": "64"}
     assert Plan(GOOD).spec("train_segment", **where) == longer.spec("train_segment", **where)
+
+
+@pytest.mark.parametrize("overlay", ["quick", "harder", "middle"])
+def test_every_overlay_is_a_configuration(overlay):
+    plan = Plan.of_files([ROOT / "config/config.yaml", ROOT / f"config/{overlay}.yaml"])
+    assert plan.points()

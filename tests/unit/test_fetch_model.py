@@ -20,7 +20,7 @@ from effopd.states import Point
 def source(tmp_path):
     folder = tmp_path / "source"
     model = make_family("qwen2", 0, vocabulary=258)
-    save_model(model, weights_of(model), byte_tokenizer(), folder)
+    save_model(model.config, weights_of(model), byte_tokenizer(), folder)
     return folder
 
 
@@ -62,7 +62,7 @@ def test_contents_decide_the_fingerprint_and_unchanged_files_are_not_read_again(
     copy = shutil.copytree(source, tmp_path / "copy")
     assert fetched(copy, out, path=str(source)).fingerprint != ""
     other = make_family("qwen2", 1, vocabulary=258)
-    save_model(other, weights_of(other), byte_tokenizer(), source)
+    save_model(other.config, weights_of(other), byte_tokenizer(), source)
     second = fetched(source, out)
     assert second.fingerprint != first.fingerprint
     assert "model.safetensors" in read
@@ -72,7 +72,7 @@ def test_contents_decide_the_fingerprint_and_unchanged_files_are_not_read_again(
 def test_a_bf16_teacher_is_held_in_bf16_and_a_student_starts_in_float32(tmp_path):
     model = make_family("llama", 0, vocabulary=258)
     folder = tmp_path / "source"
-    save_model(model, weights_of(model), byte_tokenizer(), folder)
+    save_model(model.config, weights_of(model), byte_tokenizer(), folder)
     load_model(folder, torch.device("cpu"), torch.bfloat16).save_pretrained(folder, max_shard_size="20KB")
     (folder / "model.safetensors").unlink()
     assert len(list(folder.glob("model-*.safetensors"))) > 3

@@ -22,7 +22,7 @@ def gate_of(tmp_path, tokenizer):
     """Makes a gate over a random student and another random teacher."""
     for name, seed in (("student", 0), ("teacher", 1)):
         model = make_model(seed)
-        save_model(model, weights_of(model), tokenizer, tmp_path / name)
+        save_model(model.config, weights_of(model), tokenizer, tmp_path / name)
 
     def make(rollouts=None, **settings):
         gate = {"metric": "reverse_kl", "examples": 12, "source": "train", "samples": 1, "paired": True, **settings}
@@ -32,6 +32,7 @@ def gate_of(tmp_path, tokenizer):
             "extrapolation": {"gate": gate},
             "sampling": {"temperature": 1.0, "max_new_tokens": 8},
             "engine": {"engine": "transformers", "engine_dtype": "float32"},
+            "precision": "float32",
             "task": {"name": "arithmetic"},
         }
         manifests = (tmp_path / "student/manifest.json", tmp_path / "teacher/manifest.json")

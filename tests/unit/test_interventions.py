@@ -32,7 +32,7 @@ TASK = {
     "splits": {"train": 4, "validation": 4, "test": 12},
     "corpus": {**TASK_SECTION["corpus"], "size": 4},
 }
-EVALUATION = {"temperature": 1.0, "seed": 0, "batch_size": 8, "max_new_tokens": 6}
+EVALUATION = {"temperature": 1.0, "seed": 0, "batch_size": 8, "max_new_tokens": 6, "precision": "float32"}
 ENGINE = {"engine": "transformers", "engine_dtype": "float32"}
 ALL = [*SETTINGS["interventions"], "representation"]
 SPEC = {
@@ -52,7 +52,7 @@ def nudged(amount, seed):
 
 
 def write_model(folder, weights, checkpoints=()):
-    save_model(make_model(0), weights, build_task(TASK).make_tokenizer(), folder)
+    save_model(make_model(0).config, weights, build_task(TASK).make_tokenizer(), folder)
     for step in checkpoints:
         save_tensors(folder / f"checkpoints/step{step}.safetensors", nudged(1e-3 * step, 7))
     paths = [*folder.glob("*.*"), *folder.glob("checkpoints/*")]

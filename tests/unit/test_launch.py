@@ -12,7 +12,7 @@ from effopd.runtime.errors import UserError
 
 LAUNCH = [sys.executable, "-m", "effopd.runtime.launch"]
 LONG_SPEC = (
-    '{"task":{"name":"arithmetic","min_terms":3,"max_terms":6,"seed":0,'
+    '{"task":{"name":"arithmetic","min_terms":3,"max_terms":6,"largest_term":9,"seed":0,'
     '"splits":{"train":90000000,"validation":9,"test":9},"corpus":{"size":9,"slips":0,"direct_answers":0,"direct_error":0}}}'
 )
 

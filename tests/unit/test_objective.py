@@ -14,7 +14,7 @@ from effopd.chunked_loss import chunked_loss
 from effopd.distillation import generate_rollouts, rollout_limit, update_policy
 from effopd.models import weights_of
 from effopd.objective import MicroBatch
-from effopd.trainer import OptimizerSettings, Trainer
+from effopd.trainer import Trainer, TrainerSettings
 
 CPU = torch.device("cpu")
 
@@ -131,7 +131,7 @@ def step(objective, rollouts, batch_size, **others):
     """One update of a student on the rollouts, in micro-batches: metrics, weights."""
     student, teacher = make_model(0), make_model(1)
     training = training_of(objective, batch_size=batch_size, **others)
-    trainer = Trainer(student, OptimizerSettings.of(training))
+    trainer = Trainer(student, TrainerSettings.of(training))
     scores = scores_of(teacher, rollouts, training)
     facts = update_policy(trainer, rollouts, scores, training, 1, 0, head_of(teacher, training))
     return facts, weights_of(student)

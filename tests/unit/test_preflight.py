@@ -280,7 +280,7 @@ def test_disk_and_memory(tmp_path):
 
 def test_estimates_of_sizes(model, tmp_path):
     parameters = sum(p.numel() for p in model.parameters())
-    save_model(model, weights_of(model), make_tokenizer(), tmp_path)
+    save_model(model.config, weights_of(model), make_tokenizer(), tmp_path)
     on_disk = (tmp_path / "model.safetensors").stat().st_size
     assert state_bytes(parameters) == pytest.approx(4 * on_disk, rel=0.1)  # weights, two moments, a candidate
     assert update_bytes(1e9, 2e9) == 18e9
@@ -320,7 +320,7 @@ def workplace(tmp_path):
             if change:
                 with torch.no_grad():
                     change(model)
-            save_model(model, weights_of(model), tokenizer or make_tokenizer(), folder)
+            save_model(model.config, weights_of(model), tokenizer or make_tokenizer(), folder)
             write_manifest(folder / "manifest.json", kind="model", spec={"seed": seed}, parents={}, started=time.time())
             return folder / "manifest.json"
 
@@ -328,7 +328,7 @@ def workplace(tmp_path):
             prompts = results / "data/arithmetic/prompts-student/manifest.json"
             tokenize_prompts({"prompt": None}, data, student, prompts)
             training = {"max_new_tokens": 8, "batch_size": 4, "temperature": 1.0, "engine": "transformers"}
-            training |= {"engine_dtype": "float32"}
+            training |= {"engine_dtype": "float32", "precision": "float32"}
             spec = {
                 "preflight": {"problems": 6, "max_new_tokens": 16, "accept": [], **overrides.pop("preflight", {})},
                 "training": {**training, **overrides},

@@ -107,7 +107,7 @@ def data(tmp_path):
 def model(tmp_path):
     out = tmp_path / "results/models/tiny/manifest.json"
     random = make_model(0, vocabulary=258)
-    save_model(random, weights_of(random), byte_tokenizer(), out.parent)
+    save_model(random.config, weights_of(random), byte_tokenizer(), out.parent)
     files = {path.name: path for path in out.parent.iterdir()}
     write_manifest(out, kind="model", spec={}, parents={}, files=files, started=time.time())
     return out
@@ -184,7 +184,15 @@ def test_a_model_is_evaluated_on_them(prompts, model, tmp_path):
     out = tmp_path / "results/evaluation/models/tiny.json"
     spec = {
         "task": {"name": "math"},
-        "evaluation": {"temperature": 1.0, "samples": 2, "seed": 0, "batch_size": 8, "max_new_tokens": 6},
+        "evaluation": {
+            "temperature": 1.0,
+            "samples": 2,
+            "seed": 0,
+            "batch_size": 8,
+            "max_new_tokens": 6,
+            "precision": "float32",
+        },
+        "engine": {"engine": "transformers", "engine_dtype": "float32"},
     }
     evaluate(
         spec,

@@ -1,5 +1,7 @@
 """The arithmetic task, and what all tasks share."""
 
+import hashlib
+
 import pandas as pd
 import pytest
 from tiny_models import TASK_SECTION
@@ -112,3 +114,24 @@ def test_verdicts_on_many_completions_are_those_on_each(task):
     assert task.verify_all(problems, completions) == [
         task.verify(*pair) for pair in zip(problems, completions, strict=True)
     ]
+
+
+def test_digits_are_drawn_as_ever_and_larger_terms_are_as_right():
+    tables, _ = build_task(TASK_SECTION).make_tables()
+    found = {
+        name: hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16] for name, table in tables.items()
+    }
+    assert found == {
+        "train": "535fd31cd9ea59b4",
+        "validation": "6ed53124cc6a4767",
+        "test": "2bac6bd008962e68",
+        "corpus": "b91bc5fe4445e606",
+    }, "what was trained on these problems would have to be trained again"
+    harder = build_task({**TASK_SECTION, "largest_term": 99, "max_terms": 9})
+    tables, _ = harder.make_tables()
+    terms = [[int(term) for term in text.rstrip("=").split("+")] for text in tables["train"]["problem"]]
+    assert max(map(max, terms)) > 90
+    assert {len(row) for row in terms} == set(range(3, 10))
+    assert [int(answer) for answer in tables["train"]["answer"]] == [sum(row) for row in terms]
+    problems = [Problem(*row) for row in tables["test"].itertuples(index=False)]
+    assert harder.self_check(problems) == []

@@ -1,5 +1,7 @@
 """The DeepSpeed trainer against plain torch, and what must not change a step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import make_model
@@ -7,9 +9,9 @@ from tiny_models import make_model
 from effopd.losses import negative_log_likelihood, token_logprobs
 from effopd.models import load_weights_into, weights_of
 from effopd.runtime.errors import DivergenceError
-from effopd.trainer import OptimizerSettings, OptimizerState, Trainer, warmed_up
+from effopd.trainer import OptimizerState, Trainer, TrainerSettings, warmed_up
 
-SETTINGS = OptimizerSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, gradient_clipping=1.0)
+SETTINGS = TrainerSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, gradient_clipping=1.0)
 
 
 def data(step: int, size: int = 8) -> torch.Tensor:
@@ -90,3 +92,42 @@ def test_the_optimizer_state_is_a_copy(model):
 def test_warm_up_is_linear_then_constant():
     assert [warmed_up(2.0, step, 4) for step in (1, 2, 4, 5, 100)] == [0.5, 1.0, 2.0, 2.0, 2.0]
     assert warmed_up(2.0, 1, 0) == 2.0
+
+
+def test_zero_with_one_rank_is_plain_training_and_resumes_bitwise():
+    """Masters, moments and step in and out by name, from flat parts of any stage (ZeRO 3: test_two_ranks.py)."""
+    plain = Trainer(make_model(0), SETTINGS)
+    through = Trainer(make_model(0), replace(SETTINGS, zero_stage=2))
+    for step in range(4):
+        facts = plain.step([data(step)], loss_of, 1e-3), through.step([data(step)], loss_of, 1e-3)
+        assert facts[0] == pytest.approx(facts[1], rel=1e-5)
+        if step == 1:
+            weights, optimizer = through.weights(), through.optimizer_state()
+    for name, tensor in plain.weights().items():
+        torch.testing.assert_close(through.weights()[name], tensor, rtol=1e-5, atol=1e-7)
+    resumed = Trainer(make_model(5), replace(SETTINGS, zero_stage=2))
+    resumed.load_weights(weights)
+    resumed.load_optimizer_state(optimizer)
+    for step in (2, 3):
+        resumed.step([data(step)], loss_of, 1e-3)
+    for tensors in ("weights", "moments"):
+        theirs, ours = ({**t.weights(), **t.optimizer_state().moments} for t in (through, resumed))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs), tensors
+
+
+def test_bf16_computes_in_bf16_and_keeps_small_updates_in_float32():
+    settings = replace(SETTINGS, zero_stage=1, precision="bfloat16", weight_decay=0.0)
+    start = weights_of(make_model(0))
+    trainer = Trainer(make_model(0), settings)
+    assert all(torch.equal(trainer.weights()[name], start[name]) for name in start), "rounding before the first step"
+    for step in range(3):
+        trainer.step([data(step)], loss_of, 1e-6)
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.bfloat16}
+    moved = trainer.weights()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert 0 < (moved[name] - start[name]).abs().max() < 1e-5
+    same = (moved[name].bfloat16() == start[name].bfloat16()).float().mean()
+    assert same > 0.9, "these updates are below bf16's resolution, and are not lost"
+    with pytest.raises(DivergenceError, match="gradient of optimizer step 4 has norm inf"):
+        trainer.step([data(0)], lambda m, t: (loss_of(m, t) * 0).sqrt(), 1e-6)
+    assert all(torch.equal(trainer.weights()[name], moved[name]) for name in moved)

@@ -39,7 +39,7 @@ def workflow(tmp_path, tokenizer):
     for name, seed in (("student", 0), ("teacher", 1)):
         folder = root / "models" / name
         model = make_model(seed, len(tokenizer))
-        save_model(model, weights_of(model), tokenizer, folder)
+        save_model(model.config, weights_of(model), tokenizer, folder)
         files = {file.name: file for file in folder.iterdir()}
         write_manifest(
             folder / "manifest.json", kind="model", spec={"seed": seed}, parents={}, files=files, started=time.time()
@@ -74,6 +74,8 @@ def workflow_ledgers(root, weights, extrapolation, metric):
                 },
             },
             "sampling": {"temperature": 1.0, "max_new_tokens": 8},
+            "precision": "float32",
+            "engine": {"engine": "transformers", "engine_dtype": "float32"},
             "task": {"name": "arithmetic"},
         }
         common = {"state": state, "anchor": anchor, "anchor_ledger": anchor_ledger}

@@ -44,7 +44,7 @@ def test_output_errors_status_and_folder_are_those_of_a_cold_job(server, tmp_pat
 
 def long_job(environment, folder):
     spec = (
-        '{"task":{"name":"arithmetic","min_terms":3,"max_terms":6,"seed":0,'
+        '{"task":{"name":"arithmetic","min_terms":3,"max_terms":6,"largest_term":9,"seed":0,'
         '"splits":{"train":90000000,"validation":9,"test":9},"corpus":{"size":9,"slips":0,"direct_answers":0,"direct_error":0}}}'
     )
     return subprocess.Popen([*EFFOPD, "make-data", "--spec", spec, "--out", "m.json"], env=environment, cwd=folder)

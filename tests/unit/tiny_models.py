@@ -11,6 +11,7 @@ TASK_SECTION = {
     "name": "arithmetic",
     "min_terms": 3,
     "max_terms": 6,
+    "largest_term": 9,
     "seed": 0,
     "splits": {"train": 300, "validation": 60, "test": 100},
     "corpus": {"size": 400, "slips": 0.15, "direct_answers": 0.3, "direct_error": 0.8},
@@ -44,6 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": False},
     "gemma": {"head_dim": 8},
     "gemma2": {"head_dim": 8, "final_logit_softcapping": 2.0},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1, "tie_word_embeddings": False},
 }
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from effopd.models import load_model, load_tokenizer, save_model
+from effopd.models import dtype_of, load_tokenizer, model_config, save_model
 from effopd.runtime.artifacts import read_json
 from effopd.runtime.errors import UserError
 from effopd.states import Point
 
 
-def export_state(results: Path, run: str, seed: int, step: int, out: Path) -> None:
-    """Write the weights from which `run` went on after `step` as a model folder. Raises UserError where it cannot."""
+def export_state(results: Path, run: str, seed: int, step: int, out: Path, dtype: str = "float32") -> None:
+    """Write the weights from which `run` went on after `step` as a model folder, rounded to `dtype`.
+
+    Raises UserError where it cannot.
+    """
     folder = results / "runs" / run / f"seed{seed}"
     state, ledger = folder / f"state/{step}/state.json", folder / f"extrapolation/{step}/ledger.json"
     if not state.is_file():
@@ -24,4 +25,4 @@ def export_state(results: Path, run: str, seed: int, step: int, out: Path) -> No
     point = Point.open(state, ledger if ledger.is_file() else None)
     student = read_json(state)["spec"]["training"]["student"]
     base = results / "models" / student
-    save_model(load_model(base, torch.device("cpu")), point.weights(), load_tokenizer(base), out)
+    save_model(model_config(base), point.weights(), load_tokenizer(base), out, dtype_of(dtype))

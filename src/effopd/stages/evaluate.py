@@ -12,7 +12,7 @@ import torch
 
 from effopd.engines.base import Sampling, build_engine, longest_context
 from effopd.evaluation import measure
-from effopd.models import load_frozen, load_tokenizer, model_with
+from effopd.models import dtype_of, load_frozen, load_tokenizer, model_with
 from effopd.prompts import load_prompts
 from effopd.randomness import seed_of
 from effopd.runtime.artifacts import atomic_path, read_manifest, write_manifest
@@ -44,7 +44,11 @@ def evaluate(
     test = load_prompts(prompts_manifest, "test")
     rows = [i for i in range(len(test)) for _ in range(settings["samples"])]
     seeds = [seed_of(settings["seed"], "evaluation", position) for position in range(len(rows))]
-    model, tokenizer = model_with(student.parent, point.weights(), device), load_tokenizer(student.parent)
+    if settings["precision"] is None:  # a model itself
+        model = load_frozen(state.parent, device)
+    else:
+        model = model_with(student.parent, point.weights(), device, dtype_of(settings["precision"]))
+    tokenizer = load_tokenizer(student.parent)
     asked, limit = test.select(rows), settings["max_new_tokens"]
     context = longest_context(asked.tokens, limit)
     with closing(

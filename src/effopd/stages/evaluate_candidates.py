@@ -16,7 +16,7 @@ from effopd.evaluation import measure
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
 from effopd.extrapolation.gate import NEVER, GateValue, gate_rows, gate_seeds
 from effopd.extrapolation.search import search
-from effopd.models import Weights, load_frozen, load_model, load_tokenizer, load_weights_into, special_ids
+from effopd.models import Weights, dtype_of, load_frozen, load_model, load_tokenizer, load_weights_into, special_ids
 from effopd.prompts import Prompts, load_prompts
 from effopd.randomness import generator
 from effopd.rollouts import Rollouts
@@ -187,7 +187,7 @@ class _Gate:
         )
         self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(student.parent)
         self.source = source.select(self.rows)
-        self.model = load_model(student.parent, device)
+        self.model = load_model(student.parent, device, dtype_of(spec["precision"]))
         self.teacher = load_frozen(teacher.parent, device) if self.settings["metric"] == "reverse_kl" else None
         if isinstance(self.source, Prompts):
             context = longest_context(self.source.tokens, spec["sampling"]["max_new_tokens"])

@@ -24,7 +24,7 @@ from effopd.dynamics.representation import representation_cosines
 from effopd.dynamics.variants import FINAL, Variant, variants, weights_digest
 from effopd.engines.base import Sampling, build_engine, longest_context
 from effopd.evaluation import Measurement, measure
-from effopd.models import load_frozen, load_model, load_tokenizer, special_ids
+from effopd.models import dtype_of, load_frozen, load_model, load_tokenizer, special_ids
 from effopd.prompts import load_prompts
 from effopd.randomness import seed_of
 from effopd.runtime.artifacts import atomic_path, fingerprint_of, read_manifest, write_manifest
@@ -102,7 +102,8 @@ class _Bench:
         self.seeds = [seed_of(settings["seed"], "evaluation", position) for position in range(len(self.rows))]
         self.sampling = Sampling(settings["temperature"], settings["max_new_tokens"])
         self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(self.base)
-        self.model = load_model(self.base, device)
+        self.dtype = dtype_of(settings["precision"])
+        self.model = load_model(self.base, device, self.dtype)
         context = longest_context(self.asked.tokens, self.sampling.max_new_tokens)
         self.engine = build_engine(
             spec["engine"], self.model, self.tokenizer, batch_size=self.batch_size, context=context
@@ -161,7 +162,7 @@ class _Bench:
         if "representation" in journal.parts:
             return
         started = time.perf_counter()
-        reference = load_model(self.base, self.device)
+        reference = load_model(self.base, self.device, self.dtype)
         self.engine.load_weights(self._state(0))
         rollouts = self.engine.generate(self.asked.tokens, self.seeds, self.sampling)
         lengths = np.array([len(completion) for completion in rollouts.completions], float)

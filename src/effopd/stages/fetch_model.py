@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +63,21 @@ def _hub_files(model: dict[str, Any]) -> list[Path]:
         try:
             found = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns(model))))
             break
-        except GatedRepoError:
-            raise UserError(
-                f"{what} is gated. Accept its terms at https://huggingface.co/{name}, then log in (`hf auth login`) or "
-                "set HF_TOKEN."
-            ) from None
-        except RepositoryNotFoundError:
-            raise UserError(
-                f"{what} is not on the hub, or is private. Correct its `path` in `models`, or set HF_TOKEN."
-            ) from None
-        except RevisionNotFoundError:
-            raise UserError(f"{what} is not on the hub: {name} has no such commit. Correct its `revision`.") from None
         except Exception as error:  # of the hub's client, of its HTTP library, or of the disk
+            causes = tuple(_causes(error))
+            if any(isinstance(cause, GatedRepoError) for cause in causes):
+                raise UserError(
+                    f"{what} is gated. Accept its terms at https://huggingface.co/{name}, then log in "
+                    "(`hf auth login`) or set HF_TOKEN."
+                ) from None
+            if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+                raise UserError(
+                    f"{what} is not on the hub, or is private. Correct its `path` in `models`, or set HF_TOKEN."
+                ) from None
+            if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+                raise UserError(
+                    f"{what} is not on the hub: {name} has no such commit. Correct its `revision`."
+                ) from None
             if attempt + 1 == ATTEMPTS or constants.is_offline_mode():
                 raise UserError(
                     f"{what} can be neither downloaded nor found in the cache ({_one_line(error)}). Check the "
@@ -129,6 +133,13 @@ def _digests(files: dict[str, Path], kept: Path) -> dict[str, str]:
         entries[name] = [*state, before[3] if before and before[:3] == state else file_sha256(file)]
         write_json(kept, {**known, **entries})  # after each: hashing tens of gigabytes takes minutes
     return {name: entry[3] for name, entry in entries.items()}
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it: the hub's client hides why behind what it found in the cache."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _one_line(error: BaseException) -> str:

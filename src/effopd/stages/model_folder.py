@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from effopd.models import load_weights_into, save_model, save_tensors, weights_of
+from effopd.models import save_model, save_tensors
 from effopd.runtime.artifacts import atomic_path, fingerprint_of, read_manifest, write_manifest
 from effopd.runtime.locks import exclusive
 from effopd.runtime.progress import Progress, say
 from effopd.states import ResumePoint
-from effopd.trainer import OptimizerSettings, Trainer
+from effopd.trainer import Trainer, TrainerSettings
 
 RESUME_EVERY_SECONDS = 10.0
 
@@ -51,7 +51,8 @@ def train_into_folder(
     started = time.time()
     folder, steps = out.parent, spec["model"]["steps"]
     kept = {f"checkpoints/step{step}.safetensors": step for step in sorted(checkpoints)}
-    trainer = Trainer(model, OptimizerSettings.of(spec["model"]))
+    config = model.config
+    trainer = Trainer(model, TrainerSettings.of(spec["model"]))
     with exclusive(folder) if trainer.first else nullcontext():
         fingerprint = fingerprint_of("model", spec, parents)
         finished = trainer.first and out.is_file() and read_manifest(out, "model").fingerprint == fingerprint
@@ -62,7 +63,7 @@ def train_into_folder(
         rows: list[dict[str, Any]] = []
         if saved := resume.load():
             weights, optimizer, rows = saved
-            load_weights_into(model, weights)
+            trainer.load_weights(weights)
             trainer.load_optimizer_state(optimizer)
             say(f"{what}: going on after step {len(rows)}")
         progress = Progress(what, steps, done=len(rows))
@@ -70,22 +71,30 @@ def train_into_folder(
         for step in range(len(rows) + 1, steps + 1):
             facts = train_step(trainer, step)
             rows.append({"step": step, **facts})
-            if not trainer.first:
-                continue
             if step in checkpoints:
-                save_tensors(folder / f"checkpoints/step{step}.safetensors", weights_of(model))
-            progress.update(step, **{name: facts[name] for name in shown})
-            if time.monotonic() - last_saved > RESUME_EVERY_SECONDS and step < steps:
-                resume.save(weights_of(model), trainer.optimizer_state(), rows)
+                weights = trainer.weights()
+                if trainer.first:
+                    save_tensors(folder / f"checkpoints/step{step}.safetensors", weights)
+            if trainer.first:
+                progress.update(step, **{name: facts[name] for name in shown})
+            if trainer.broadcast(time.monotonic() - last_saved > RESUME_EVERY_SECONDS) and step < steps:
+                weights, optimizer = trainer.weights(), trainer.optimizer_state()
+                if trainer.first:
+                    resume.save(weights, optimizer, rows)
                 last_saved = time.monotonic()
+        weights = trainer.weights()
         if not trainer.first:
             return
-        save_model(model, weights_of(model), tokenizer, folder)
+        save_model(config, weights, tokenizer, folder)
         with atomic_path(folder / "training.parquet") as temporary:
             pd.DataFrame(rows).to_parquet(temporary, index=False)
         own = {path.name: path for path in sorted(folder.glob("[!.]*.*")) if path not in (out, resume.path)}
         files = own | {name: folder / name for name in kept}
-        result = {"steps": steps, "parameters": sum(p.numel() for p in model.parameters()), "last_step": rows[-1]}
+        result = {
+            "steps": steps,
+            "parameters": sum(tensor.numel() for tensor in weights.values()),
+            "last_step": rows[-1],
+        }
         write_manifest(out, kind="model", spec=spec, parents=parents, files=files, result=result, started=started)
         resume.discard()
         say("done: " + ", ".join(f"{name} {rows[-1][name]:.3f}" for name in shown) + f" after {steps} steps")

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from effopd.engines.base import Sampling, build_engine, longest_context
 from effopd.logits import LOGITS_AT_ONCE
-from effopd.models import load_frozen, load_model, load_tokenizer, model_config, special_ids
+from effopd.models import dtype_of, load_frozen, load_model, load_tokenizer, model_config, special_ids
 from effopd.preflight.agreement import (
     check_determinism,
     check_engine,
@@ -170,7 +170,7 @@ def _check_models(
             rollouts = generating.generate(sample.tokens, seeds, sampling)
         return _Sampled(rollouts, verify_rollouts(task, tokenizer, sample.problems, rollouts)["reward"])
 
-    model = load_model(subjects["student"].folder, device)
+    model = load_model(subjects["student"].folder, device, dtype_of(training["precision"]))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     missing = _states_to_write(results, spec["states"])
     checks.run("disk", check_disk, missing * state_bytes(parameters), free_disk(results), results)
@@ -181,7 +181,9 @@ def _check_models(
     recomputed = measure_logprobs(
         model, student.rollouts, pad_id=pad_id, batch_size=size, temperature=training["temperature"]
     )
-    checks.run("engine", check_engine, student.rollouts.logprobs, recomputed, training["engine_dtype"])
+    exact = {training["precision"], training["engine_dtype"]} == {"float32"}
+    precision = "float32" if exact else "bfloat16"
+    checks.run("engine", check_engine, student.rollouts.logprobs, recomputed, precision)
     own = LocalTeacher(model, pad_id=pad_id, batch_size=size).score(student.rollouts).logprobs  # at temperature 1
     del model
     gc.collect()

@@ -47,11 +47,11 @@ def pretrain_model(spec: dict[str, Any], data: Path, out: Path, device: torch.de
             logprobs=[np.zeros(len(completions[i]), np.float32) for i in share],
             finished=[True] * len(share),
         )
-        batch = PaddedBatch.of(text, pad_id, device)
+        batches = [PaddedBatch.of(part, pad_id, device) for part in text.batches(settings.get("micro_batch", size))]
         progress = step / settings["steps"]
         decay = FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2
         lr = warmed_up(settings["lr"], step, settings["warmup_steps"]) * decay
-        return trainer.step([batch], lambda m, b: _loss(m, b, total), lr)
+        return trainer.step(batches, lambda m, b: _loss(m, b, total), lr)
 
     train_into_folder(
         out,

@@ -27,15 +27,7 @@ from effopd import distillation
 from effopd.engines import teacher_module
 from effopd.engines.base import RolloutEngine, build_engine, longest_context
 from effopd.logits import Head
-from effopd.models import (
-    load_frozen,
-    load_model,
-    load_tokenizer,
-    load_weights_into,
-    model_with,
-    special_ids,
-    weights_of,
-)
+from effopd.models import dtype_of, load_frozen, load_model, load_tokenizer, model_with, special_ids
 from effopd.prompts import load_tokens
 from effopd.rollouts import Rollouts
 from effopd.runtime.artifacts import Manifest, atomic_path, fingerprint_of, read_manifest, release, write_manifest
@@ -48,7 +40,7 @@ from effopd.scoring import LocalTeacher, Scores, Teacher, WithReference
 from effopd.shares import WHOLE, Share
 from effopd.states import METRICS, OPTIMIZER, WEIGHTS, Point, ResumePoint, save_state
 from effopd.step_artifacts import ROLLOUTS, SCORES, Kind, Made, Rows
-from effopd.trainer import OptimizerSettings, Trainer
+from effopd.trainer import Trainer, TrainerSettings
 
 RESUME_EVERY_SECONDS = 30.0
 
@@ -98,23 +90,34 @@ class _Student:
     """The student with a point's weights, and what goes with it to generate and train."""
 
     def __init__(self, training: dict[str, Any], student: Manifest, point: Point, device: torch.device) -> None:
-        folder = student.path.parent
-        self.model: PreTrainedModel = model_with(folder, point.weights(), device)
-        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(folder)
+        self.training, self.point, self.device, self.folder = training, point, device, student.path.parent
+        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(self.folder)
         _, self.pad_id = special_ids(self.tokenizer)
-        self.training, self.point = training, point
 
-    def engine(self, prompts: Sequence[Sequence[int]]) -> RolloutEngine:
+    def acting(self) -> PreTrainedModel:
+        """A model to generate with, in the precision of training."""
+        return model_with(self.folder, self.point.weights(), self.device, dtype_of(self.training["precision"]))
+
+    def engine(self, prompts: Sequence[Sequence[int]], acting: PreTrainedModel) -> RolloutEngine:
         """An engine for completions of these prompts, which the caller closes."""
         context = longest_context(prompts, self.training["max_new_tokens"])
         batch_size = self.training["batch_size"]
-        return build_engine(self.training, self.model, self.tokenizer, batch_size=batch_size, context=context)
+        return build_engine(self.training, acting, self.tokenizer, batch_size=batch_size, context=context)
 
     def trainer(self) -> Trainer:
-        trainer = Trainer(self.model, OptimizerSettings.of(self.training))
+        settings = TrainerSettings.of(self.training)
+        # What DeepSpeed will round or share out need not be on the GPU as a whole in float32.
+        start = torch.device("cpu") if settings.reshapes else self.device
+        trainer = Trainer(model_with(self.folder, self.point.weights(), start), settings, self.device)
         if optimizer := self.point.optimizer():
             trainer.load_optimizer_state(optimizer)
         return trainer
+
+
+def _renew(acting: PreTrainedModel, trainer: Trainer) -> None:
+    """Give the model that acts the trained weights, where it is not the very model in training."""
+    if acting is not trainer.model:
+        trainer.copy_weights_into(acting)
 
 
 def _teacher(
@@ -141,7 +144,8 @@ def _teacher(
         )
     if objective["lambda"] == 1:
         return scorer
-    reference = LocalTeacher(load_model(student, device), pad_id=pad_id, batch_size=training["batch_size"])
+    base = load_model(student, device, dtype_of(training["precision"]))
+    reference = LocalTeacher(base, pad_id=pad_id, batch_size=training["batch_size"])
     return WithReference(scorer, reference)
 
 
@@ -185,9 +189,10 @@ def train_segment(
     scorer = _teacher(training, student.parent, teacher.parent, learner.tokenizer, device)
     teacher_head = _teacher_head(training, teacher.parent, device)
     trainer = learner.trainer()
+    acting = learner.acting() if training["zero_stage"] == 3 else trainer.model  # ZeRO 3 has taken that one apart
     share = Share(trainer.rank, trainer.ranks)
     lock = exclusive(out.parent) if trainer.first else nullcontext()
-    with lock, closing(learner.engine(tokens)) as engine:
+    with lock, closing(learner.engine(tokens, acting)) as engine:
         resume = ResumePoint(
             out.with_name("resume.safetensors"), fingerprint_of("state", segment.spec(end=last), segment.parents)
         )
@@ -196,8 +201,9 @@ def train_segment(
         trainer.wait()  # for the first rank to have the folder to itself
         if saved := resume.load():
             weights, optimizer, history = saved
-            load_weights_into(learner.model, weights)
+            trainer.load_weights(weights)
             trainer.load_optimizer_state(optimizer)
+            _renew(acting, trainer)
             rows, costs = history["metrics"], history["costs"]
             say(f"going on after step {first + len(rows)}")
         progress = Progress(f"steps {first + 1}-{last}: step", last, done=first + len(rows))
@@ -225,12 +231,15 @@ def train_segment(
             )
             costs += made
             _update(trainer, rollouts, scores, training, step, learner.pad_id, teacher_head, rows, costs)
+            _renew(acting, trainer)
             progress.update(step, reverse_kl=rows[-1]["reverse_kl"])
-            if trainer.first and step < last and time.monotonic() - saved_at > RESUME_EVERY_SECONDS:
-                resume.save(weights_of(learner.model), trainer.optimizer_state(), {"metrics": rows, "costs": costs})
+            if step < last and trainer.broadcast(time.monotonic() - saved_at > RESUME_EVERY_SECONDS):
+                weights, optimizer = trainer.weights(), trainer.optimizer_state()
+                if trainer.first:
+                    resume.save(weights, optimizer, {"metrics": rows, "costs": costs})
                 saved_at = time.monotonic()
+        _write_state(out, segment, last, trainer, rows, costs, started)
         if trainer.first:
-            _write_state(out, segment, last, learner.model, trainer, rows, costs, started)
             resume.discard()
 
 
@@ -254,7 +263,7 @@ def generate_rollouts(
     learner = _Student(training, student_manifest, point, device)
     place, share = _place(spec)
     tokens = load_tokens(prompts_manifest, "train")
-    with closing(learner.engine(tokens)) as engine:
+    with closing(learner.engine(tokens, learner.acting())) as engine:
         working = time.perf_counter()
         rollouts = distillation.generate_rollouts(engine, tokens, training, spec["seed"], spec["step"], share)
     cost = _generation_cost(spec["step"], rollouts, time.perf_counter() - working)
@@ -329,8 +338,7 @@ def update_policy(
         costs += [*generation, *scoring]
         teacher_head = _teacher_head(training, teacher.parent, device)
         _update(trainer, made, scored, training, step, learner.pad_id, teacher_head, rows, costs)
-        if trainer.first:
-            _write_state(out, segment, step, learner.model, trainer, rows, costs, started)
+        _write_state(out, segment, step, trainer, rows, costs, started)
 
 
 def _make_or_reuse(
@@ -422,14 +430,19 @@ def _write_state(
     out: Path,
     segment: _Segment,
     step: int,
-    model: PreTrainedModel,
     trainer: Trainer,
     rows: Rows,
     costs: Rows,
     started: float,
 ) -> None:
-    """Write the state after `step`: weights, optimizer, and the metrics of the steps since the segment's start."""
-    files = save_state(out.parent, weights_of(model), trainer.optimizer_state())
+    """Write the state after `step`: weights, optimizer, and the metrics of the steps since the segment's start.
+
+    For all ranks together; the first writes.
+    """
+    weights, optimizer = trainer.weights(), trainer.optimizer_state()
+    if not trainer.first:
+        return
+    files = save_state(out.parent, weights, optimizer)
     files[METRICS] = out.parent / METRICS
     with atomic_path(files[METRICS]) as temporary:
         pd.DataFrame(rows).to_parquet(temporary, index=False)

@@ -27,7 +27,7 @@ SPLIT_SHARES = {"test": 30, "validation": 10, "train": 60}
 
 
 class ArithmeticTask(Task):
-    """Problems of `min_terms` to `max_terms` digits, as many of each length as there are."""
+    """Problems of `min_terms` to `max_terms` numbers up to `largest_term`, as many of each length as there are."""
 
     def __init__(self, section: Mapping[str, Any]) -> None:
         self.section = section  # to verify, its name is enough
@@ -49,7 +49,7 @@ class ArithmeticTask(Task):
                 problems.append(problem)
             if len(problems) == size:
                 break
-        return pd.DataFrame({"problem": problems, "answer": [str(sum(_digits(p))) for p in problems]})
+        return pd.DataFrame({"problem": problems, "answer": [str(sum(_terms(p))) for p in problems]})
 
     def make_corpus(self) -> pd.DataFrame:
         """Text to pretrain on: columns `prompt` and `completion`."""
@@ -59,7 +59,7 @@ class ArithmeticTask(Task):
         rng = generator(self.section["seed"], "corpus")
         rows = []
         for problem in self._stream("train", "corpus problems"):
-            rows.append((problem, self._careless_answer(_digits(problem), rng)))
+            rows.append((problem, self._careless_answer(_terms(problem), rng)))
             if len(rows) == corpus["size"]:
                 break
         return pd.DataFrame(rows, columns=["prompt", "completion"])
@@ -77,13 +77,13 @@ class ArithmeticTask(Task):
         )
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
-        """Reward 1 where the text after the only `#` is the sum of the problem's digits."""
+        """Reward 1 where the text after the only `#` is the sum of the problem's terms."""
         working, mark, answer = completion.partition("#")
         if not mark:
             return Verdict(0.0, "no answer: '#' is missing")
         if not answer.isdigit():
             return Verdict(0.0, "the answer after '#' is not a number")
-        if int(answer) != sum(_digits(problem.text)):
+        if int(answer) != sum(_terms(problem.text)):
             return Verdict(0.0, "wrong sum")
         return Verdict(1.0, "right" if working else "right, without working")
 
@@ -99,21 +99,21 @@ class ArithmeticTask(Task):
         shortest, longest = self.section["min_terms"], self.section["max_terms"]
         while True:
             counts = rng.integers(shortest, longest + 1, DRAWN_AT_ONCE)
-            digits = rng.integers(0, 10, (DRAWN_AT_ONCE, longest)).astype(str)
-            for count, row in zip(counts.tolist(), digits.tolist(), strict=True):
+            terms = rng.integers(0, self.section["largest_term"] + 1, (DRAWN_AT_ONCE, longest)).astype(str)
+            for count, row in zip(counts.tolist(), terms.tolist(), strict=True):
                 problem = "+".join(row[:count]) + "="
                 if split_of(problem) == split:
                     yield problem
 
-    def _careless_answer(self, digits: list[int], rng: np.random.Generator) -> str:
+    def _careless_answer(self, terms: list[int], rng: np.random.Generator) -> str:
         corpus = self.section["corpus"]
         if rng.random() < corpus["direct_answers"]:
-            right = sum(digits)
+            right = sum(terms)
             wrong = rng.random() < corpus["direct_error"]
             return f"#{max(0, right + _slip(rng)) if wrong else right}"
-        total, partial_sums = digits[0], []
-        for digit in digits[1:]:
-            total += digit
+        total, partial_sums = terms[0], []
+        for term in terms[1:]:
+            total += term
             if rng.random() < corpus["slips"]:
                 total = max(0, total + _slip(rng))
             partial_sums.append(str(total))
@@ -135,5 +135,5 @@ def _slip(rng: np.random.Generator) -> int:
     return int(rng.integers(1, 4)) * (1 if rng.random() < 0.5 else -1)
 
 
-def _digits(problem: str) -> list[int]:
+def _terms(problem: str) -> list[int]:
     return [int(term) for term in problem.rstrip("=").split("+")]

@@ -1,0 +1,117 @@
+"""The float32 master weights and AdamW's moments of a DeepSpeed engine, by parameter, however ZeRO parts them.
+
+With ZeRO 0 the model's parameters are the masters. From ZeRO 1 on each rank holds a flat part of them, from which the
+model's own parameters, in the precision of computation, are rounded after each step; ZeRO 3 partitions those too. All
+methods are for all ranks together.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from effopd.models import Weights, check_weights, load_weights_into
+from effopd.runtime.errors import ArtifactError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Masters:
+    """Access by name to what DeepSpeed keeps in float32 of the model that it trains."""
+
+    def __init__(self, engine: Any, adam: torch.optim.AdamW, stage: int) -> None:
+        self.engine, self.adam, self.stage = engine, adam, stage
+        self.parameters: dict[str, torch.nn.Parameter] = dict(engine.module.named_parameters())
+
+    def weights(self, keep: bool) -> Weights:
+        """A copy of the master weights on the CPU, where `keep`; an empty dictionary elsewhere."""
+        if self.stage == 0:
+            found = ((name, parameter.detach()) for name, parameter in self.parameters.items())
+        else:
+            found = ((name, self._utils.safe_get_full_fp32_param(p)) for name, p in self.parameters.items())
+        return _copies(found, keep)
+
+    def moments(self, keep: bool) -> Weights:
+        """A copy of AdamW's moments on the CPU, named `exp_avg.<parameter>` and so on, where `keep`."""
+        if self.stage == 0:
+            found = ((m, name, self.adam.state[p][m]) for name, p in self.parameters.items() for m in MOMENTS)
+        else:
+            read = self._utils.safe_get_full_optimizer_state
+            found = ((m, name, read(p, m)) for name, p in self.parameters.items() for m in MOMENTS)
+        return _copies(((f"{moment}.{name}", tensor.detach()) for moment, name, tensor in found), keep)
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Replace the masters, and the model's own parameters with them. Raises ArtifactError where they do not fit."""
+        if self.stage == 0:
+            load_weights_into(self.engine.module, weights)
+            return
+        check_weights({name: tuple(_shape(p)) for name, p in self.parameters.items()}, weights)
+        for name, parameter in self.parameters.items():
+            value = weights[name].to(self.engine.device, torch.float32)
+            self._utils.safe_set_full_fp32_param(parameter, value)
+            with self._whole(parameter):
+                parameter.data.copy_(value)
+
+    @torch.no_grad()
+    def load_moments(self, step: int, moments: Mapping[str, torch.Tensor]) -> None:
+        """Replace AdamW's memory after `step` steps."""
+        for flat in self._optimized():
+            self.adam.state[flat] = {"step": torch.tensor(float(step))} | {m: torch.zeros_like(flat) for m in MOMENTS}
+        if 0 < self.stage < 3:
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self.parameters.items():
+            for moment in MOMENTS:
+                value = moments[f"{moment}.{name}"]
+                if self.stage == 0:
+                    self.adam.state[parameter][moment].copy_(value)
+                else:
+                    value = value.to(self.engine.device)
+                    self._utils.safe_set_full_optimizer_state(parameter, value, moment)
+
+    @torch.no_grad()
+    def copy_into(self, model: torch.nn.Module) -> None:
+        """Give another, whole model of the same architecture on every rank the weights of the one in training."""
+        for name, parameter in model.named_parameters():
+            own = self.parameters[name]
+            with self._whole(own, changed=False):
+                parameter.copy_(own.data)
+
+    @property
+    def _utils(self) -> Any:
+        return importlib.import_module("deepspeed.utils")
+
+    def _whole(self, parameter: torch.nn.Parameter, changed: bool = True) -> AbstractContextManager[Any]:
+        """A block in which a parameter of the model is in one piece, and after which the changes to it stay."""
+        if self.stage < 3:
+            return nullcontext()
+        zero = importlib.import_module("deepspeed").zero
+        gathered: AbstractContextManager[Any] = zero.GatheredParameters(
+            [parameter], modifier_rank=0 if changed else None
+        )
+        return gathered
+
+    def _optimized(self) -> list[torch.Tensor]:
+        """The tensors that AdamW itself works on: this rank's flat parts of the masters."""
+        optimizer = self.engine.optimizer
+        if self.stage == 0:
+            return list(self.parameters.values())
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+            if hasattr(optimizer, name):
+                return list(getattr(optimizer, name))
+        raise ArtifactError(f"DeepSpeed's {type(optimizer).__name__} keeps its masters where effopd does not know.")
+
+
+def _shape(parameter: Any) -> torch.Size:
+    """The shape of a parameter, of which ZeRO 3 may hold nothing at the moment."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def _copies(tensors: Iterator[tuple[str, torch.Tensor]], keep: bool) -> Weights:
+    """Copies on the CPU, one after the other; with ZeRO all ranks must ask for each, and one need keep it."""
+    return {name: tensor.to("cpu", torch.float32, copy=True) for name, tensor in tensors if keep}

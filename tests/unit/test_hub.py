@@ -1,0 +1,127 @@
+"""Models of the hub: the real client against a small hub of our own on the loopback interface."""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from test_prompts import byte_tokenizer
+from tiny_models import make_family
+
+from effopd.models import save_model, weights_of
+from effopd.runtime.artifacts import read_manifest
+
+pytestmark = pytest.mark.slow
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """Serves the files of one folder as the model owner/name at COMMIT."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.folder = folder
+        self.asked: list[str] = []
+        self.error: str | None = None  # the hub's word for what is wrong with the model
+        self.failures = 0  # requests that still fail, as on a bad connection
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        hub = self.server
+        hub.asked.append(self.path)
+        if hub.error:
+            self.respond(403 if hub.error == "GatedRepo" else 404, {"X-Error-Code": hub.error})
+        elif hub.failures and "/resolve/" in self.path:
+            hub.failures -= 1
+            self.respond(500, {})
+        elif f"/tree/{COMMIT}" in self.path:
+            files = [
+                {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": "x"} for p in hub.folder.iterdir()
+            ]
+            self.respond(200, {"Content-Type": "application/json"}, json.dumps(files).encode())
+        elif f"/resolve/{COMMIT}/" in self.path:
+            content = (hub.folder / self.path.rsplit("/", 1)[1]).read_bytes()
+            self.respond(200, {"ETag": hashlib.sha256(content).hexdigest(), "X-Repo-Commit": COMMIT}, content)
+        else:
+            self.respond(404, {})
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def respond(self, status, headers, content=b""):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": len(content)}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path):
+    model = make_family("qwen2", 0, vocabulary=258)
+    save_model(model.config, weights_of(model), byte_tokenizer(), tmp_path / "hub")
+    (tmp_path / "hub/pytorch_model.bin").write_bytes(b"pickled")
+    served = Hub(tmp_path / "hub")
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield served
+    served.shutdown()
+
+
+def fetch(hub, tmp_path, **environment):
+    model = {
+        "kind": "pretrained",
+        "path": "owner/name",
+        "revision": COMMIT,
+        "dtype": "float32",
+        "trust_remote_code": False,
+    }
+    spec = json.dumps({"model": model, "code": "x"})
+    out = tmp_path / "results/models/tiny/manifest.json"
+    own = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "cache"), **environment}
+    done = subprocess.run(
+        [sys.executable, "-m", "effopd", "fetch-model", "--spec", spec, "--out", str(out)],
+        env={**os.environ, "HF_HUB_DISABLE_XET": "1", **own}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    return done, out
+
+
+def test_a_model_of_the_hub_is_downloaded_once_and_then_needs_no_connection(hub, tmp_path):
+    hub.failures = 2
+    done, out = fetch(hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(out, "model")
+    assert list(manifest.problems()) == []
+    assert (out.parent / "model.safetensors").resolve().is_relative_to(tmp_path / "cache")
+    assert "pytorch_model.bin" not in manifest.files
+    assert not any("pytorch_model.bin" in path for path in hub.asked)
+    hub.asked.clear()
+    done, out = fetch(hub, tmp_path, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert hub.asked == []
+    assert read_manifest(out, "model").fingerprint == manifest.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("GatedRepo", "is gated. Accept its terms at https://huggingface.co/owner/name"),
+        ("RevisionNotFound", "has no such commit. Correct its `revision`."),
+        ("offline", "can be neither downloaded nor found in the cache"),
+    ],
+)
+def test_what_cannot_be_had_is_said_in_one_line(hub, tmp_path, wrong, message):
+    hub.error = None if wrong == "offline" else wrong
+    done, out = fetch(hub, tmp_path, **({"HF_HUB_OFFLINE": "1"} if wrong == "offline" else {}))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.strip().count("\n") == 0, done.stderr
+    assert not out.exists()
