@@ -107,6 +107,7 @@ def data(tmp_path):
 def model(tmp_path):
     out = tmp_path / "results/models/tiny/manifest.json"
     random = make_model(0, vocabulary=258)
+    random.config.max_position_embeddings = 128  # the longest prompt with a completion
     save_model(random.config, weights_of(random), byte_tokenizer(), out.parent)
     files = {path.name: path for path in out.parent.iterdir()}
     write_manifest(out, kind="model", spec={}, parents={}, files=files, started=time.time())
