@@ -293,7 +293,9 @@ def test_verify_finds_what_snakemake_cannot_see_without_its_records(copy):
     wrong = {line.split(" ")[0] for line in found.stderr.splitlines() if "would make now" in line}
     states = {f"results/runs/opd/seed{seed}/state/{step}/state.json" for seed in (0, 1) for step in (1, 2, 4)}
     evaluations = {f"results/evaluation/opd/seed{seed}/{step}.json" for seed in (0, 1) for step in (1, 2, 4)}
-    assert wrong == states | evaluations
+    analyses = {str(path.relative_to(copy.folder)) for path in copy.folder.glob("results/dynamics/opd/seed*/*.json")}
+    assert analyses
+    assert wrong == states | evaluations | analyses
     for path in wrong:
         (copy.folder / path).unlink()
     copy.run()
