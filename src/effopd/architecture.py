@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from effopd.sizes import BFLOAT16
 from effopd.tasks.sources import is_local
-
-BFLOAT16 = 2  # bytes
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from effopd.architecture import BFLOAT16, Architecture, architecture_of
+from effopd.architecture import Architecture, architecture_of
 from effopd.plan import Plan
 from effopd.runtime.text import aligned, size_text
-from effopd.sizes import FLOAT32
+from effopd.sizes import BFLOAT16, FLOAT32, activation_bytes, update_bytes
 
 BYTES_A_TOKEN = 12  # of rollouts and scores on disk: a token id and two log-probs
 SMALLEST = 1e8  # parameters below which starting jobs takes longer than arithmetic, and no time is given
@@ -58,12 +58,13 @@ class Hardware:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """One run with one seed: seconds by stage on its GPUs, and bytes on disk."""
+    """One run with one seed: seconds by stage on its GPUs, and bytes on disk and in memory."""
 
     run: str
     gpus: int
     seconds: dict[str, float]  # rollouts, scores, updates, gates, evaluation
     disk: float
+    memory: float  # of each GPU, at an update
 
     @property
     def gpu_hours(self) -> float:
@@ -107,7 +108,22 @@ def estimate_run(plan: Plan, run: str, student: Architecture, teacher: Architect
         + triggers * FLOAT32 * parameters
         + steps * rollouts * share * horizon * BYTES_A_TOKEN
     )
-    return RunEstimate(run, training["ranks"], seconds, disk)
+    memory = _memory(plan, training, student, teacher)
+    return RunEstimate(run, training["ranks"], seconds, disk, memory)
+
+
+def _memory(plan: Plan, training: Mapping[str, Any], student: Architecture, teacher: Architecture) -> float:
+    """Bytes on each GPU at an update of the longest sequences; logits, a chunk at a time, are left out."""
+    prompt = plan.config["task"].get("prompt", {}).get("max_tokens", plan.config["estimate"]["prompt_tokens"])
+    positions = training.get("micro_batch", training["batch_size"]) * (prompt + training["max_new_tokens"])
+    precision, checkpointing = training["precision"], training["gradient_checkpointing"]
+    held = update_bytes(
+        student.parameters, training["ranks"], training["zero_stage"], precision, training["offload_optimizer"]
+    )
+    activations = activation_bytes(positions, student.hidden_size, student.layers, precision, checkpointing)
+    low = plan.config["models"][training["teacher"]].get("dtype") == "bfloat16"
+    beside = 0 if plan.staged else (BFLOAT16 if low else FLOAT32) * teacher.parameters
+    return held + activations + beside
 
 
 def _hardware(assumed: Mapping[str, Any], count: int) -> Hardware:
@@ -148,13 +164,17 @@ class Estimate:
         return ", ".join(parts) or "nothing can be said before the models are there"
 
     def table(self) -> list[str]:
-        """A line a run: hours of its GPUs by stage, GPU hours and disk, all seeds together."""
+        """A line a run: hours of its GPUs by stage, GPU hours and disk, all seeds together; memory at an update."""
         stages = ("rollouts", "scores", "updates", "gates", "evaluation")
-        rows: list[list[str]] = [["run", "GPUs", *(f"{stage}, h" for stage in stages), "GPU hours", "disk"]]
+        rows: list[list[str]] = [
+            ["run", "GPUs", *(f"{stage}, h" for stage in stages), "GPU hours", "disk", "of each GPU"]
+        ]
         for run in self.runs:
             hours = [f"{self.seeds * run.seconds[stage] / 3600:.1f}" if self.timed else "" for stage in stages]
             total = f"{self.seeds * run.gpu_hours:,.0f}" if self.timed else ""
-            rows.append([run.run, str(run.gpus), *hours, total, size_text(self.seeds * run.disk)])
+            rows.append(
+                [run.run, str(run.gpus), *hours, total, size_text(self.seeds * run.disk), size_text(run.memory)]
+            )
         return aligned(rows)
 
     def assumptions(self, plan: Plan) -> list[str]:
@@ -182,6 +202,13 @@ def estimate(plan: Plan) -> Estimate:
             notes.append(f"{run}: the size of {unknown} is not known yet. Add it to `estimate.architectures`.")
             continue
         runs.append(estimate_run(plan, run, student, teacher))
+        memory, there = runs[-1].memory, plan.config["estimate"]["gpu"]["memory_gb"] * 1e9
+        if memory > there:
+            notes.append(
+                f"{run}: an update takes {size_text(memory)} of each GPU, which has {size_text(there)}. Use "
+                "`gradient_checkpointing`, a smaller `micro_batch`, a higher `zero_stage`, more `ranks` or "
+                "`execution.mode: staged`."
+            )
         sizes.append(student.parameters)
     return Estimate(runs, len(plan.seeds), max(sizes, default=0) >= SMALLEST, notes)
 

@@ -33,7 +33,10 @@ MODULES = {
     "evaluate_candidate": "evaluate_candidates",
 }
 # What of `training` the checks of a student and a teacher depend on.
-PREFLIGHT = ("student", "teacher", "batch_size", "max_new_tokens", "temperature", "precision", "engine", "engine_dtype")
+PREFLIGHT = (
+    "student", "teacher", "batch_size", "micro_batch", "max_new_tokens", "temperature", "engine", "engine_dtype",
+    "precision", "ranks", "zero_stage", "gradient_checkpointing", "offload_optimizer",
+)  # fmt: skip
 LOCAL_THEORY_TABLES = ("local_residuals", "local_eigenspace", "local_path", "local_gradient")
 TABLES = ("models", "evaluation", "extrapolation", "speedup", "summary")
 TSNE_CHECKPOINTS = 6  # that a t-SNE map needs, as in effopd.dynamics.trajectory, which is too heavy to read here
@@ -157,7 +160,7 @@ class Plan:
         return f"{settings['student']}-{settings['teacher']}-{digest(settings)[:8]}"
 
     def _preflight_settings(self, run: str) -> dict[str, Any]:
-        return {key: self.runs[run]["training"][key] for key in PREFLIGHT}
+        return {key: value for key, value in self.runs[run]["training"].items() if key in PREFLIGHT}
 
     def preflights(self) -> dict[str, list[str]]:
         """All checks by name, with the runs that depend on them."""
@@ -254,6 +257,7 @@ class Plan:
             "training": self._preflight_settings(runs[0]),
             "prompt": self.config["task"].get("prompt"),
             "task": self._verifier(),
+            "staged": self.staged,
             "states": [[run, seed, step] for run, seed, step in self.points() if run in runs],
         }
 

@@ -1,8 +1,8 @@
-"""Bytes that training takes, from the number of parameters."""
+"""Bytes that training takes, from the number of parameters and the shape of a batch."""
 
 from __future__ import annotations
 
-FLOAT32 = 4
+FLOAT32, BFLOAT16 = 4, 2
 
 
 def state_bytes(parameters: float) -> float:
@@ -10,11 +10,29 @@ def state_bytes(parameters: float) -> float:
     return 4 * FLOAT32 * parameters
 
 
-def update_bytes(parameters: float, teacher_bytes: float) -> float:
-    """A colocated update in memory, activations left out: weights, gradients and moments in float32; the teacher."""
-    return 4 * FLOAT32 * parameters + teacher_bytes
+def update_bytes(parameters: float, ranks: int, zero_stage: int, precision: str, offload: bool) -> float:
+    """Weights, gradients, masters and moments in the memory of each rank's device (ZeRO, arXiv 1910.02054).
+
+    Gradients, masters and moments are float32. What a ZeRO stage shares out counts for a rank's share alone, and what
+    is offloaded not at all.
+    """
+    share = parameters / ranks
+    weights = (BFLOAT16 if precision == "bfloat16" else FLOAT32) * (share if zero_stage == 3 else parameters)
+    gradients = FLOAT32 * (share if zero_stage >= 2 else parameters)
+    if zero_stage == 0:
+        return weights + gradients + 2 * FLOAT32 * parameters
+    return weights + gradients + (0 if offload else 3 * FLOAT32 * share)
+
+
+def activation_bytes(positions: float, hidden_size: int, layers: int, precision: str, checkpointing: bool) -> float:
+    """What a forward pass over that many positions keeps for the backward one (arXiv 2205.05198, attention fused).
+
+    17 numbers a position, layer and unit of width; with checkpointing one, and all 17 of a single layer.
+    """
+    width = BFLOAT16 if precision == "bfloat16" else FLOAT32
+    return width * positions * hidden_size * ((layers + 17) if checkpointing else 17 * layers)
 
 
 def logits_bytes(positions: float, vocabulary: int, at_once: float) -> float:
-    """The logits of a fixed batch, at most `at_once` of them, in float32: log-softmax and the gradients of both too."""
+    """The logits of a batch, at most `at_once` of them, in float32: log-softmax and the gradients of both too."""
     return 4 * FLOAT32 * min(positions * vocabulary, at_once)

@@ -58,6 +58,7 @@ def test_the_papers_configurations_are_complete(row, domain, pinned):
     assert found.timed
     assert not found.notes
     assert 10 < found.gpu_hours < 10_000
+    assert all(run.memory < 60e9 for run in found.runs)
     shape = Architecture(**plan.config["estimate"]["architectures"]["base"])
     assert shape.parameters == pytest.approx(PUBLISHED[row], rel=2e-3)
 
@@ -151,6 +152,9 @@ def test_more_of_everything_takes_more(tmp_path):
     assert (twice.gpu_hours, twice.disk) == (2 * base.gpu_hours, 2 * base.disk)
     assert with_overlay("training: {max_new_tokens: 32768}").gpu_hours > 2 * base.gpu_hours
     assert with_overlay("training: {horizon: {tokens: 4096}}").gpu_hours < base.gpu_hours
+    beside = with_overlay("training: {zero_stage: 0, precision: float32, gradient_checkpointing: false}")
+    assert beside.notes[0].startswith("opd: an update takes ")
+    assert "of each GPU, which has 80.0 GB" in beside.notes[0]
     assert with_overlay("extrapolation: {gate: {metric: reverse_kl}}").gpu_hours > base.gpu_hours
 
 

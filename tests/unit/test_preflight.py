@@ -31,7 +31,7 @@ from effopd.preflight.tokens import check_chat_template, check_eos, check_length
 from effopd.runtime.artifacts import read_json, write_manifest
 from effopd.runtime.errors import PreflightError
 from effopd.scoring import LocalTeacher, measure_reverse_kl
-from effopd.sizes import logits_bytes, state_bytes, update_bytes
+from effopd.sizes import activation_bytes, logits_bytes, state_bytes, update_bytes
 from effopd.stages.make_data import make_data
 from effopd.stages.preflight import OF_STUDENT, OF_TEACHER, preflight
 from effopd.stages.tokenize_prompts import tokenize_prompts
@@ -41,6 +41,7 @@ from effopd.tasks.base import Problem, Verdict
 CPU = torch.device("cpu")
 PROBLEMS = [Problem("7+8+5=", "20"), Problem("1+2+3=", "6"), Problem("9+9=", "18")]
 PROMPTS = [[9, 12, 10, 12, 7, 13], [3, 12, 4, 12, 5, 13], [11, 12, 11, 13]]
+CONFIG = {"models": {"base": {"kind": "pretrain"}, "teacher": {"kind": "grpo", "init": "base"}}, "runs": {"opd": {}}}
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
@@ -283,9 +284,32 @@ def test_estimates_of_sizes(model, tmp_path):
     save_model(model.config, weights_of(model), make_tokenizer(), tmp_path)
     on_disk = (tmp_path / "model.safetensors").stat().st_size
     assert state_bytes(parameters) == pytest.approx(4 * on_disk, rel=0.1)  # weights, two moments, a candidate
-    assert update_bytes(1e9, 2e9) == 18e9
     assert logits_bytes(8192, 151936, 1e12) == pytest.approx(19.9e9, rel=0.01)
     assert logits_bytes(8192, 151936, 1e8) == 1.6e9  # in chunks
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "precision", "offload", "gigabytes"),
+    [  # a billion parameters
+        (1, 0, "float32", False, 16),  # weights 4, gradients 4, moments 8
+        (8, 0, "float32", False, 16),  # nothing is shared out
+        (8, 1, "float32", False, 4 + 4 + 12 / 8),  # masters beside the weights
+        (8, 2, "float32", False, 4 + 4 / 8 + 12 / 8),
+        (8, 3, "float32", False, 20 / 8),
+        (8, 1, "bfloat16", False, 2 + 4 + 12 / 8),
+        (8, 3, "bfloat16", False, 18 / 8),
+        (8, 2, "bfloat16", True, 2 + 4 / 8),
+    ],
+)
+def test_the_memory_of_an_update(ranks, stage, precision, offload, gigabytes):
+    assert update_bytes(1e9, ranks, stage, precision, offload) == pytest.approx(gigabytes * 1e9)
+
+
+def test_checkpointing_saves_most_of_the_activations():
+    kept = activation_bytes(16384, 1536, 28, "bfloat16", False)
+    assert kept == pytest.approx(34 * 16384 * 1536 * 28)  # 34 bytes, as in the paper that counted them
+    assert activation_bytes(16384, 1536, 28, "float32", False) == 2 * kept
+    assert activation_bytes(16384, 1536, 28, "bfloat16", True) < kept / 10
 
 
 # together
@@ -327,13 +351,13 @@ def workplace(tmp_path):
         def check(self, student, teacher, **overrides):
             prompts = results / "data/arithmetic/prompts-student/manifest.json"
             tokenize_prompts({"prompt": None}, data, student, prompts)
-            training = {"max_new_tokens": 8, "batch_size": 4, "temperature": 1.0, "engine": "transformers"}
-            training |= {"engine_dtype": "float32", "precision": "float32"}
+            training = Plan(CONFIG).runs["opd"]["training"] | {"max_new_tokens": 8, "batch_size": 4}
             spec = {
                 "preflight": {"problems": 6, "max_new_tokens": 16, "accept": [], **overrides.pop("preflight", {})},
                 "training": {**training, **overrides},
                 "prompt": None,
                 "task": TASK_SECTION,
+                "staged": False,
                 "states": [["opd", 0, 1], ["opd", 0, 2]],
                 "code": "",
             }
@@ -404,7 +428,7 @@ def test_weights_that_are_not_numbers_are_named(workplace):
 
 def test_runs_share_checks_where_their_settings_are_the_same():
     config = {
-        "models": {"base": {"kind": "pretrain"}, "teacher": {"kind": "grpo", "init": "base"}},
+        **CONFIG,
         "runs": {
             "opd": {},
             "faster": {"training": {"lr": 1.0e-3, "steps": 8}},

@@ -34,7 +34,7 @@ from effopd.runtime.artifacts import host_facts, package_versions, read_manifest
 from effopd.runtime.errors import PreflightError
 from effopd.runtime.progress import say
 from effopd.scoring import LocalTeacher, measure_logprobs, measure_reverse_kl
-from effopd.sizes import logits_bytes, state_bytes, update_bytes
+from effopd.sizes import activation_bytes, logits_bytes, state_bytes, update_bytes
 from effopd.tasks.base import Task, build_task
 from effopd.verification import verify_rollouts
 
@@ -71,7 +71,7 @@ def preflight(
     task = build_task(spec["task"])
     checks.run("verifier", check_verifier, task, sample.problems)
     if readable:
-        _check_models(checks, subjects, sample, task, spec, out.parent.parent, device)
+        _check_models(checks, subjects, sample, task, longest, spec, out.parent.parent, device)
     else:
         checks.leave_out(
             (*OF_STUDENT, *OF_TEACHER, "disk"), "nothing can be computed before tokenizer and EOS are right"
@@ -105,6 +105,8 @@ class _Subject:
     tokenizer: PreTrainedTokenizerFast
     rows: int  # of the embedding
     positions: int | None
+    hidden_size: int
+    layers: int
     eos: list[int]  # of the generation config; empty where it says nothing
 
     @staticmethod
@@ -115,7 +117,15 @@ class _Subject:
             ends = GenerationConfig.from_pretrained(str(folder), local_files_only=True).eos_token_id or ends
         eos = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         positions = getattr(config, "max_position_embeddings", None)
-        return _Subject(folder, load_tokenizer(folder), config.vocab_size, positions, eos)
+        return _Subject(
+            folder,
+            load_tokenizer(folder),
+            config.vocab_size,
+            positions,
+            config.hidden_size,
+            config.num_hidden_layers,
+            eos,
+        )
 
 
 def _sample(prompts: Prompts, count: int) -> Prompts:
@@ -153,6 +163,7 @@ def _check_models(
     subjects: Mapping[str, _Subject],
     sample: Prompts,
     task: Task,
+    longest: int,
     spec: dict[str, Any],
     results: Path,
     device: torch.device,
@@ -203,10 +214,25 @@ def _check_models(
         "teacher_accuracy", check_accuracy, student.rewards, teacher.rewards, (student.finished, teacher.finished),
         sampling.max_new_tokens,
     )  # fmt: skip
-    teacher_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    logits = logits_bytes(size * training["max_new_tokens"], subjects["student"].rows, LOGITS_AT_ONCE)
+    needed = _update_memory(training, parameters, subjects["student"], longest)
+    if not spec["staged"]:  # then the teacher is held beside the student
+        needed += sum(parameter.nbytes for parameter in model.parameters())
     available, kind = available_memory(device)
-    checks.run("memory", check_memory, update_bytes(parameters, teacher_bytes) + logits, available, kind)
+    processes = training["ranks"] if device.type == "cpu" else 1  # that share what is available
+    checks.run("memory", check_memory, processes * needed, available, kind)
+
+
+def _update_memory(training: dict[str, Any], parameters: int, student: _Subject, longest: int) -> float:
+    """Bytes of an update on each rank's device: the model with its optimizer, activations and logits."""
+    sequences = training.get("micro_batch", training["batch_size"])
+    positions = sequences * (longest + training["max_new_tokens"])
+    held = update_bytes(
+        parameters, training["ranks"], training["zero_stage"], training["precision"], training["offload_optimizer"]
+    )
+    activations = activation_bytes(
+        positions, student.hidden_size, student.layers, training["precision"], training["gradient_checkpointing"]
+    )
+    return held + activations + logits_bytes(positions, student.rows, LOGITS_AT_ONCE)
 
 
 def _states_to_write(results: Path, states: Sequence[Sequence[Any]]) -> int:
