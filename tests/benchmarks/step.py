@@ -40,7 +40,7 @@ from effopd.plan import Plan
 from effopd.randomness import seed_of
 from effopd.scoring import LocalTeacher, measure_reverse_kl
 from effopd.tasks.base import build_task
-from effopd.trainer import OptimizerSettings, Trainer
+from effopd.trainer import Trainer, TrainerSettings
 
 BATCH, NEW_TOKENS, LR = 128, 24, 1e-4
 CONFIG = {
@@ -152,7 +152,7 @@ class Bench:
     def our_steps(self) -> Timing:
         training = Plan(CONFIG).runs["opd"]["training"]
         student = copy.deepcopy(self.student)
-        trainer = Trainer(student, OptimizerSettings(LR, (0.9, 0.999), 0.0, 1.0))
+        trainer = Trainer(student, TrainerSettings(LR, (0.9, 0.999), 0.0, 1.0))
         engine, teacher = self._engine(student), LocalTeacher(self.teacher, pad_id=self.pad_id, batch_size=BATCH)
         timings = []
         for step in range(1, self.steps + 1):

@@ -11,7 +11,7 @@ from effopd.engines.decoders import LeanDecoder, ModelDecoder
 from effopd.engines.transformers_engine import COMPACT_BELOW, TransformersEngine
 from effopd.randomness import seed_of
 from effopd.scoring import LocalTeacher, measure_reverse_kl
-from effopd.trainer import OptimizerSettings, Trainer
+from effopd.trainer import Trainer, TrainerSettings
 
 PROMPTS = [[5, 8, 3], [9, 4, 7, 12, 6, 3, 11], [2, 2], [13, 5, 8, 3, 9], [6], [7, 7, 7, 7]] * 4
 SEEDS = [seed_of("test", i) for i in range(len(PROMPTS))]
@@ -88,7 +88,7 @@ def test_every_family_decodes_as_its_own_forward_pass_does(family, settings, lea
 def test_a_model_in_training_generates_bitwise_what_one_that_only_generates_does(model):
     """Colocated jobs have the one, staged jobs the other."""
     alone = engine_of(make_model(0)).generate(PROMPTS, SEEDS, Sampling(1.0, 16))
-    Trainer(model, OptimizerSettings(1e-3, (0.9, 0.999), 0.0, 1.0))
+    Trainer(model, TrainerSettings(1e-3, (0.9, 0.999), 0.0, 1.0))
     training = engine_of(model).generate(PROMPTS, SEEDS, Sampling(1.0, 16))
     assert training.completions == alone.completions
     for mine, theirs in zip(training.logprobs, alone.logprobs, strict=True):

@@ -79,7 +79,7 @@ def test_chunks_change_nothing(objective, positions, model, other_model, monkeyp
     rollouts = rollouts_of(model)
     chunked = loss_and_gradients(model, other_model, objective, rollouts)
     assert chunked[0] == pytest.approx(loss, rel=1e-5)
-    assert chunked[2] == pytest.approx(sums, rel=1e-5)
+    assert chunked[2] == pytest.approx(sums, rel=1e-5, abs=1e-5)  # engine and trainer differ by rounding alone
     for name, gradient in gradients.items():
         torch.testing.assert_close(chunked[1][name], gradient, rtol=1e-4, atol=1e-6)
 
