@@ -44,7 +44,7 @@ MODELS_AND_ANALYSES = [  # dear, and the same jobs in every mode: killed in one
     Kill("pretrain-model", "models/base/*", "job", KILL, 1.0),
     Kill("pretrain-model", "models/base/*", "group", INT, 1.0),
     Kill("train-rl", "models/teacher/*", "job", KILL, 0.5),
-    Kill("preflight", f"preflight/* {STEP_2}", "job", KILL),
+    Kill("preflight", f"preflight/* {RUN}/*/*1*", "job", KILL),
     Kill("analyze-weights", "dynamics/effopd/seed0/*", "job", KILL),
     Kill("evaluate-interventions", "dynamics/effopd/seed0/*", "group", KILL, 1.0),
     Kill("evaluate-interventions", "dynamics/models/teacher/*", "job", TERM, 1.0),
