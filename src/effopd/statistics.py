@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
+MEAN = "mean"  # the `seed` of rows that hold means over seeds
 RESAMPLES, BATCH = 999, 100  # of the bootstrap: how many, and how many at a time
 
 
@@ -63,3 +66,28 @@ def bootstrap_interval(
         rng=np.random.default_rng(0),
     )
     return np.asarray(found.confidence_interval.low), np.asarray(found.confidence_interval.high)
+
+
+def with_means(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str], confidence: float) -> pd.DataFrame:
+    """The rows by run and seed, and after each run's those of its mean over seeds, with Student-t bounds.
+
+    `table` has the columns run, seed, `keys` and `values`; the bounds are <value>_low and <value>_high.
+    """
+    parts = []
+    for _, of_run in table.groupby("run", sort=False):
+        parts.append(of_run)
+        rows = []
+        for place, group in of_run.groupby(list(keys), sort=False, dropna=False):
+            row: dict[str, Any] = dict(zip(keys, place, strict=True)) | {"run": group["run"].iloc[0], "seed": MEAN}
+            for name in values:
+                mean, low, high = mean_interval(group[name].tolist(), confidence)
+                row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+            rows.append(row)
+        parts.append(pd.DataFrame(rows))
+    together = pd.concat([part.astype(object) for part in parts], ignore_index=True)
+    return together[[name for name in interval_columns(keys, values) if name in together]].infer_objects()
+
+
+def interval_columns(keys: Sequence[str], values: Sequence[str]) -> list[str]:
+    """The columns of such a table, in order."""
+    return ["run", "seed", *keys, *(f"{name}{bound}" for name in values for bound in ("", "_low", "_high"))]

@@ -13,9 +13,9 @@ from effopd.dynamics.norms import total_norms
 from effopd.dynamics.variants import BASE, FINAL
 from effopd.runtime.artifacts import atomic_path, read_manifest
 from effopd.runtime.progress import say
-from effopd.statistics import bootstrap_interval, mean_interval
+from effopd.statistics import bootstrap_interval, interval_columns, with_means
 
-ALL, NO_LAYER, MEAN = "all", "none", "mean"
+ALL, NO_LAYER = "all", "none"
 METRICS = ["spectral_norm", "spectral_to_frobenius", "effective_rank", "effective_rank_squared", "top1pct_norm_ratio"]
 NORMS = ["frobenius_norm", "base_norm", "relative_norm", "share"]
 ALIGNMENT = ["paired_cosine", "principal_cosine", "cosine_to_final", "explained_variance_ratio"]
@@ -48,7 +48,7 @@ def make_dynamics_tables(spec: dict[str, Any], results: Path, out: Path) -> None
         parts = [
             made.assign(run=about["run"], seed=about["seed"]) for about, tables in subjects if len(made := make(tables))
         ]
-        table = _with_means(pd.concat(parts), keys, values, confidence) if parts else _empty(keys, values)
+        table = with_means(pd.concat(parts), keys, values, confidence) if parts else _empty(keys, values)
         with atomic_path(out / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
     say(f"done: {len(subjects)} subjects")
@@ -110,26 +110,5 @@ def interventions(table: pd.DataFrame, items: pd.DataFrame, confidence: float) -
     return table.drop(columns="weights")
 
 
-def _with_means(table: pd.DataFrame, keys: list[str], values: list[str], confidence: float) -> pd.DataFrame:
-    """The rows by run and seed, and after each run's those of its mean over seeds, with Student-t bounds."""
-    parts = []
-    for _, of_run in table.groupby("run", sort=False):
-        parts.append(of_run)
-        rows = []
-        for place, group in of_run.groupby(keys, sort=False, dropna=False):
-            row: dict[str, Any] = dict(zip(keys, place, strict=True)) | {"run": group["run"].iloc[0], "seed": MEAN}
-            for name in values:
-                mean, low, high = mean_interval(group[name].tolist(), confidence)
-                row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
-            rows.append(row)
-        parts.append(pd.DataFrame(rows))
-    together = pd.concat([part.astype(object) for part in parts], ignore_index=True)
-    return together[[name for name in _columns(keys, values) if name in together]].infer_objects()
-
-
-def _columns(keys: Sequence[str], values: Sequence[str]) -> list[str]:
-    return ["run", "seed", *keys, *(f"{name}{bound}" for name in values for bound in ("", "_low", "_high"))]
-
-
 def _empty(keys: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    return pd.DataFrame(columns=_columns(keys, values))
+    return pd.DataFrame(columns=interval_columns(keys, values))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pandas as pd
 from effopd.runtime.artifacts import atomic_path, read_manifest
 from effopd.runtime.progress import say
 from effopd.stages import compare_local_theory, linearize_student
-from effopd.statistics import mean_interval
+from effopd.statistics import with_means
 
 
 def make_local_theory_tables(spec: dict[str, Any], results: Path, out: Path) -> None:
@@ -38,26 +37,15 @@ def make_local_theory_tables(spec: dict[str, Any], results: Path, out: Path) -> 
             paths.append(_named(walked, run=run, seed=seed))
             gradients.append(_named(over_matrices, run=run, seed=seed))
     tables = {name: pd.concat(parts) for name, parts in shared.items()}
-    tables["path"] = with_means(pd.concat(paths), ["run", "step"], spec["confidence"])
-    tables["gradient"] = with_means(pd.concat(gradients), ["run", "step", "directions"], spec["confidence"])
+    for name, parts, keys in (("path", paths, ["step"]), ("gradient", gradients, ["step", "directions"])):
+        together = pd.concat(parts)
+        values = [column for column in together.columns if column not in ("run", "seed", *keys)]
+        tables[name] = with_means(together, keys, values, spec["confidence"])
     for name, table in tables.items():
         with atomic_path(out / f"local_{name}.csv") as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
-    last = tables["path"].query("seed == 'mean'").groupby("run", sort=False).last()
+    last = tables["path"].query("seed == @MEAN").groupby("run", sort=False).last()
     say("done: " + ", ".join(f"{run} cosine {row['cosine']:.2f}" for run, row in last.iterrows()))
-
-
-def with_means(table: pd.DataFrame, by: Sequence[str], confidence: float) -> pd.DataFrame:
-    """The rows of each seed, then rows of seed "mean" with the other columns' means over seeds and their bounds."""
-    rows = []
-    columns = [column for column in table.columns if column not in (*by, "seed")]
-    for key, group in table.groupby(list(by), sort=False):
-        row: dict[str, Any] = {**dict(zip(by, key, strict=True)), "seed": "mean"}
-        for column in columns:
-            mean, low, high = mean_interval(group[column].tolist(), confidence)
-            row |= {column: mean, f"{column}_low": low, f"{column}_high": high}
-        rows.append(row)
-    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
 
 
 def _named(table: pd.DataFrame, **columns: Any) -> pd.DataFrame:
