@@ -34,8 +34,8 @@ MODULES = {
 }
 # What of `training` the checks of a student and a teacher depend on.
 PREFLIGHT = (
-    "student", "teacher", "batch_size", "micro_batch", "max_new_tokens", "temperature", "engine", "engine_dtype",
-    "precision", "ranks", "zero_stage", "gradient_checkpointing", "offload_optimizer",
+    "student", "teacher", "scored_by", "batch_size", "micro_batch", "max_new_tokens", "temperature", "engine",
+    "engine_dtype", "precision", "ranks", "zero_stage", "gradient_checkpointing", "offload_optimizer",
 )  # fmt: skip
 LOCAL_THEORY_TABLES = ("local_residuals", "local_eigenspace", "local_path", "local_gradient")
 TABLES = ("models", "evaluation", "extrapolation", "speedup", "summary")

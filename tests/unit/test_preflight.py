@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from teacher_server import Behaviour, serving
 from tiny_models import TASK_SECTION, make_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -30,6 +31,7 @@ from effopd.preflight.resources import available_memory, check_disk, check_memor
 from effopd.preflight.tokens import check_chat_template, check_eos, check_lengths, check_tokenizer
 from effopd.runtime.artifacts import read_json, write_manifest
 from effopd.runtime.errors import PreflightError
+from effopd.runtime.options import VARIABLE
 from effopd.scoring import LocalTeacher, measure_reverse_kl
 from effopd.sizes import activation_bytes, logits_bytes, state_bytes, update_bytes
 from effopd.stages.make_data import make_data
@@ -376,7 +378,8 @@ def test_a_good_pair_passes_and_every_check_is_on_record(workplace):
     pair = workplace.model("student", 0), workplace.model("teacher", 1)
     out = workplace.check(*pair)
     outcomes = workplace.outcomes()
-    assert set(outcomes) == set(schema()["properties"]["preflight"]["properties"]["accept"]["items"]["enum"])
+    known = set(schema()["properties"]["preflight"]["properties"]["accept"]["items"]["enum"])
+    assert set(outcomes) == known - {"endpoint"}  # of a teacher that is served alone
     assert set(outcomes) == {
         "tokenizer",
         "eos",
@@ -392,6 +395,21 @@ def test_a_good_pair_passes_and_every_check_is_on_record(workplace):
     before = out.read_bytes()
     out.unlink()
     assert workplace.check(*pair, preflight={"problems": 4}).read_bytes() == before
+
+
+def test_a_server_must_say_what_the_teachers_folder_does(workplace, tokenizer, monkeypatch):
+    """The served model scores; one that is another is told by its log-probs."""
+    pair = workplace.model("student", 0), workplace.model("teacher", 1)
+    for served, outcome in ((1, "passed"), (2, "failed")):
+        with serving(Behaviour(make_model(served), tokenizer)) as url:
+            where = {"url": url, "model": "teacher", "timeout": 10, "retries": 0, "backoff": 0.01, "concurrency": 2}
+            monkeypatch.setenv(VARIABLE, json.dumps({"endpoints": {"teacher": where}}))
+            if outcome == "failed":
+                with pytest.raises(PreflightError, match="endpoint: log-probs of the server and of the folder differ"):
+                    workplace.check(*pair, scored_by="endpoint")
+            else:
+                workplace.check(*pair, scored_by="endpoint")
+        assert workplace.outcomes()["endpoint"] == outcome
 
 
 def test_every_failure_is_a_line_and_nothing_lets_training_begin(workplace, capsys):

@@ -90,7 +90,7 @@ CHANGES = {
     "training.engine": ("training: {engine: vllm, engine_dtype: bfloat16}", EVERY_PAIR),
     "training.scored_by": (
         "training: {scored_by: endpoint}\nruntime: {endpoints: {teacher: {url: 'http://localhost:1/v1', model: t}}}",
-        EVERY_RUN,
+        EVERY_PAIR,
     ),
     "training.ranks": ("training: {batch_size: 4, ranks: 2}", EVERY_PAIR),
     "training.teacher of one run": ("runs: {opd: {training: {teacher: base}}}", {"evaluate_model": 2, "preflight": 1, **NEW_RUN}),

@@ -55,6 +55,21 @@ def check_engine(check: str, engine: Logprobs, trainer: Logprobs, precision: str
     return passed(check, measured)
 
 
+def check_endpoint(check: str, server: Logprobs, folder: Logprobs, dtype: str) -> Finding:
+    """What scores rollouts, a server, says what the teacher's folder does (held in `dtype`, float32 or bfloat16)."""
+    mean = float(np.abs(_flat(server) - _flat(folder)).mean())
+    limit = LARGEST_DIFFERENCE if dtype == "float32" else LARGEST_MEAN_DIFFERENCE
+    measured = f"log-probs of the server and of the folder differ by {mean:.1e} on average"
+    if not mean <= limit:
+        return failed(
+            check,
+            f"{measured} (allowed in {dtype}: {limit:g})",
+            "The student would learn from another teacher than the one that it is compared with.",
+            "Serve the folder in `models` as it is: its weights, its precision, prefix caching off.",
+        )
+    return passed(check, measured)
+
+
 def check_determinism(check: str, first: Logprobs, again: Logprobs) -> Finding:
     """The same rollouts, scored twice, get the same bits."""
     one, two = _flat(first), _flat(again)

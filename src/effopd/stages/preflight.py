@@ -14,10 +14,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.engines.base import Sampling, build_engine, longest_context
+from effopd.engines.endpoint_teacher import EndpointTeacher
 from effopd.logits import LOGITS_AT_ONCE
 from effopd.models import dtype_of, load_frozen, load_model, load_tokenizer, model_config, special_ids
 from effopd.preflight.agreement import (
     check_determinism,
+    check_endpoint,
     check_engine,
     check_identity,
     check_start,
@@ -32,8 +34,9 @@ from effopd.randomness import generator, seed_of
 from effopd.rollouts import Rollouts
 from effopd.runtime.artifacts import host_facts, package_versions, read_manifest, write_json
 from effopd.runtime.errors import PreflightError
+from effopd.runtime.options import endpoint_of
 from effopd.runtime.progress import say
-from effopd.scoring import LocalTeacher, measure_logprobs, measure_reverse_kl
+from effopd.scoring import LocalTeacher, Teacher, measure_logprobs, measure_reverse_kl
 from effopd.sizes import activation_bytes, logits_bytes, state_bytes, update_bytes
 from effopd.tasks.base import Task, build_task
 from effopd.verification import verify_rollouts
@@ -203,8 +206,12 @@ def _check_models(
     if not checks.run("teacher_weights", check_weights, "teacher", dict(model.named_parameters())):
         checks.leave_out(OF_TEACHER[1:], "the teacher's weights are not finite")
         return
-    scorer = LocalTeacher(model, pad_id=pad_id, batch_size=size)
+    scorer: Teacher = LocalTeacher(model, pad_id=pad_id, batch_size=size)
     scores = scorer.score(student.rollouts).logprobs
+    if training["scored_by"] == "endpoint":
+        scorer, here = EndpointTeacher(endpoint_of(training["teacher"]), tokenizer), scores
+        scores = scorer.score(student.rollouts).logprobs
+        checks.run("endpoint", check_endpoint, scores, here, str(model.dtype).removeprefix("torch."))
     teacher = answers(model, "teacher", TEACHERS_ENGINE)  # between the two scorings, as in training
     checks.run("determinism", check_determinism, scores, scorer.score(student.rollouts).logprobs)
     divergences = measure_reverse_kl(model, model, teacher.rollouts, pad_id=pad_id, batch_size=size)
@@ -215,7 +222,7 @@ def _check_models(
         sampling.max_new_tokens,
     )  # fmt: skip
     needed = _update_memory(training, parameters, subjects["student"], longest)
-    if not spec["staged"]:  # then the teacher is held beside the student
+    if not spec["staged"] and training["scored_by"] == "local":  # then the teacher is held beside the student
         needed += sum(parameter.nbytes for parameter in model.parameters())
     available, kind = available_memory(device)
     processes = training["ranks"] if device.type == "cpu" else 1  # that share what is available
