@@ -60,6 +60,33 @@ def test_narrow_figures_stack_their_panels():
     plt.close(figure)
 
 
+@pytest.mark.parametrize("settled", [0, 3])
+def test_the_local_theory_is_drawn_even_where_no_eigenpair_converged(tmp_path, settled):
+    pair = {"student": "base", "teacher": "teacher"}
+    index = list(range(1, 7))
+    residual = [1e-3 if i <= settled else 0.5 for i in index]
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    pd.concat(
+        pd.DataFrame({**pair, "kind": kind, "index": index, "singular_value": [1 / i for i in index]})
+        for kind in ("logits", "weighted")
+    ).to_csv(tables / "local_residuals.csv")
+    pd.concat(
+        pd.DataFrame({**pair, "start": s, "index": index, "relative_residual": residual, "cumulative_share": 0.5})
+        for s in ("b", "random")
+    ).to_csv(tables / "local_eigenspace.csv")
+    columns = ["cosine", "reverse_kl", "predicted_reverse_kl"]
+    path = pd.DataFrame({"run": "run0", "seed": ["0", "mean"], "step": 1, **dict.fromkeys(columns, 0.1)})
+    path.assign(**{f"{name}_{end}": np.nan for name in columns for end in ("low", "high")}).to_csv(
+        tables / "local_path.csv"
+    )
+    figure = DRAW["local_theory"](SPEC, tmp_path)
+    drawn = {text.get_text() for text in figure.axes[1].texts}
+    assert ({"gradient b", "random vector"} <= drawn) == (settled > 0)
+    assert figure.axes[1].get_xlim() == pytest.approx((0.5, 1.55 * max(2, settled)))
+    plt.close(figure)
+
+
 def test_figures_of_what_is_switched_off_are_absent():
     config = copy.deepcopy(TINY)
     everything = Plan(config).figures()

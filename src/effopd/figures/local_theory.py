@@ -70,11 +70,15 @@ def _residuals(axes: Any, table: Any) -> None:
 
 def _eigenspace(axes: Any, table: Any) -> None:
     table = table[(table["student"] == table["student"].iloc[0]) & (table["teacher"] == table["teacher"].iloc[0])]
+    furthest = 2
     for start, label, colour, marker in (("b", "gradient b", "black", "o"), ("random", "random vector", "0.55", "s")):
         rows = table[table["start"] == start]
         settled = rows["relative_residual"].lt(CONVERGED).cumprod().astype(bool)
+        if not settled.any():  # too few iterations for one eigenpair
+            continue
         axes.plot(rows["index"][settled], rows["cumulative_share"][settled], color=colour, marker=marker, markersize=3)
         last = rows[settled].iloc[-1]
+        furthest = max(furthest, last["index"])
         axes.annotate(
             label,
             (last["index"], last["cumulative_share"]),
@@ -85,7 +89,7 @@ def _eigenspace(axes: Any, table: Any) -> None:
             va="center",
         )
     axes.set_ylim(-0.03, 1.03)
-    axes.set_xlim(0.5, 1.55 * max(2, last["index"]))
+    axes.set_xlim(0.5, 1.55 * furthest)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("k (converged eigenpairs)")
     axes.set_ylabel("share of ‖·‖²")

@@ -10,7 +10,7 @@ import pandas as pd
 from effopd.runtime.artifacts import atomic_path, read_manifest
 from effopd.runtime.progress import say
 from effopd.stages import compare_local_theory, linearize_student
-from effopd.statistics import with_means
+from effopd.statistics import MEAN, with_means
 
 
 def make_local_theory_tables(spec: dict[str, Any], results: Path, out: Path) -> None:
@@ -44,7 +44,8 @@ def make_local_theory_tables(spec: dict[str, Any], results: Path, out: Path) -> 
     for name, table in tables.items():
         with atomic_path(out / f"local_{name}.csv") as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
-    last = tables["path"].query("seed == @MEAN").groupby("run", sort=False).last()
+    path = tables["path"]
+    last = path[path["seed"] == MEAN].groupby("run", sort=False).last()
     say("done: " + ", ".join(f"{run} cosine {row['cosine']:.2f}" for run, row in last.iterrows()))
 
 

@@ -45,7 +45,7 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
         chain=_chain(config, results),
         config_yaml=yaml.safe_dump(config, sort_keys=False),
         seeds=config["seeds"],
-        problems=config["task"]["splits"]["test"],
+        problems=int(tables["evaluation"]["completions"].max()) // config["evaluation"]["samples"],
         versions=package_versions(),
     )
     write_text(out, page)
