@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_prompts import byte_tokenizer
 from test_trainer import SETTINGS
-from tiny_models import FAMILIES, make_family
+from tiny_models import FAMILIES, byte_tokenizer, make_family
 
 from effopd.dynamics.checkpoints import ATTENTION, MLP, parameter_place
 from effopd.engines.base import Sampling

@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 import torch
-from test_prompts import byte_tokenizer
-from tiny_models import make_family
+from tiny_models import byte_tokenizer, make_family
 
 from effopd.models import load_frozen, load_model, load_tokenizer, save_model, weights_of
 from effopd.runtime.artifacts import read_manifest

@@ -10,8 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_prompts import byte_tokenizer
-from tiny_models import make_family
+from tiny_models import byte_tokenizer, make_family
 
 from effopd.models import save_model, weights_of
 from effopd.runtime.artifacts import read_manifest

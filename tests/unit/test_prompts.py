@@ -7,9 +7,7 @@ import time
 import pandas as pd
 import pytest
 import torch
-from tiny_models import make_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tiny_models import byte_tokenizer, make_model
 
 from effopd.models import load_tokenizer, save_model, weights_of
 from effopd.prompts import Prompts, load_problems, load_prompts, load_tokens, tokenize_problems
@@ -21,24 +19,8 @@ from effopd.stages.make_data import make_data
 from effopd.stages.tokenize_prompts import tokenize_prompts
 from effopd.tasks.base import Problem
 
-TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{{ '' if enable_thinking else '<no thinking>' }}{% endif %}"
-)
 CHAT = {"format": "chat", "template": "{problem} Box it: \\boxed{}.", "system": "", "thinking": False, "max_tokens": 80}
 PLAIN = {**CHAT, "format": "plain"}
-
-
-def byte_tokenizer(chat_template=TEMPLATE):
-    """A token a byte, after <pad> and </s>."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "</s>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
-    made.chat_template = chat_template
-    return made
 
 
 def shown(settings, problem="1+1?", tokenizer=None):

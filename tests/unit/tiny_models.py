@@ -1,11 +1,19 @@
-"""Tiny models and a task for the unit tests."""
+"""Tiny models, a tokenizer and a task for the tests."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 TASK_SECTION = {
     "name": "arithmetic",
@@ -16,6 +24,10 @@ TASK_SECTION = {
     "splits": {"train": 300, "validation": 60, "test": 100},
     "corpus": {"size": 400, "slips": 0.15, "direct_answers": 0.3, "direct_error": 0.8},
 }
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{{ '' if enable_thinking else '<no thinking>' }}{% endif %}"
+)
 
 
 def make_model(seed: int, vocabulary: int = 16, head_dim: int = 8, tied: bool = False) -> PreTrainedModel:
@@ -68,3 +80,15 @@ def make_family(family: str, seed: int, vocabulary: int = 24, **settings: Any) -
         **{**FAMILIES[family], **settings},
     )
     return AutoModelForCausalLM.from_config(config).eval()
+
+
+def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """A token a byte, after <pad> and </s>."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+    made.chat_template = chat_template
+    return made
