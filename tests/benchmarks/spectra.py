@@ -3,8 +3,9 @@
     python tests/benchmarks/spectra.py [--rows 4096] [--columns 1024] [--threads 1] [--repeats 9]
 
 Each repeat times both on the same matrix, one after the other, so that whatever else the machine does hits both. Printed
-are the median and range over repeats of the ratio of times, and each metric's relative error against LAPACK's singular
-values in float64. `exact` are all eigenvalues of the Gram matrix (tolerance 1e-5).
+are the median and range over repeats of the ratio of processor times (of all threads together: what other processes
+disturb least) and of wall times, and each metric's relative error against LAPACK's singular values in float64. `exact`
+are all eigenvalues of the Gram matrix (tolerance 1e-5).
 """
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ def matrices(rows: int, columns: int) -> dict[str, torch.Tensor]:
     }
 
 
-def timed(function: Callable[[], Spectrum | torch.Tensor]) -> float:
-    started = time.perf_counter()
+def timed(function: Callable[[], Spectrum | torch.Tensor]) -> tuple[float, float]:
+    """Seconds of processor time and of wall time."""
+    processor, wall = time.process_time(), time.perf_counter()
     function()
-    return time.perf_counter() - started
+    return time.process_time() - processor, time.perf_counter() - wall
 
 
 def main() -> None:
@@ -66,21 +68,31 @@ def main() -> None:
 
 def compare(name: str, matrix: torch.Tensor, repeats: int) -> None:
     exact = spectrum(matrix, tolerance=0)
-    times: dict[str, list[float]] = {"svdvals": [], "default": [], "exact": []}
+    times: dict[str, list[tuple[float, float]]] = {"svdvals": [], "default": [], "exact": []}
     for _ in range(repeats + 1):
         times["svdvals"].append(timed(lambda: torch.linalg.svdvals(matrix)))
         times["default"].append(timed(lambda: spectrum(matrix)))
         times["exact"].append(timed(lambda: spectrum(matrix, tolerance=1e-5)))
     seconds = {side: np.array(values[1:]) for side, values in times.items()}  # the first warms up
-    print(f"{name}: svdvals {1e3 * np.median(seconds['svdvals']):.0f} ms")
+    print(f"{name}: svdvals {milliseconds(seconds['svdvals'])}")
     for side, tolerance in (("default", 1e-3), ("exact", 1e-5)):
         found = spectrum(matrix, tolerance)
-        ratios = seconds["svdvals"] / seconds[side]
+        processor, wall = (
+            f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+            for ratios in (seconds["svdvals"] / seconds[side]).T
+        )
         errors = ", ".join(f"{abs(getattr(found, m) / getattr(exact, m) - 1):.1e}" for m in METRICS)
         print(
-            f"  {side} ({found.method}): {1e3 * np.median(seconds[side]):.0f} ms, {np.median(ratios):.2f} times faster "
-            f"({ratios.min():.2f} to {ratios.max():.2f}); errors {errors}; largest reported {found.error:.1e}"
+            f"  {side} ({found.method}): {milliseconds(seconds[side])}; times faster {processor}, by wall time {wall}; "
+            f"errors {errors}; largest reported {found.error:.1e}",
+            flush=True,
         )
+
+
+def milliseconds(seconds: np.ndarray) -> str:
+    """Median processor and wall time of repeats [r, 2]."""
+    processor, wall = 1e3 * np.median(seconds, axis=0)
+    return f"{processor:.0f} ms (wall {wall:.0f})"
 
 
 if __name__ == "__main__":

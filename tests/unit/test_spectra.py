@@ -8,7 +8,7 @@ import torch
 
 from effopd.dynamics import spectra
 from effopd.dynamics.gram import NumpyGram, TorchGram, gram_of
-from effopd.dynamics.quadrature import BlockLanczos, Calibration, ExactTraces
+from effopd.dynamics.quadrature import BlockLanczos, Calibration, ExactTraces, _orthonormal
 from effopd.dynamics.spectra import decompose, spectrum, top_count
 
 METRICS = ("spectral_norm", "spectral_to_frobenius", "effective_rank", "effective_rank_squared", "top1pct_norm_ratio")
@@ -152,6 +152,7 @@ def test_each_spectrum_gets_the_cheapest_method_that_is_exact_enough():
     noisy = matrix_of("low rank and noise", 1800, 600)
     assert spectrum(noisy).method == "lanczos"
     assert spectrum(noisy, tolerance=1e-5).method in ("gram32", "gram64")
+    assert spectrum(matrix_with(np.arange(1, 601.0) ** -0.5, 1800, 600), tolerance=1e-4).method == "lanczos"
     assert spectrum(noisy, tolerance=0).method == "svd"
     assert spectrum(matrix_with(DECAYS["exponential"], 1800, 600)).method == "gram64"
     assert spectrum(matrix_with(np.ones(50), 80, 50)).method == "gram32"
@@ -268,6 +269,22 @@ def test_both_gram_implementations_agree(precision):
         np.testing.assert_allclose(exact @ directions, directions * top, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", ["rows", "columns", "wide", "part of a wider one"])
+def test_the_product_is_exactly_symmetric_and_right_to_its_precision(layout, precision):
+    matrix = torch.randn(5000, 96, generator=torch.Generator().manual_seed(0)).numpy()
+    given = {
+        "rows": matrix,
+        "columns": np.asfortranarray(matrix),
+        "wide": np.ascontiguousarray(matrix.T),
+        "part of a wider one": np.hstack([matrix, matrix])[:, :96],
+    }[layout]
+    product = NumpyGram(given, precision).multiply(np.eye(96, dtype=precision))
+    np.testing.assert_array_equal(product, product.T)
+    exact = matrix.astype(np.float64).T @ matrix.astype(np.float64)
+    np.testing.assert_allclose(product, exact, atol=8 * np.finfo(precision).eps * exact.max())
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "power 1", "low rank and noise"])
 def test_the_noise_of_a_gram_matrix_covers_its_eigenvalues_errors(kind):
     matrix = matrix_of(kind, 1800, 600)
@@ -304,3 +321,22 @@ def test_ritz_pairs_are_what_they_claim():
     residuals = np.linalg.norm(exact @ vectors - vectors * ritz.values, axis=0)
     np.testing.assert_allclose(ritz.residuals, residuals, atol=1e-5)
     assert (np.diff(ritz.values) <= 0).all()
+
+
+@pytest.mark.parametrize("dependence", [1.0, 1e-2, 1e-5, 0.0])
+def test_a_block_is_made_orthonormal_however_dependent_its_columns_are(dependence):
+    block = np.random.default_rng(0).standard_normal((600, 16)).astype(np.float32)
+    block[:, 5] = block[:, 2] + dependence * block[:, 5]
+    vectors, factor = _orthonormal(block)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(16), atol=2e-6)
+    np.testing.assert_allclose(vectors @ factor, block, atol=2e-5)
+    np.testing.assert_array_equal(np.tril(factor, -1), 0)
+
+
+@pytest.mark.parametrize("values", [np.arange(1, 601.0) ** -1.0, np.linspace(1, 1e-3, 600)], ids=["power", "linear"])
+def test_an_estimate_without_hope_is_given_up_before_it_costs_a_factorisation(values, monkeypatch):
+    matrix = matrix_with(values, 1800, 600)
+    monkeypatch.setattr(ExactTraces, "refine", lambda *_: pytest.fail("factorised"))
+    assert spectrum(matrix).method == "gram32"
+    assert_right(spectrum(matrix), matrix)

@@ -16,6 +16,8 @@ TOLERANCE = 1e-3
 EXACT_BELOW = 512  # singular values; so few are computed as fast as estimated
 LANCZOS_STEPS = (7, 10, 13)  # an estimate is compared with the one before
 HOPELESS = 5.0  # tolerances of change from which an estimate is given up
+# and before it costs a factorisation, which mends neither: relative error at the fewest steps, change of an entropy
+HOPELESS_SPREAD, HOPELESS_CHANGE = 1e-2, 5e-3
 DIRECTION_STEPS = (13, 16, 20, 24)
 DIRECTION_RESIDUAL = 1e-4  # || G v - lambda v || / lambda of a singular direction that is good enough
 SIGMAS = 3.0  # standard errors in a reported error
@@ -215,26 +217,33 @@ def _with_rounding(found: Spectrum, values: np.ndarray, weights: np.ndarray, gra
 
 def _estimate(lanczos: BlockLanczos, tolerance: float) -> Spectrum | None:
     """The metrics from a calibrated quadrature; None where their errors do not come below the tolerance."""
-    traces = ExactTraces(lanczos.gram)
-    before = None
+    gram, traces = lanczos.gram, ExactTraces(lanczos.gram)
+    previous: tuple[Calibration, Spectrum] | None = None
     for steps in LANCZOS_STEPS:
         calibration = Calibration(lanczos, lanczos.grow(steps), traces)
         if not calibration.usable:
             return None
-        while before is not None:
-            quadrature = calibration.quadrature()
-            now = _from_quadrature(quadrature, lanczos.gram)
-            changes = _changes(now, _from_quadrature(before.quadrature(), lanczos.gram))
+        quadrature = calibration.quadrature()
+        now = _from_quadrature(quadrature, gram)
+        if previous is None and now.error > max(HOPELESS_SPREAD, tolerance):
+            return None
+        while previous is not None:
+            before, earlier = previous
+            changes = _changes(now, earlier)
             found = _add_errors(now, changes)
             if found.error <= tolerance:
                 return found
-            if traces.log_determinants and max(changes.values()) > HOPELESS * tolerance:
+            hopeless = max(HOPELESS * tolerance, 0 if traces.log_determinants else HOPELESS_CHANGE)
+            if max(change for name, change in changes.items() if "rank" in name) > hopeless:
                 return None
             if max(found.spectral_norm_error, found.top1pct_norm_ratio_error) > tolerance:
                 break  # more steps are needed anyway
             if not traces.refine(quadrature):
                 break
-        before = calibration
+            previous = before, _from_quadrature(before.quadrature(), gram)
+            quadrature = calibration.quadrature()
+            now = _from_quadrature(quadrature, gram)
+        previous = calibration, now
     return None
 
 
