@@ -38,16 +38,13 @@ class Kill:
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 RUN = "runs/effopd/seed0"
 STEP_2 = f"{RUN}/*/step2* {RUN}/*/2"
-MODELS_AND_ANALYSES = [  # dear, and the same jobs in every mode: killed in one
+MODELS = [  # dear, and the same jobs in every mode: killed in one
     Kill("make-data", "*", "job", KILL),
     Kill("make-data", "*", "group", KILL),
     Kill("pretrain-model", "models/base/*", "job", KILL, 1.0),
     Kill("pretrain-model", "models/base/*", "group", INT, 1.0),
     Kill("train-rl", "models/teacher/*", "job", KILL, 0.5),
     Kill("preflight", f"preflight/* {RUN}/*/*1*", "job", KILL),
-    Kill("analyze-weights", "dynamics/effopd/seed0/*", "job", KILL),
-    Kill("evaluate-interventions", "dynamics/effopd/seed0/*", "group", KILL, 1.0),
-    Kill("evaluate-interventions", "dynamics/models/teacher/*", "job", TERM, 1.0),
 ]
 SHARED = [
     Kill("select-candidate", f"{RUN}/extrapolation/1/ledger.json", "job", KILL),
@@ -61,7 +58,7 @@ SHARED = [
 ]
 CASES = {
     "colocated": [
-        *MODELS_AND_ANALYSES,
+        *MODELS,
         *SHARED,
         Kill("train-segment", f"{RUN}/*/*1*", "job", KILL),
         Kill("train-segment", f"{RUN}/*/*1*", "group", KILL),
@@ -84,6 +81,11 @@ CASES = {
         Kill("evaluate-candidate", f"{RUN}/extrapolation/1/*", "job", KILL),
         Kill("evaluate-candidate", f"{RUN}/extrapolation/*/*", "group", INT),
     ],
+    "analysed": [
+        Kill("analyze-weights", "dynamics/effopd/seed0/*", "job", KILL),
+        Kill("evaluate-interventions", "dynamics/effopd/seed0/*", "group", KILL, 1.0),
+        Kill("evaluate-interventions", "dynamics/models/teacher/*", "job", TERM, 1.0),
+    ],
     "ranks": [
         Kill("train-rl", "models/teacher/*", "rank", KILL, 4.0),
         Kill("train-rl", "models/teacher/*", "workflow", TERM, 4.0),
@@ -94,7 +96,10 @@ CASES = {
 
 
 def small(folder: Path, mode: str) -> Workflow:
-    """The tiny experiment cut down to one run of two steps; with `ranks`, staged and two processes a training job."""
+    """The tiny experiment cut down to one run of two steps; with `ranks`, staged and two processes a training job.
+
+    Only where it is `analysed` are its weights looked into: tables and figures of that are most of a run's jobs.
+    """
     workflow, ranks = Workflow(folder), 2 if mode == "ranks" else 1
     config = workflow.config
     config["models"]["teacher"] |= {"ranks": ranks, "steps": 2}
@@ -102,7 +107,9 @@ def small(folder: Path, mode: str) -> Workflow:
     config["runs"] = {"effopd": config["runs"]["effopd"]}
     config["evaluation"]["baseline"] = "effopd"
     config["seeds"] = [0]
-    config["execution"] = {"mode": "colocated", "shards": 1} if mode == "colocated" else {"mode": "staged", "shards": 2}
+    config["dynamics"]["enabled"] = mode == "analysed"
+    together = mode in ("colocated", "analysed")
+    config["execution"] = {"mode": "colocated", "shards": 1} if together else {"mode": "staged", "shards": 2}
     return workflow
 
 
