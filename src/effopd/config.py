@@ -385,21 +385,19 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
         yield f"{key('extrapolation', 'triggers')}: {error}"
     gate = extrapolation["gate"]
     of_gate = key("extrapolation", "gate")
-    if gate["source"] == "rollouts":
-        where, available = key("training", "prompts_per_step").strip("`"), rollouts
-        if gate["metric"] == "accuracy" or gate["samples"] > 1:
-            name, value = ("metric", gate["metric"]) if gate["metric"] == "accuracy" else ("samples", gate["samples"])
-            yield (
-                f"{of_gate}.{name} is {value!r}, and with source `rollouts` candidates answer nothing: the step's own "
-                f"rollouts are judged again. Set {'metric: reverse_kl' if name == 'metric' else 'samples: 1'}, or "
-                "another source."
-            )
-    else:
+    if gate["source"] != "rollouts":
         where, available = _split_rows(config["task"], gate["source"])
-    if available is not None and gate["examples"] > available:
+        if available is not None and gate["examples"] > available:
+            yield (
+                f"{of_gate}.examples is {gate['examples']}, more than its source holds (`{where}`: {available}). Lower "
+                "it, or enlarge the source."
+            )
+    elif gate["metric"] == "accuracy" or gate["samples"] > 1:
+        name, value = ("metric", gate["metric"]) if gate["metric"] == "accuracy" else ("samples", gate["samples"])
         yield (
-            f"{of_gate}.examples is {gate['examples']}, more than its source holds (`{where}`: {available}). Lower it, "
-            "or enlarge the source."
+            f"{of_gate}.{name} is {value!r}, and with source `rollouts` candidates answer nothing: the step's own "
+            f"rollouts are judged again. Set {'metric: reverse_kl' if name == 'metric' else 'samples: 1'}, or another "
+            "source."
         )
 
 

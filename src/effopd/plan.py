@@ -71,7 +71,7 @@ class Plan:
         """The plan that a results folder was last run with. Raises ConfigError where the folder does not say."""
         path = results / "config.yaml"
         try:
-            return cls(yaml.safe_load(path.read_text(encoding="utf-8")))
+            return cls(dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
         except FileNotFoundError:
             inside = results / "results"
             hint = f"Did you mean {inside}?" if inside.is_dir() else "Run it, or name another folder."

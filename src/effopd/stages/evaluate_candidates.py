@@ -177,14 +177,15 @@ class _Gate:
         self.engine: RolloutEngine | None = None
         if self.settings["metric"] in ("random", "always"):
             return
-        if self.settings["examples"] > len(source):
+        examples = self.settings["examples"]
+        if isinstance(source, Rollouts):
+            examples = min(examples, len(source))
+        elif examples > len(source):
             raise ConfigError(
-                f"config: `extrapolation.gate.examples` is {self.settings['examples']}, and the "
-                f"{self.settings['source']} split holds {len(source)} problems. Lower it or enlarge the split."
+                f"config: `extrapolation.gate.examples` is {examples}, and the {self.settings['source']} split holds "
+                f"{len(source)} problems. Lower it or enlarge the split."
             )
-        self.rows = gate_rows(
-            spec["seed"], self.settings["source"], len(source), self.settings["examples"], self.settings["samples"]
-        )
+        self.rows = gate_rows(spec["seed"], self.settings["source"], len(source), examples, self.settings["samples"])
         self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(student.parent)
         self.source = source.select(self.rows)
         self.model = load_model(student.parent, device, dtype_of(spec["precision"]))
