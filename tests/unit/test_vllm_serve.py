@@ -37,7 +37,7 @@ def served(tmp_path_factory) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A server of the model of seed 1, which a test may kill."""
     folder = tmp_path_factory.mktemp("served")
     teacher = make_model(1, head_dim=32)
-    save_model(teacher, weights_of(teacher), build_task(TASK_SECTION).make_tokenizer(), folder / "teacher")
+    save_model(teacher.config, weights_of(teacher), build_task(TASK_SECTION).make_tokenizer(), folder / "teacher")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
