@@ -225,12 +225,12 @@ def test_what_a_job_cannot_do_is_one_line_that_names_it(cluster, models, tmp_pat
     lines = [line for line in workflow.run(*target, status=1).splitlines() if "error" in line]
     assert len(lines) == 1
     assert re.search(
-        r"train_segment opd 0 1: error: config: `runtime.device` is 'cuda', and this machine has no usable GPU. Use auto or cpu. "
-        r"\(SLURM job \d+; log: logs/train_segment/opd.seed0.1.log, ",
+        r"preflight base-teacher-\w+: error: config: `runtime.device` is 'cuda', and this machine has no usable GPU. Use auto or cpu. "
+        r"\(SLURM job \d+; log: logs/preflight/base-teacher-\w+.log, ",
         lines[0],
     )
-    output = workflow.run("--set-resources", "train_segment:slurm_partition=nowhere", *target, status=1)
-    assert re.search(r"train_segment opd 0 1: error: SLURM sbatch failed.*invalid partition", output)
+    output = workflow.run("--set-resources", "preflight:slurm_partition=nowhere", *target, status=1)
+    assert re.search(r"preflight base-teacher-\w+: error: SLURM sbatch failed.*invalid partition", output)
 
 
 def test_an_interrupted_workflow_takes_its_jobs_with_it(cluster, models, tmp_path):
