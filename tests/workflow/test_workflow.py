@@ -200,11 +200,11 @@ def test_a_killed_segment_goes_on_from_its_resume_point(copy, monkeypatch):
     spec = json.loads(out.read_text())["spec"]
     update, steps = distillation.update_policy, []
 
-    def one_update_then_a_kill(trainer, rollouts, scores, training, step, pad_id):
+    def one_update_then_a_kill(trainer, rollouts, scores, training, step, pad_id, teacher_head):
         if steps == [3]:
             raise KeyboardInterrupt
         steps.append(step)
-        return update(trainer, rollouts, scores, training, step, pad_id)
+        return update(trainer, rollouts, scores, training, step, pad_id, teacher_head)
 
     def train():
         segments.train_segment(
