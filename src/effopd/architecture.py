@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from effopd.flops import FORWARD
 from effopd.sizes import BFLOAT16
 from effopd.tasks.sources import is_local
 
@@ -43,7 +44,7 @@ class Architecture:
 
     def forward_flops(self, length: float) -> float:
         """Arithmetic of a token's forward pass in a sequence of `length` tokens: 2 a parameter, and attention."""
-        return 2 * self.matrices + 2 * self.layers * self.heads * self.head_dim * length
+        return FORWARD * self.matrices + FORWARD * self.layers * self.heads * self.head_dim * length
 
     @property
     def cache_bytes(self) -> int:

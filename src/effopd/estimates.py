@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from effopd.architecture import Architecture, architecture_of
+from effopd.flops import UPDATE_PASSES
 from effopd.plan import Plan
 from effopd.runtime.text import aligned, size_text
 from effopd.sizes import BFLOAT16, FLOAT32, activation_bytes, update_bytes
@@ -98,7 +99,7 @@ def estimate_run(plan: Plan, run: str, student: Architecture, teacher: Architect
     seconds = {
         "rollouts": steps * generate(rollouts, horizon),
         "scores": steps * score(teacher, rollouts, horizon),
-        "updates": steps * 3 * score(student, rollouts, horizon),
+        "updates": steps * UPDATE_PASSES * score(student, rollouts, horizon),
         "gates": triggers * (1 + len(settings["extrapolation"]["coefficients"])) * judge,
         "evaluation": states * (generate(evaluated) + both(evaluated)),
     }

@@ -368,6 +368,7 @@ class Plan:
                 {
                     "run": run,
                     "student": self.runs[run]["training"]["student"],
+                    "teacher": self.runs[run]["training"]["teacher"],
                     "boundaries": list(self.boundaries(run)),
                     "triggers": list(self.triggers(run)),
                 }

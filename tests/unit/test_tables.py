@@ -24,6 +24,8 @@ def table(rows):
     ]
     frame = pd.DataFrame(rows, columns=columns)
     frame["reverse_kl"] = 1 - frame["accuracy"]
+    frame["trained_tokens"] = frame["generated_tokens"] - frame["gate_generated_tokens"]
+    frame["flops"] = 10.0 * frame["generated_tokens"]
     return frame
 
 

@@ -19,7 +19,7 @@ rule write_config:
 rule make_tables:
     input:
         evaluations=evaluations,
-        models=expand(MODEL_EVALUATION, model=PLAN.config["models"]),
+        models=expand([MODEL, MODEL_EVALUATION], model=PLAN.config["models"]),
         ledgers=all_ledgers,
         costs=expand("results/runs/{run}/seed{seed}/cost.parquet", run=PLAN.runs, seed=PLAN.seeds),
     output:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from effopd.flops import ledger_flops
 from effopd.runtime.artifacts import atomic_path, read_manifest
 from effopd.runtime.progress import say
 from effopd.statistics import mean_interval, ratio_interval
 
-COSTS = ("generated_tokens", "scored_tokens", "seconds")
+COSTS = ("generated_tokens", "scored_tokens", "trained_tokens", "flops", "seconds")
 RATIOS = {"steps": "step", "generated tokens": "generated_tokens", "seconds": "seconds"}
 
 
@@ -51,8 +52,10 @@ def _evaluation(spec: dict[str, Any], results: Path, models: pd.DataFrame) -> pd
     rows = []
     for about in spec["runs"]:
         run = about["run"]
+        student, teacher = (_parameters(results, about[role]) for role in ("student", "teacher"))
         for seed in spec["seeds"]:
             cost = pd.read_parquet(results / f"runs/{run}/seed{seed}/cost.parquet")
+            cost["flops"] = ledger_flops(cost, student, teacher)
             for step in [0, *about["boundaries"]]:
                 spent = cost[cost["step"] <= step]
                 gate = spent[spent["stage"].str.startswith("gate")]
@@ -66,10 +69,15 @@ def _evaluation(spec: dict[str, Any], results: Path, models: pd.DataFrame) -> pd
                         **outcome,
                         **{column: spent[column].sum() for column in COSTS},
                         "gate_generated_tokens": gate["generated_tokens"].sum(),
+                        "gate_flops": gate["flops"].sum(),
                         "gate_seconds": gate["seconds"].sum(),
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def _parameters(results: Path, model: str) -> float:
+    return float(read_manifest(results / f"models/{model}/manifest.json", "model").result["parameters"])
 
 
 def _extrapolation(spec: dict[str, Any], results: Path) -> pd.DataFrame:
