@@ -12,14 +12,14 @@ import pandas as pd
 
 from effopd.plan import Plan
 from effopd.runtime.artifacts import Manifest, atomic_path
+from effopd.runtime.cost import SPENT
 from effopd.runtime.inventory import Place, manifest_at
 from effopd.runtime.text import aligned, shortened
-from effopd.stages.make_tables import COSTS
 from effopd.statistics import mean_interval
 
 KEY = ["run", "seed", "step"]
 OUTCOMES = ["accuracy", "reverse_kl"]
-METRICS = [*OUTCOMES, *COSTS]
+METRICS = [*OUTCOMES, *SPENT]
 VALUE_WIDTH = 32
 ABSENT = "(absent)"
 
@@ -58,13 +58,13 @@ class Side:
         """A row for each evaluated point of a run and seed, the student at step 0 included.
 
         Columns: run, seed, step, accuracy, reverse_kl, and what getting there cost with its gates: generated_tokens,
-        scored_tokens, seconds (NaN where a manifest that would say so is missing).
+        scored_tokens, trained_tokens, seconds (NaN where a manifest that would say so is missing).
         """
         rows = []
         for run in self.plan.runs:
             start = self.starts[self.plan.runs[run]["training"]["student"]]
             for seed in self.plan.seeds:
-                cost = dict.fromkeys(COSTS, 0.0)
+                cost = dict.fromkeys(SPENT, 0.0)
                 for step in (0, *self.plan.boundaries(run)):
                     place = (run, seed, step)
                     for held in (self.states, self.ledgers):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+SPENT = ("generated_tokens", "scored_tokens", "trained_tokens", "seconds")  # columns that add up
+
 
 def cost_row(
     stage: str, step: int, seconds: float, *, generated: int = 0, scored: int = 0, trained: int = 0

@@ -10,10 +10,11 @@ import pandas as pd
 
 from effopd.flops import ledger_flops
 from effopd.runtime.artifacts import atomic_path, read_manifest
+from effopd.runtime.cost import SPENT
 from effopd.runtime.progress import say
 from effopd.statistics import mean_interval, ratio_interval
 
-COSTS = ("generated_tokens", "scored_tokens", "trained_tokens", "flops", "seconds")
+COSTS = (*SPENT, "flops")
 RATIOS = {"steps": "step", "generated tokens": "generated_tokens", "seconds": "seconds"}
 
 
