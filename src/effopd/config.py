@@ -39,6 +39,8 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     filled: dict[str, Any] = _fill(_without_nulls(config), schema())
     _validate(filled)
+    for run in filled["runs"].values():
+        run.setdefault("group", main_group())
     _check_meaning(filled)
     return filled
 
@@ -48,6 +50,16 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nulls(child) for key, child in value.items() if child is not None}
     return copy.deepcopy(value)
+
+
+def main_group() -> str:
+    """The group of a run that names none."""
+    return str(_run_schema()["group"]["default"])
+
+
+def _run_schema() -> dict[str, Any]:
+    found: dict[str, Any] = schema()["properties"]["runs"]["additionalProperties"]["properties"]
+    return found
 
 
 def section_defaults(section: str) -> Any:
@@ -200,11 +212,12 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
                 f"`models.{name}.kind` is 'pretrain', and the task {config['task']['name']!r} has no text to "
                 "pretrain on. Only `arithmetic` has."
             )
-    if config["evaluation"]["baseline"] not in config["runs"]:
-        yield (
-            f"`evaluation.baseline` is {config['evaluation']['baseline']!r}, which is no run. "
-            f"Name one of: {_listed(list(config['runs']))}."
-        )
+    for role in ("baseline", "reference"):
+        named = config["evaluation"].get(role)
+        if named is not None and named not in config["runs"]:
+            yield f"`evaluation.{role}` is {named!r}, which is no run. Name one of: {_listed(list(config['runs']))}."
+    if config["evaluation"].get("reference") == (baseline := config["evaluation"]["baseline"]):
+        yield f"`evaluation.reference` is {baseline!r}, which is the baseline. Name another run, or leave it out."
     yield from _engine_problems(config["evaluation"], "`evaluation.{}`".format)
     for name in config["runtime"]["endpoints"]:
         if name not in config["models"]:
@@ -454,8 +467,9 @@ def _rows(prefix: str, node: Mapping[str, Any]) -> Iterator[tuple[str, str, str,
         elif child.get("type") != "object":
             yield name, _kind(child), _shown_default(child), child.get("description", "")
         elif name == "runs":
-            label = _resolve(child["additionalProperties"])["properties"]["label"]
-            yield "runs.<name>.label", "text", "", label["description"]
+            for own in ("label", "group"):
+                node = _run_schema()[own]
+                yield f"runs.<name>.{own}", _kind(node), _shown_default(node), node["description"]
             yield "runs.<name>.training, runs.<name>.extrapolation", "mapping", "", child["description"]
         elif isinstance(child.get("additionalProperties"), dict):
             yield from _rows(f"{name}.<name>.", child["additionalProperties"])

@@ -38,7 +38,7 @@ PREFLIGHT = (
     "engine_dtype", "precision", "ranks", "zero_stage", "gradient_checkpointing", "offload_optimizer",
 )  # fmt: skip
 LOCAL_THEORY_TABLES = ("local_residuals", "local_eigenspace", "local_path", "local_gradient")
-TABLES = ("models", "evaluation", "extrapolation", "speedup", "summary")
+TABLES = ("models", "evaluation", "extrapolation", "speedup", "comparison", "summary")
 TSNE_CHECKPOINTS = 6  # that a t-SNE map needs, as in effopd.dynamics.trajectory, which is too heavy to read here
 WEIGHT_TABLES = ("dynamics_spectra", "dynamics_norms", "dynamics_alignment")
 
@@ -367,6 +367,7 @@ class Plan:
             "runs": [
                 {
                     "run": run,
+                    "group": self.config["runs"][run]["group"],
                     "student": self.runs[run]["training"]["student"],
                     "teacher": self.runs[run]["training"]["teacher"],
                     "boundaries": list(self.boundaries(run)),
@@ -378,8 +379,15 @@ class Plan:
         }
 
     def _make_tables(self) -> dict[str, Any]:
-        evaluation = {key: self.config["evaluation"][key] for key in ("baseline", "confidence")}
-        return {**self._outline(), "models": list(self.config["models"]), "evaluation": evaluation}
+        confidence = self.config["evaluation"]["confidence"]
+        models = list(self.config["models"])
+        return {**self._outline(), "models": models, "references": self.references, "confidence": confidence}
+
+    @property
+    def references(self) -> list[str]:
+        """The runs that all others are compared with: the baseline and, where one is named, the reference."""
+        evaluation = self.config["evaluation"]
+        return [evaluation["baseline"], *([evaluation["reference"]] if "reference" in evaluation else [])]
 
     @property
     def dynamics_runs(self) -> list[str]:

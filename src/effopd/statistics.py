@@ -1,4 +1,4 @@
-"""Intervals: over seeds, and of one seed over problems."""
+"""Intervals: over seeds, of one seed over problems, and over both (docs/statistics.md)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,6 @@ def mean_interval(values: Sequence[float], confidence: float) -> tuple[float, fl
         return mean, math.nan, math.nan
     half = stats.t.ppf((1 + confidence) / 2, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample))
     return mean, mean - float(half), mean + float(half)
-
-
-def ratio_interval(ratios: Sequence[float], confidence: float) -> tuple[float, float, float]:
-    """Geometric mean and interval of positive ratios: the t interval of their logarithms."""
-    low_mean_high = mean_interval(np.log(np.asarray(ratios, float)).tolist(), confidence)
-    return tuple(math.exp(x) for x in low_mean_high)  # type: ignore[return-value]
 
 
 def bootstrap_interval(
@@ -66,6 +60,40 @@ def bootstrap_interval(
         rng=np.random.default_rng(0),
     )
     return np.asarray(found.confidence_interval.low), np.asarray(found.confidence_interval.high)
+
+
+def problem_shares(problems: int) -> np.ndarray:
+    """What share each of N problems has in RESAMPLES draws of N with replacement: [RESAMPLES, N], rows sum to 1.
+
+    The draws are the same at every call, so whatever is weighed by them is paired.
+    """
+    drawn = np.random.default_rng(0).multinomial(problems, np.full(problems, 1 / problems), RESAMPLES)
+    return np.asarray(drawn / problems)
+
+
+def crossed_interval(values: np.ndarray, resampled: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    """Mean over seeds, and its interval for other seeds and other problems: (mean, low, high).
+
+    `values` [S] is a statistic of each seed on all problems, `resampled` [B, S] the same on B bootstrap draws of the
+    problems, one draw for all seeds of a row. Seeds and problems are crossed, as in a two-way layout. Seeds are few,
+    and resampling them would give intervals that are too short (docs/statistics.md): their part of the variance is
+    s^2 / S with S - 1 degrees of freedom. Problems are many: their part is the bootstrap's variance of the mean. The
+    noise of single answers is in both, and is counted once. Degrees of freedom after Welch and Satterthwaite. The
+    bounds are NaN for one seed.
+    """
+    seeds, draws = len(values), len(resampled)
+    mean = float(values.mean())
+    if seeds < 2 or not (np.isfinite(values).all() and np.isfinite(resampled).all()):
+        return mean, math.nan, math.nan
+    of_seeds = float(values.var(ddof=1)) / seeds
+    of_problems = float(resampled.mean(axis=1).var(ddof=1))
+    in_both = (float(resampled.var(axis=0, ddof=1).mean()) - of_problems) / (seeds - 1)
+    variance = max(of_seeds + of_problems - in_both, of_seeds, of_problems)
+    if variance == 0:
+        return mean, mean, mean
+    freedom = variance**2 / (of_seeds**2 / (seeds - 1) + of_problems**2 / (draws - 1))
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
+    return mean, mean - half, mean + half
 
 
 def with_means(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str], confidence: float) -> pd.DataFrame:

@@ -68,6 +68,10 @@ def edited(path: str, value):
         ("training.horizon", {"tokens": 99}, "`training.horizon`.tokens is 99, more than `max_new_tokens` (24). Lower it or leave it out."),
         ("training.horizon", {"growth_steps": 8}, "`training.horizon`.growth_steps is 8, and `tokens` to grow from is missing. Add it."),
         ("evaluation.baseline", "ppo", "`evaluation.baseline` is 'ppo', which is no run. Name one of: opd, effopd"),
+        ("evaluation.reference", "ppo", "`evaluation.reference` is 'ppo', which is no run. Name one of: opd, effopd"),
+        ("evaluation.reference", "opd", "`evaluation.reference` is 'opd', which is the baseline. Name another run, or leave it out."),
+        ("runs.effopd.group", "", "`runs.effopd.group` is ''; it must not be empty."),
+        ("runs.effopd.group", 3, "`runs.effopd.group` is 3; it must be text."),
         ("dynamics.runs", ["opd", "ppo"], "`dynamics.runs` names 'ppo', which is none of opd, effopd"),
         ("dynamics.models", ["professor"], "`dynamics.models` names 'professor', which is none of base, teacher. Name one of them, or teachers."),
         ("dynamics.seeds", [7], "`dynamics.seeds` names 7, which is none of 0, 1, 2. Name one of them, or all."),
@@ -253,6 +257,15 @@ def test_an_endpoint_that_nobody_names_is_missed_before_anything_runs_but_not_in
         plan.check_endpoints()
     overlay = {"runtime": {"endpoints": {"teacher": {"url": "http://localhost:8000/v1", "model": "t"}}}}
     Plan(merged(edited("training.scored_by", "endpoint"), overlay)).check_endpoints()
+
+
+def test_runs_are_in_a_group_and_compared_with_the_baseline_and_a_reference():
+    config = edited("runs.effopd.group", "gates")
+    assert {run: settings["group"] for run, settings in complete(config)["runs"].items()} == {
+        **dict.fromkeys(GOOD["runs"], "main"), "effopd": "gates",
+    }  # fmt: skip
+    assert Plan(GOOD).references == ["opd"]
+    assert Plan(edited("evaluation.reference", "opd_tuned")).references == ["opd", "opd_tuned"]
 
 
 def test_boundaries_and_triggers():

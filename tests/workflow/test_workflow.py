@@ -35,6 +35,7 @@ def test_everything_promised_is_there_and_makes_sense(undisturbed):
         "dynamics/effopd/seed0/spectra.parquet",
         "dynamics/models/teacher/interventions.parquet",
         "tables/speedup.csv",
+        "tables/comparison.csv",
         "tables/dynamics_interventions.csv",
         "figures/accuracy_vs_steps.svg",
         "figures/accuracy_vs_steps.png",

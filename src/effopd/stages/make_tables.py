@@ -6,28 +6,32 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from effopd.comparison import comparison, curves, speedup
 from effopd.flops import ledger_flops
-from effopd.runtime.artifacts import atomic_path, read_manifest
+from effopd.runtime.artifacts import Manifest, atomic_path, read_manifest
 from effopd.runtime.cost import SPENT
 from effopd.runtime.progress import say
-from effopd.statistics import mean_interval, ratio_interval
+from effopd.statistics import mean_interval
 
 COSTS = (*SPENT, "flops")
-RATIOS = {"steps": "step", "generated tokens": "generated_tokens", "seconds": "seconds"}
 
 
 def make_tables(spec: dict[str, Any], results: Path, out: Path) -> None:
-    """Write models, evaluation, extrapolation, speedup and summary as CSV files into the folder `out`."""
+    """Write models, evaluation, extrapolation, speedup, comparison and summary as CSV files into the folder `out`."""
     models = _models(spec, results)
-    evaluation = _evaluation(spec, results, models)
+    evaluation, outcomes = _evaluation(spec, results, models)
+    found, references = curves(evaluation, outcomes), spec["references"]
+    groups = {about["run"]: about["group"] for about in spec["runs"]}
     tables = {
         "models": models,
         "evaluation": evaluation,
         "extrapolation": _extrapolation(spec, results),
-        "speedup": speedup(evaluation, spec["evaluation"]["baseline"], spec["evaluation"]["confidence"]),
-        "summary": summary(evaluation, spec["evaluation"]["confidence"]),
+        "speedup": speedup(found, spec["seeds"], references),
+        "comparison": comparison(found, groups, references, spec["confidence"]),
+        "summary": summary(evaluation, spec["confidence"]),
     }
     for name, table in tables.items():
         with atomic_path(out / f"{name}.csv") as temporary:
@@ -47,10 +51,16 @@ def _outcome(result: dict[str, Any]) -> dict[str, Any]:
     return {key: result[key] for key in ("accuracy", "reverse_kl", "completion_length", "finished", "completions")}
 
 
-def _evaluation(spec: dict[str, Any], results: Path, models: pd.DataFrame) -> pd.DataFrame:
-    """A row for each run, seed and kept step: outcomes, and the cumulative cost of getting there, gates included."""
+def _evaluation(
+    spec: dict[str, Any], results: Path, models: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[tuple[str, int, int], np.ndarray]]:
+    """A row for each run, seed and kept step: outcomes, and the cumulative cost of getting there, gates included.
+
+    Beside it, each state's mean reward on each problem, in the order of the problems.
+    """
     base = models.set_index("model").to_dict("index")
     rows = []
+    per_problem = {}
     for about in spec["runs"]:
         run = about["run"]
         student, teacher = (_parameters(results, about[role]) for role in ("student", "teacher"))
@@ -60,8 +70,11 @@ def _evaluation(spec: dict[str, Any], results: Path, models: pd.DataFrame) -> pd
             for step in [0, *about["boundaries"]]:
                 spent = cost[cost["step"] <= step]
                 gate = spent[spent["stage"].str.startswith("gate")]
-                path = results / f"evaluation/{run}/seed{seed}/{step}.json"
-                outcome = _outcome(read_manifest(path, "evaluation").result) if step else base[about["student"]]
+                outcome = base[about["student"]]
+                if step:
+                    evaluated = read_manifest(results / f"evaluation/{run}/seed{seed}/{step}.json", "evaluation")
+                    outcome = _outcome(evaluated.result)
+                    per_problem[run, seed, step] = _rewards(evaluated)
                 rows.append(
                     {
                         "run": run,
@@ -74,7 +87,13 @@ def _evaluation(spec: dict[str, Any], results: Path, models: pd.DataFrame) -> pd
                         "gate_seconds": gate["seconds"].sum(),
                     }
                 )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), per_problem
+
+
+def _rewards(evaluated: Manifest) -> np.ndarray:
+    """The mean reward of each problem."""
+    items = pd.read_parquet(evaluated.file(f"{evaluated.path.stem}.items.parquet"), columns=["index", "reward"])
+    return items.groupby("index")["reward"].mean().to_numpy()
 
 
 def _parameters(results: Path, model: str) -> float:
@@ -118,53 +137,6 @@ def _extrapolation(spec: dict[str, Any], results: Path) -> pd.DataFrame:
                         }
                     )
     return pd.DataFrame(rows, columns=columns)
-
-
-def speedup(evaluation: pd.DataFrame, baseline: str, confidence: float) -> pd.DataFrame:
-    """What reaching the baseline's last accuracy took, in steps, generated tokens and seconds, validation counted.
-
-    For each run and seed: the target (what the baseline reaches at its last step with that seed), the first kept step
-    that reaches it, and ratios (baseline's cost of reaching it over this run's; above 1 is faster). Rows whose `seed`
-    is "mean" hold the geometric mean of the ratios with its interval, over the seeds that reached the target.
-    """
-    rows: list[dict[str, Any]] = []
-    firsts: dict[tuple[str, Any], pd.Series | None] = {}
-    targets: dict[Any, float] = {}
-    for (run, seed), group in evaluation.groupby(["run", "seed"], sort=False):
-        reference = evaluation[(evaluation["run"] == baseline) & (evaluation["seed"] == seed)]
-        targets[seed] = reference.loc[reference["step"].idxmax(), "accuracy"]
-        reached = group[(group["accuracy"] >= targets[seed]) & (group["step"] > 0)]
-        firsts[run, seed] = reached.loc[reached["step"].idxmin()] if len(reached) else None
-    for run in evaluation["run"].unique():
-        ratios: dict[str, list[float]] = {name: [] for name in RATIOS}
-        seeds = evaluation.loc[evaluation["run"] == run, "seed"].unique()
-        for seed in seeds:
-            first, reference = firsts[run, seed], firsts[baseline, seed]
-            row: dict[str, Any] = {"run": run, "seed": seed, "target_accuracy": targets[seed]}
-            row["reached"] = int(first is not None)
-            if first is not None and reference is not None:
-                for name, column in RATIOS.items():
-                    ratio = reference[column] / first[column]
-                    ratios[name].append(ratio)
-                    row |= {_column("first", name): first[column], _column("ratio", name): ratio}
-            rows.append(row)
-        mean: dict[str, Any] = {"run": run, "seed": "mean"}
-        mean["target_accuracy"] = sum(targets[seed] for seed in seeds) / len(seeds)
-        mean["reached"] = len(ratios["steps"])
-        for name, values in ratios.items():
-            centre, low, high = ratio_interval(values, confidence)
-            column = _column("ratio", name)
-            mean |= {column: centre, f"{column}_low": low, f"{column}_high": high}
-        rows.append(mean)
-    columns = ["run", "seed", "target_accuracy", "reached"]
-    columns += [_column("first", name) for name in RATIOS]
-    columns += [f"{_column('ratio', name)}{bound}" for name in RATIOS for bound in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _column(what: str, name: str) -> str:
-    short = {"steps": "step", "generated tokens": "tokens", "seconds": "seconds"}[name]
-    return f"{what}_{short}" if what == "first" else f"{short}_{what}"
 
 
 def summary(evaluation: pd.DataFrame, confidence: float) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import yaml
 from effopd.dynamics.claims import claims, local_theory_findings, paper_rows
 from effopd.dynamics.report import dynamics_section
 from effopd.figures import captions
+from effopd.findings import comparison_section
 from effopd.runtime.artifacts import Manifest, package_versions, read_json, read_manifest, write_text
 from effopd.runtime.progress import say
 from effopd.text import label_of, with_interval
@@ -30,14 +30,12 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
     )  # fmt: skip
     page = environment.get_template("report.html.jinja").render(
         confidence=f"{config['evaluation']['confidence']:.0%}",
-        baseline=label_of(config, config["evaluation"]["baseline"]),
-        findings=caveats(config, tables["evaluation"]) + findings(config, tables),
+        comparison=comparison_section(config, tables),
         figures=_figures(captions.COMPARISON, spec["figures"], results),
         weight_figures=_figures(captions.WEIGHTS, spec["figures"], results),
         claims=claims(config, tables["paper_claims"]) if spec["dynamics_tables"] else [],
         paper=paper_rows(config, tables["paper_claims"]) if spec["dynamics_tables"] else [],
         theory=local_theory_findings(config, tables) if "local_theory" in spec["figures"] else [],
-        speedup=_speedup_rows(config, tables["speedup"]),
         summary=_summary_rows(config, tables["summary"]),
         models=_model_rows(tables["models"]),
         preflights=_preflights(config, spec["preflights"], results),
@@ -65,78 +63,6 @@ def _figures(texts: dict[str, tuple[str, str]], drawn: list[str], results: Path)
         for name, (title, caption) in texts.items()
         if name in drawn
     ]
-
-
-def findings(config: dict[str, Any], tables: dict[str, pd.DataFrame]) -> list[str]:
-    """What the tables support, a sentence a run; a difference is claimed only where its interval excludes none."""
-    speedup, summary = tables["speedup"], tables["summary"].set_index("run")
-    baseline = config["evaluation"]["baseline"]
-    seeds = len(config["seeds"])
-    sentences = []
-    for run in config["runs"]:
-        end = summary.loc[run]
-        last = f"It ends at {with_interval(end, 'accuracy', 100, 1, ' %')} accuracy after {end['steps']:.0f} steps."
-        if run == baseline:
-            sentences.append(f"{label_of(config, run)} is the baseline. {last}")
-            continue
-        mean = speedup[(speedup["run"] == run) & (speedup["seed"] == "mean")].iloc[0]
-        reached = int(mean["reached"])
-        if reached == 0:
-            claim = f"never reaches the accuracy at which {label_of(config, baseline)} ends"
-        else:
-            claim = (
-                f"reaches the accuracy at which {label_of(config, baseline)} ends in {reached} of {seeds} seeds: "
-                f"{_ratio(mean, 'step')} in steps, {_ratio(mean, 'tokens')} in generated tokens and "
-                f"{_ratio(mean, 'seconds')} in seconds, gates counted"
-            )
-        sentences.append(f"{label_of(config, run)} {claim}. {last}")
-    return sentences
-
-
-def caveats(config: dict[str, Any], evaluation: pd.DataFrame) -> list[str]:
-    """What a reader must know before believing the ratios."""
-    baseline = config["evaluation"]["baseline"]
-    rows = evaluation[evaluation["run"] == baseline]
-    start = rows.loc[rows["step"] == 0, "accuracy"].mean()
-    last = rows[rows["step"] == rows["step"].max()]
-    noise = 2 * math.sqrt(start * (1 - start) / last["completions"].sum())
-    if last["accuracy"].mean() - start > noise:
-        return []
-    return [
-        f"{label_of(config, baseline)} does not end clearly above where it started ({start:.1%} then, "
-        f"{last['accuracy'].mean():.1%} at the end): what reaching its accuracy took says nothing here. Train longer."
-    ]
-
-
-def _ratio(row: pd.Series, what: str) -> str:
-    """A ratio in words, with what its interval supports."""
-    centre, low, high = (row[f"{what}_ratio{bound}"] for bound in ("", "_low", "_high"))
-    if math.isnan(low):
-        return f"{centre:.1f} times better (one seed, so no interval)" if centre >= 1 else f"{centre:.2f} times as good"
-    interval = "the same in every seed" if low == high else f"interval {low:.1f} to {high:.1f}"
-    if low > 1:
-        return f"{centre:.1f} times better ({interval})"
-    if high < 1:
-        return f"{1 / centre:.1f} times worse (ratio {centre:.2f}, {interval})"
-    return f"not shown to differ (ratio {centre:.1f}, {interval})"
-
-
-def _speedup_rows(config: dict[str, Any], speedup: pd.DataFrame) -> list[dict[str, str]]:
-    rows = []
-    for run in config["runs"]:
-        of_run = speedup[speedup["run"] == run]
-        mean = of_run[of_run["seed"] == "mean"].iloc[0]
-        firsts = [
-            "not reached" if math.isnan(value) else f"{value:.0f}"
-            for value in of_run.loc[of_run["seed"] != "mean", "first_step"]
-        ]
-        cells = {"run": label_of(config, run), "first step, by seed": ", ".join(firsts)}
-        for name, column in (("steps", "step"), ("tokens", "tokens"), ("seconds", "seconds")):
-            centre, low, high = (mean[f"{column}_ratio{bound}"] for bound in ("", "_low", "_high"))
-            shown = "" if math.isnan(centre) else f"{centre:.2f}"
-            cells[f"ratio in {name}"] = shown if math.isnan(low) else f"{shown} ({low:.2f} to {high:.2f})"
-        rows.append(cells)
-    return rows
 
 
 def _summary_rows(config: dict[str, Any], summary: pd.DataFrame) -> list[dict[str, str]]:

@@ -1,0 +1,209 @@
+"""How runs compare with a reference run: what reaching its accuracy cost, and how far apart they are at equal cost.
+
+Paired by seed, and by problem: every state is evaluated on the same problems with the same random numbers
+(docs/statistics.md).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.integrate import trapezoid
+
+from effopd.statistics import crossed_interval, problem_shares
+
+MEASURES = ("step", "generated_tokens", "scored_tokens", "flops", "seconds")  # of cost, as `evaluation` names them
+BOUNDS = ("", "_low", "_high")
+ROUNDING = 1e-9  # accuracies closer than this are equal
+
+Outcomes = Mapping[tuple[str, int, int], np.ndarray]  # (run, seed, step) -> mean reward of each problem, [problems]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run at its K kept steps after the start, for S seeds and B bootstrap draws of the problems."""
+
+    steps: list[int]
+    costs: dict[str, np.ndarray]  # of each measure, cumulative, gates included: [S, K]
+    accuracy: np.ndarray  # [S, K]
+    resampled: np.ndarray  # [B, S, K]; a draw is the same for all runs, seeds and steps
+
+    def at(self, measure: str, budgets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Accuracy once a seed has spent its budget [S]: (on all problems [S], on the draws [B, S]).
+
+        Between kept states it is interpolated linearly in the logarithm of the cost; NaN outside of them.
+        """
+        weights = np.stack([_weights(c, b) for c, b in zip(self.costs[measure], budgets, strict=True)])
+        return (self.accuracy * weights).sum(axis=1), (self.resampled * weights).sum(axis=2)
+
+    def area(self, steps: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Area under accuracy over log2 of these kept steps, as a share of the largest possible: a mean accuracy in
+        which every doubling of the steps counts alike. ([S], [B, S]); NaN for fewer than two steps."""
+        if len(steps) < 2:
+            return np.full(len(self.accuracy), math.nan), np.full(self.resampled.shape[:2], math.nan)
+        columns, x = [self.steps.index(step) for step in steps], np.log2(steps)
+        whole, drawn = (trapezoid(a[..., columns], x, axis=-1) for a in (self.accuracy, self.resampled))
+        return whole / (x[-1] - x[0]), drawn / (x[-1] - x[0])
+
+
+def _weights(costs: np.ndarray, budget: float) -> np.ndarray:
+    """The weight of each of K kept states in the interpolated accuracy at a budget."""
+    if costs[0] <= 0 or not costs[0] * (1 - ROUNDING) <= budget <= costs[-1] * (1 + ROUNDING):
+        return np.full(len(costs), math.nan)
+    x, logs = math.log(budget), np.log(costs)
+    return np.array([np.interp(x, logs, one) for one in np.eye(len(costs))])
+
+
+def curves(evaluation: pd.DataFrame, outcomes: Outcomes) -> dict[str, Curve]:
+    """The curve of each run of the table `evaluation`, which has the columns run, seed, step and those of MEASURES."""
+    shares = problem_shares(len(next(iter(outcomes.values()))))
+    found = {}
+    for run, table in evaluation[evaluation["step"] > 0].groupby("run", sort=False):
+        table = table.sort_values(["seed", "step"])
+        seeds, steps = sorted(table["seed"].unique()), sorted(table["step"].unique())
+        shape = len(seeds), len(steps)
+        per_problem = np.stack([outcomes[str(run), seed, step] for seed in seeds for step in steps], axis=1)
+        found[str(run)] = Curve(
+            [int(step) for step in steps],
+            {measure: table[measure].to_numpy(float).reshape(shape) for measure in MEASURES},
+            per_problem.mean(axis=0).reshape(shape),
+            (shares @ per_problem).reshape(len(shares), *shape),
+        )
+    return found
+
+
+def _first(accuracy: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first of K kept states [..., K] that reaches a target [...], else the last; and whether one does."""
+    reaches = accuracy >= target[..., None] - ROUNDING
+    reached = np.asarray(reaches.any(axis=-1))
+    return np.where(reached, reaches.argmax(axis=-1), accuracy.shape[-1] - 1), reached
+
+
+def _spent(costs: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The costs [S, K] at the states `first` [..., S]."""
+    return np.asarray(costs[np.arange(len(costs)), first])
+
+
+def speedup(found: Mapping[str, Curve], seeds: Sequence[int], references: Sequence[str]) -> pd.DataFrame:
+    """What reaching a reference's last accuracy took: a row for each run, reference and seed, gates counted.
+
+    The target is what the reference reaches at its last step with that seed, and `first_*` is what the first kept step
+    that reaches it took. `*_ratio` is the reference's cost of reaching it over the run's: above 1 the run is faster.
+    Where the run never reaches it (`reached` is 0), `first_*` is empty, and the ratio is an upper bound: the run was
+    not there at its last step.
+    """
+    rows: list[dict[str, Any]] = []
+    for run, reference in itertools.product(found, references):
+        one, other = found[run], found[reference]
+        target = other.accuracy[:, -1]
+        first, reached = _first(one.accuracy, target)
+        least, _ = _first(other.accuracy, target)
+        for index, seed in enumerate(seeds):
+            row: dict[str, Any] = {"run": run, "reference": reference, "seed": seed}
+            row |= {"target_accuracy": target[index], "reached": int(reached[index])}
+            for measure in MEASURES:
+                spent = _spent(one.costs[measure], first)[index]
+                row[f"first_{measure}"] = spent if reached[index] else math.nan
+                row[f"{measure}_ratio"] = _ratio(_spent(other.costs[measure], least)[index], spent)
+            rows.append(row)
+    names = [f"first_{measure}" for measure in MEASURES] + [f"{measure}_ratio" for measure in MEASURES]
+    return pd.DataFrame(rows, columns=["run", "reference", "seed", "target_accuracy", "reached", *names])
+
+
+def _ratio(cost: float, other: float) -> float:
+    return cost / other if other > 0 else math.nan
+
+
+def comparison(
+    found: Mapping[str, Curve], groups: Mapping[str, str], references: Sequence[str], confidence: float
+) -> pd.DataFrame:
+    """A row for each run and reference: speed-up, differences at equal cost, area and who is ahead, with intervals.
+
+    - `reached`: seeds that reach the reference's last accuracy; `<measure>_ratio`: geometric mean of the ratios in
+      `speedup`. With seeds that never reach it, it is an upper bound, and the interval begins at 0.
+    - `step`: the last step that both kept; `difference_at_equal_step`: accuracy less the reference's there.
+    - `difference_at_equal_<measure>`: the same at the largest cost that both have spent, seed by seed.
+    - `ahead_at_equal_<measure>`: how likely the run is to be ahead there with one of the seeds and other problems.
+    - `area`, `reference_area`, `area_difference`: area under the accuracy over log2 of the steps that both kept.
+
+    `_low` and `_high` are bounds over seeds and problems (`crossed_interval`).
+    """
+    rows = []
+    for reference, run in itertools.product(references, found):
+        if run == reference:
+            continue
+        one, other = found[run], found[reference]
+        common = [step for step in one.steps if step in other.steps]
+        last = common[-1] if common else math.nan
+        row: dict[str, Any] = {"run": run, "group": groups[run], "reference": reference}
+        row |= {"seeds": len(one.accuracy), "step": last}
+        for name, curve in (("accuracy", one), ("reference_accuracy", other)):
+            row[name] = float(curve.at("step", np.full(len(curve.accuracy), last))[0].mean())
+        row |= _ratios(one, other, confidence)
+        for measure in MEASURES:
+            budgets = np.minimum(one.costs[measure][:, -1], other.costs[measure][:, -1])
+            if measure == "step":
+                budgets = np.full(len(budgets), last)
+            values, drawn = _difference(one.at(measure, budgets), other.at(measure, budgets))
+            row |= _bounded(f"difference_at_equal_{measure}", crossed_interval(values, drawn, confidence))
+            row[f"ahead_at_equal_{measure}"] = _share_ahead(drawn)
+        areas = one.area(common), other.area(common)
+        row |= {name: float(of[0].mean()) for name, of in zip(("area", "reference_area"), areas, strict=True)}
+        row |= _bounded("area_difference", crossed_interval(*_difference(*areas), confidence))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=comparison_columns())
+
+
+def comparison_columns() -> list[str]:
+    """The columns of `comparison`, in order."""
+    names = ["run", "group", "reference", "seeds", "step", "accuracy", "reference_accuracy", "reached"]
+    names += [f"{measure}_ratio{bound}" for measure in MEASURES for bound in BOUNDS]
+    for measure in MEASURES:
+        names += [f"difference_at_equal_{measure}{bound}" for bound in BOUNDS] + [f"ahead_at_equal_{measure}"]
+    return [*names, "area", "reference_area", *(f"area_difference{bound}" for bound in BOUNDS)]
+
+
+def _ratios(one: Curve, other: Curve, confidence: float) -> dict[str, Any]:
+    """The geometric mean ratio of each measure with its bounds, and how many seeds reach the target.
+
+    A seed that never reaches it counts as if it had at its last step. So clipped, ratios are at least the true ones,
+    and the upper bound of their mean is one of the true mean too.
+    """
+    first, reached = _first(one.accuracy, other.accuracy[:, -1])
+    first_drawn, _ = _first(one.resampled, other.resampled[..., -1])
+    least, _ = _first(other.accuracy, other.accuracy[:, -1])
+    least_drawn, _ = _first(other.resampled, other.resampled[..., -1])
+    row: dict[str, Any] = {"reached": int(reached.sum())}
+    for measure in MEASURES:
+        own, theirs = one.costs[measure], other.costs[measure]
+        if min(own[:, 0].min(), theirs[:, 0].min()) <= 0:  # nothing of it was spent
+            row |= _bounded(f"{measure}_ratio", (math.nan,) * 3)
+            continue
+        values = np.log(_spent(theirs, least)) - np.log(_spent(own, first))
+        drawn = np.log(_spent(theirs, least_drawn)) - np.log(_spent(own, first_drawn))
+        mean, low, high = (math.exp(x) for x in crossed_interval(values, drawn, confidence))
+        row |= _bounded(f"{measure}_ratio", (mean, low if reached.all() or math.isnan(low) else 0.0, high))
+    return row
+
+
+def _bounded(name: str, mean_low_high: tuple[float, float, float]) -> dict[str, float]:
+    return {f"{name}{bound}": value for bound, value in zip(BOUNDS, mean_low_high, strict=True)}
+
+
+def _difference(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    return one[0] - other[0], one[1] - other[1]
+
+
+def _share_ahead(drawn: np.ndarray) -> float:
+    """How many of the differences on draws [B, S] are above 0; ties count half."""
+    if not np.isfinite(drawn).all():
+        return math.nan
+    return float((drawn > ROUNDING).mean() + 0.5 * (np.abs(drawn) <= ROUNDING).mean())
