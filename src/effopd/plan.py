@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from effopd.config import complete, merged, run_settings
+from effopd.config import complete, main_group, merged, run_settings
 from effopd.engines import engine_module, teacher_module
 from effopd.extrapolation.schedule import powers_of_two, trigger_steps
 from effopd.pretrained import local_model_files
@@ -23,7 +23,9 @@ from effopd.tasks.base import task_module
 from effopd.tasks.sources import local_files
 
 # Of the comparison; those on weights: `Plan.weight_figures`.
-FIGURES = ("accuracy_vs_steps", "accuracy_vs_seconds", "gate_vs_coefficient", "reverse_kl_vs_steps")
+FIGURES = (
+    "accuracy_vs_steps", "accuracy_vs_seconds", "gate_vs_coefficient", "reverse_kl_vs_steps", "speedups", "ablations",
+)  # fmt: skip
 # Rules that share a module of `effopd.stages` with others.
 MODULES = {
     "train_segment": "segments",
@@ -433,8 +435,16 @@ class Plan:
         return [figure for figure, there in shown.items() if there]
 
     def figures(self) -> list[str]:
-        """The names of all figures."""
-        return [*FIGURES, *self.weight_figures()]
+        """The names of all figures: those for which there is something to show."""
+        shown = {"speedups": len(self.runs) > 1, "ablations": len(self.groups()) > 1}
+        return [*(figure for figure in FIGURES if shown.get(figure, True)), *self.weight_figures()]
+
+    def groups(self) -> list[tuple[str, list[str]]]:
+        """The groups with their runs: the main one first, even where it has none, then as they are configured."""
+        found: dict[str, list[str]] = {main_group(): []}
+        for run, settings in self.config["runs"].items():
+            found.setdefault(settings["group"], []).append(run)
+        return list(found.items())
 
     @property
     def linearized(self) -> list[tuple[str, str]]:
@@ -474,6 +484,7 @@ class Plan:
         """What the names and colours of runs depend on, and what there is to draw of weights."""
         return {
             "runs": list(self.runs),  # a list: canonical JSON sorts mappings
+            "groups": self.groups(),
             "labels": {run: settings.get("label", run) for run, settings in self.config["runs"].items()},
             "baseline": self.config["evaluation"]["baseline"],
             "confidence": self.config["evaluation"]["confidence"],
@@ -484,7 +495,7 @@ class Plan:
     def _plot_figure(self, figure: str) -> dict[str, Any]:
         looks = self._looks()
         if figure in FIGURES:
-            looks = {**looks, "seeds": [], "models": []}
+            looks = {**looks, "references": self.references, "seeds": [], "models": []}
         interventions = self.config["dynamics"]["interventions"] if figure == "embeddings" else []
         options = self.config["figures"][figure]
         return {**looks, "figure": figure, "options": options, "interventions": interventions}

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from effopd.figures import captions
-from effopd.figures.style import LABEL_SIZE, label_panel, looks, panels, stacked
+from effopd.figures.style import GREYS, LABEL_SIZE, label_ends, label_panel, looks, panels, stacked
 from effopd.plan import Plan
 from effopd.stages.plot_figure import DRAW
 
 TINY = yaml.safe_load((Path(__file__).parents[1] / "workflow/tiny.yaml").read_text())
 SPEC = {
-    "runs": [f"run{i}" for i in range(9)], "labels": {f"run{i}": f"Run {i}" for i in range(9)}, "baseline": "run3",
+    "runs": [f"run{i}" for i in range(9)], "groups": [("main", [f"run{i}" for i in range(9)])], "labels": {f"run{i}": f"Run {i}" for i in range(9)}, "baseline": "run3",
     "models": ["teacher"], "options": {"width": 7.2, "height": 3.4},
 }  # fmt: skip
 
@@ -100,7 +100,11 @@ def test_figures_of_what_is_switched_off_are_absent():
     config["training"]["steps"] = 64
     assert "trajectory_map" in Plan(config).figures()
     config["dynamics"]["enabled"] = False
+    assert set(Plan(config).figures()) == set(captions.COMPARISON) - {"ablations"}
+    config["runs"]["line"]["group"] = "searches"
     assert set(Plan(config).figures()) == set(captions.COMPARISON)
+    config["runs"] = {"opd": config["runs"]["opd"]}
+    assert "speedups" not in Plan(config).figures(), "one run has nothing to be compared with"
 
 
 def test_every_figure_can_be_drawn_and_explained():
@@ -118,4 +122,126 @@ def test_means_without_an_interval_have_no_band():
     assert not axes.collections
     curve(axes, rows.assign(y_low=0.05, y_high=0.3), "x", "y", Look("a", "black", "o"))
     assert len(axes.collections) == 1
+    plt.close(figure)
+
+
+GROUPS = {
+    "main": ["plain", "tuned", "jump"],
+    "learning rate": [f"rate{i}" for i in range(9)],
+    "gate size": ["gate10", "gate200"],
+}
+RUNS = [run for runs in GROUPS.values() for run in runs]
+
+
+@pytest.fixture
+def many_runs(tmp_path):
+    """A results folder with tables of fourteen runs in three groups; `gate200` never reaches the target."""
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    places = [(run, seed, step) for run in RUNS for seed in (0, 1, 2) for step in (0, 1, 2, 4, 8)]
+    evaluation = pd.DataFrame(places, columns=["run", "seed", "step"])
+    evaluation["accuracy"] = 0.3 + 0.04 * evaluation["step"] + 0.01 * evaluation["seed"]
+    evaluation["reverse_kl"] = 1 - evaluation["accuracy"]
+    evaluation["seconds"] = evaluation["step"] * 2.0
+    evaluation.to_csv(tables / "evaluation.csv", index=False)
+    rows = []
+    for number, run in enumerate(RUNS[1:]):
+        row = {"run": run, "reference": "plain", "seeds": 3, "reached": 1 if run == "gate200" else 3}
+        for measure in ("step", "generated_tokens", "flops"):
+            ratio = 2.0**number / 8
+            bounds = (0, 2 * ratio) if run == "gate200" else (ratio / 2, ratio * 2)
+            row |= dict(
+                zip(
+                    (f"{measure}_ratio", f"{measure}_ratio_low", f"{measure}_ratio_high"), (ratio, *bounds), strict=True
+                )
+            )
+        rows.append(row)
+    pd.DataFrame(rows).to_csv(tables / "comparison.csv", index=False)
+    trials = [
+        {"run": run, "seed": seed, "step": step, "metric": "reverse_kl", "coefficient": c, "value": 0.1 * c, "selected": c == 1}
+        for run in ("jump", "gate10", "rate1") for seed in (0, 1) for step in (1, 2) for c in (0, 1, 2)
+    ]  # fmt: skip
+    pd.DataFrame(trials).to_csv(tables / "extrapolation.csv", index=False)
+    pd.DataFrame({"model": ["base", "teacher"], "accuracy": [0.3, 0.9]}).to_csv(tables / "models.csv", index=False)
+    return tmp_path
+
+
+def drawn(figure, results, **options):
+    spec = {
+        "runs": RUNS, "groups": list(GROUPS.items()), "labels": {run: f"Run {run}, of a long name" for run in RUNS},
+        "baseline": "plain", "references": ["plain", "tuned"], "models": [], "confidence": 0.95,
+        "options": {name: value for name, value in ({"width": 7.2, "height": 4.0} | options).items() if value},
+    }  # fmt: skip
+    made = DRAW[figure](spec, results)
+    made.set_size_inches(spec["options"]["width"], spec["options"].get("height", made.get_figheight()))
+    made.draw_without_rendering()
+    return made
+
+
+def texts_apart(figure, texts):
+    """Whether texts lie inside the figure and not on one another."""
+    boxes = sorted((text.get_window_extent() for text in texts), key=lambda box: box.y0)
+    inside = all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 + 1 for box in boxes)
+    return inside and all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize("figure", ["accuracy_vs_steps", "accuracy_vs_seconds", "reverse_kl_vs_steps"])
+def test_figures_of_accuracy_show_the_main_group_alone(many_runs, figure):
+    made = drawn(figure, many_runs)
+    labels = {text.get_text() for text in made.axes[0].texts} - {"base", "teacher"}
+    assert labels == {f"Run {run}, of a long name" for run in GROUPS["main"]}
+    plt.close(made)
+
+
+def test_the_gates_figure_shows_runs_that_have_ledgers_and_their_names_apart(many_runs):
+    made = drawn("gate_vs_coefficient", many_runs)
+    assert len(made.axes) == 2  # two triggers of the one main run that has any
+    plt.close(made)
+    table = pd.read_csv(many_runs / "tables/extrapolation.csv")
+    others = pd.concat([table[table["run"] == "jump"].assign(run=run) for run in GROUPS["main"]])
+    others.to_csv(many_runs / "tables/extrapolation.csv", index=False)
+    made = drawn("gate_vs_coefficient", many_runs, height=3.6)
+    assert texts_apart(made, [axes.yaxis.label for axes in made.axes if axes.get_ylabel()])
+    plt.close(made)
+    table[:0].to_csv(many_runs / "tables/extrapolation.csv", index=False)
+    assert drawn("gate_vs_coefficient", many_runs).axes[0].texts[0].get_text() == "no run extrapolates"
+    plt.close("all")
+
+
+def test_each_group_has_a_panel_with_what_it_is_compared_with_in_grey(many_runs):
+    made = drawn("ablations", many_runs, height=None)
+    assert [axes.get_title(loc="left") for axes in made.axes] == ["learning rate", "gate size"]
+    for axes, runs in zip(made.axes, (GROUPS["learning rate"], GROUPS["gate size"]), strict=True):
+        assert {text.get_text() for text in axes.texts} == {
+            f"Run {r}, of a long name" for r in ("plain", "tuned", *runs)
+        }
+        looks_of = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
+        assert len(looks_of) == len(axes.lines), "two runs look alike"
+        assert sum(line.get_color() in GREYS for line in axes.lines) == 2
+        assert texts_apart(made, axes.texts)
+    plt.close(made)
+
+
+def test_the_forest_has_a_row_a_run_and_marks_bounds(many_runs):
+    made = drawn("speedups", many_runs, height=None)
+    names = [text.get_text() for text in made.axes[0].get_yticklabels()]
+    assert names[:3] == ["main", "Run tuned, of a long name", "Run jump, of a long name"]
+    assert len(names) == len(GROUPS) + len(RUNS) - 1
+    assert texts_apart(made, made.axes[0].get_yticklabels())
+    for axes in made.axes:
+        points = [line for line in axes.lines if line.get_marker() in ("o", "<")]
+        assert len(points) == len(RUNS) - 1
+        assert [line.get_marker() for line in points].count("<") == 1
+        hollow = [line.get_markerfacecolor() == "white" for line in points]
+        assert hollow[:6] == [False, False, True, True, True, False]  # 1/8 to 4, each from its half to its double
+    plt.close(made)
+
+
+def test_many_labels_of_one_figure_do_not_overlap():
+    figure, axes = plt.subplots(layout="constrained")
+    figure.set_size_inches(7.2, 4.0)
+    axes.plot([0, 1], [0, 1])
+    label_ends(axes, [(1.0, 0.5 + 1e-3 * i, f"Run {i} of a dozen", "black") for i in range(12)])
+    figure.draw_without_rendering()
+    assert texts_apart(figure, axes.texts)
     plt.close(figure)

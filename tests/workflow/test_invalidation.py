@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 # The tiny experiment: 3 runs (two of them extrapolate) x 2 seeds x 3 kept states; 2 models.
 REPORT = {"write_report": 1}
 CONFIG = {**REPORT, "write_config": 1}
-FIGURES = {"plot_figure": 4, **CONFIG}
+FIGURES = {"plot_figure": 5, **CONFIG}
 WEIGHT_FIGURES = {"plot_weight_figure": 10}
 LOOKS = {"write_explorer": 1, **WEIGHT_FIGURES}  # what shows runs by name and colour, besides the figures above
 TABLES = {"make_tables": 1, **FIGURES}
@@ -135,6 +135,8 @@ CHANGES = {
     "evaluation.seed": ("evaluation: {seed: 1}", {"evaluate_model": 2, **dynamics(0, 4), **EVERY_STATE}),
     "evaluation.engine": ("evaluation: {engine: vllm}", {"evaluate_model": 2, **dynamics(0, 4), **EVERY_STATE}),
     "evaluation.confidence": ("evaluation: {confidence: 0.9}", {**dynamics(0, 0), **TABLES}),
+    "evaluation.reference": ("evaluation: {reference: line}", TABLES),
+    "a group": ("runs: {line: {group: searches}}", {**LOOKS, **TABLES, "plot_figure": 6}),
     "evaluation.baseline": ("evaluation: {baseline: effopd}", {**LOOKS, **TABLES}),
     "a label": ("runs: {effopd: {label: Jump}}", {**LOOKS, **FIGURES}),
     "one figure's width": ("figures: {accuracy_vs_steps: {width: 7.0}}", {**CONFIG, "plot_figure": 1}),
@@ -185,13 +187,17 @@ MODULES = {
     "dynamics/spectra.py": {**dynamics(4, 4), **REPORT},
     "dynamics/variants.py": {**dynamics(0, 4), **REPORT},
     "dynamics/report.py": REPORT,
-    "stages/plot_figure.py": {"plot_figure": 4, **WEIGHT_FIGURES, **REPORT},
+    "stages/plot_figure.py": {"plot_figure": 5, **WEIGHT_FIGURES, **REPORT},
     "stages/write_explorer.py": {"write_explorer": 1, **REPORT},
-    "figures/weights.py": {"plot_figure": 4, **LOOKS, **REPORT},
+    "figures/weights.py": {"plot_figure": 5, **LOOKS, **REPORT},
     "explorer.html.jinja": {"write_explorer": 1, **REPORT},
     "dynamics/paper.py": {"compare_with_paper": 1, **REPORT},
     "stages/write_config.py": {"write_config": 1},
     "stages/write_report.py": REPORT,
+    "findings.py": REPORT,
+    "comparison.py": TABLES,
+    "flops.py": TABLES,
+    "figures/groups.py": {"plot_figure": 5, **WEIGHT_FIGURES, **REPORT},
     "report.html.jinja": REPORT,
     "losses.py": EVERY_MODEL,
     "masters.py": EVERY_MODEL,

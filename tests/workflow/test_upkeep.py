@@ -238,7 +238,7 @@ def test_status_of_a_finished_experiment(undisturbed):
     assert {row["run"]: row["triggers"] for row in found["runs"]} == {"opd": [0, 0], "effopd": [3, 3], "line": [3, 3]}
     for row in found["runs"]:
         assert (row["steps"], row["states"], row["evaluations"], row["out_of_date"]) == ([4, 4], [3, 3], [3, 3], 0)
-    assert found["products"] == {"dynamics": [8, 8], "tables": [10, 10], "figures": [14, 14], "report": [1, 1]}
+    assert found["products"] == {"dynamics": [8, 8], "tables": [11, 11], "figures": [15, 15], "report": [1, 1]}
     assert (found["running"], found["failed"], found["seconds_left"]) == ([], [], None)
     said = effopd(undisturbed, "status")
     assert json.loads(effopd(undisturbed, "status", "--json")) == {**found, "results": "results"}

@@ -6,10 +6,20 @@ COMPARISON = {
         "A curve further left learns in fewer steps. A point at a trigger is the model after the gate decided. Dashed: "
         "the base model and the teacher.",
     ),
+    "speedups": (
+        "How much faster runs reach the baseline's last accuracy",
+        "Its cost of reaching it over the run's, geometric means over seeds with intervals over seeds and problems, "
+        "gates counted; to the right of 1 the run is faster. Filled: the interval excludes 1. A triangle is an upper "
+        "bound: some seeds never reach it. Intervals may leave the figure.",
+    ),
     "accuracy_vs_seconds": (
         "Accuracy against computing time",
         "The same points against the seconds spent on rollouts, scores, updates and gates (start-up of jobs left out). "
         "What a gate costs moves a curve to the right.",
+    ),
+    "ablations": (
+        "Accuracy against optimizer steps, group by group",
+        "A panel for each group of runs beside the main one. Grey: what all are compared with.",
     ),
     "reverse_kl_vs_steps": (
         "Reverse KL to the teacher against optimizer steps",
@@ -84,4 +94,4 @@ WEIGHTS = {
         "theory as a description, not as arithmetic.",
     ),
 }
-WITHOUT_BANDS = ("gate_vs_coefficient", "trajectory", "trajectory_map")
+WITHOUT_BANDS = ("speedups", "gate_vs_coefficient", "trajectory", "trajectory_map")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from effopd.figures.style import COLOURS, label_ends, looks, step_axis
+from effopd.figures.style import COLOURS, Look, label_ends, looks, step_axis
 from effopd.statistics import mean_interval
 
 
 def accuracy_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
     figure, axes = plt.subplots(layout="constrained")
-    evaluation = pd.read_csv(results / "tables/evaluation.csv")
+    evaluation = _of_main(spec, pd.read_csv(results / "tables/evaluation.csv"))
     _references(axes, results)
-    ends = _curves(axes, spec, evaluation, "step", "accuracy")
+    ends = curves(axes, spec, evaluation, "step", "accuracy", looks(spec))
     step_axis(axes, evaluation["step"])
     axes.set_ylabel("accuracy on held-out problems")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -30,9 +32,9 @@ def accuracy_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
 
 def accuracy_vs_seconds(spec: dict[str, Any], results: Path) -> Figure:
     figure, axes = plt.subplots(layout="constrained")
-    evaluation = pd.read_csv(results / "tables/evaluation.csv")
+    evaluation = _of_main(spec, pd.read_csv(results / "tables/evaluation.csv"))
     _references(axes, results)
-    ends = _curves(axes, spec, evaluation, "seconds", "accuracy")
+    ends = curves(axes, spec, evaluation, "seconds", "accuracy", looks(spec))
     axes.set_xlim(left=0)
     axes.set_xlabel("seconds of generation, scoring, updates and gates (mean over seeds)")
     axes.set_ylabel("accuracy on held-out problems")
@@ -43,8 +45,8 @@ def accuracy_vs_seconds(spec: dict[str, Any], results: Path) -> Figure:
 
 def reverse_kl_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
     figure, axes = plt.subplots(layout="constrained")
-    evaluation = pd.read_csv(results / "tables/evaluation.csv")
-    ends = _curves(axes, spec, evaluation, "step", "reverse_kl")
+    evaluation = _of_main(spec, pd.read_csv(results / "tables/evaluation.csv"))
+    ends = curves(axes, spec, evaluation, "step", "reverse_kl", looks(spec))
     step_axis(axes, evaluation["step"])
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -57,7 +59,7 @@ def reverse_kl_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
 
 def gate_vs_coefficient(spec: dict[str, Any], results: Path) -> Figure:
     """A row a run, a column a trigger, a line a seed; the coefficient that was selected is filled."""
-    trials = pd.read_csv(results / "tables/extrapolation.csv")
+    trials = _of_main(spec, pd.read_csv(results / "tables/extrapolation.csv"))
     trials = trials[trials["value"].notna()]
     runs, steps = list(trials["run"].unique()), sorted(trials["step"].unique())
     if not runs:
@@ -66,6 +68,7 @@ def gate_vs_coefficient(spec: dict[str, Any], results: Path) -> Figure:
         axes.text(0.5, 0.5, "no run extrapolates", ha="center", va="center")
         return figure
     figure, grid = plt.subplots(len(runs), len(steps), squeeze=False, sharey="row", layout="constrained")
+    room = int(0.7 * spec["options"]["height"] / len(runs) * 72 / (0.6 * 8))  # letters of size 8 beside a row
     for row, run in enumerate(runs):
         of_run = trials[trials["run"] == run]
         metric = {"accuracy": "accuracy", "reverse_kl": "reverse KL"}.get(of_run["metric"].iloc[0], "score")
@@ -83,7 +86,7 @@ def gate_vs_coefficient(spec: dict[str, Any], results: Path) -> Figure:
             if row == 0:
                 axes.set_title(f"step {step}", fontsize=9)
             if column == 0:
-                axes.set_ylabel(f"{spec['labels'][run]}\n{metric}", fontsize=8)
+                axes.set_ylabel(f"{textwrap.fill(spec['labels'][run], room)}\n{metric}", fontsize=8)
     seeds = sorted(trials["seed"].unique())
     handles = [
         plt.Line2D([], [], color=COLOURS[i % len(COLOURS)], marker="o", mfc="white", label=f"seed {seed}")
@@ -93,6 +96,12 @@ def gate_vs_coefficient(spec: dict[str, Any], results: Path) -> Figure:
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=8)
     figure.supxlabel("coefficient (0: the current weights)", fontsize=9)
     return figure
+
+
+def _of_main(spec: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the main group, and of the runs that all are compared with."""
+    (_, main), *_ = spec["groups"]
+    return table[table["run"].isin([*main, *spec["references"]])]
 
 
 def _references(axes: Axes, results: Path) -> None:
@@ -112,15 +121,14 @@ def _references(axes: Axes, results: Path) -> None:
         )
 
 
-def _curves(
-    axes: Axes, spec: dict[str, Any], evaluation: pd.DataFrame, x: str, y: str
+def curves(
+    axes: Axes, spec: dict[str, Any], evaluation: pd.DataFrame, x: str, y: str, styles: Mapping[str, Look]
 ) -> list[tuple[float, float, str, str]]:
     """A line a run through the means over seeds, and a band for the interval.
 
     Returns the end of each line with its label and colour.
     """
     ends: list[tuple[float, float, str, str]] = []
-    styles = looks(spec)
     for run, group in evaluation.groupby("run", sort=False):
         by_step = group.groupby("step")
         positions = by_step[x].mean() if x != "step" else pd.Series(sorted(group["step"].unique()))
@@ -131,7 +139,7 @@ def _curves(
         else:
             lows = lows.clip(min=means / 4)  # a log axis has no zero
         look = styles[run]
-        axes.plot(positions, means, color=look.colour, marker=look.marker, zorder=3)
+        axes.plot(positions, means, color=look.colour, marker=look.marker, linestyle=look.line, zorder=3)
         axes.fill_between(positions, lows, highs, color=look.colour, alpha=0.13, linewidth=0)
         ends.append((float(np.asarray(positions)[-1]), float(means[-1]), look.label, look.colour))
     return ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +52,16 @@ class Look:
 
 
 def looks(spec: dict[str, Any]) -> dict[str, Look]:
-    """The looks of the runs of spec["runs"], in order, and of models/<name> for those in spec["models"]."""
-    found, colours = {}, iter(COLOURS * len(spec["runs"]))
-    for number, run in enumerate(spec["runs"]):
-        colour = "black" if run == spec["baseline"] else next(colours)
-        found[run] = Look(spec["labels"][run], colour, MARKERS[number % len(MARKERS)])
+    """The looks of the runs of spec["groups"], in order, and of models/<name> for those in spec["models"].
+
+    Colours begin anew in each group, as no panel has two of them; where a group uses them up, dashed.
+    """
+    found = {}
+    for _, runs in spec["groups"]:
+        colours = itertools.chain(((c, "-") for c in COLOURS), itertools.cycle((c, DASHED) for c in COLOURS))
+        for number, run in enumerate(runs):
+            colour, line = ("black", "-") if run == spec["baseline"] else next(colours)
+            found[run] = Look(spec["labels"][run], colour, MARKERS[number % len(MARKERS)], line)
     for number, model in enumerate(spec["models"]):
         found[f"models/{model}"] = Look(f"{model} (RL)", GREYS[number % len(GREYS)], "h", DASHED)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from effopd.figures import comparison, interventions, local_theory, weights
+from effopd.figures import comparison, groups, interventions, local_theory, weights
 from effopd.figures.style import STYLE
 from effopd.runtime.artifacts import atomic_path
 from effopd.runtime.progress import say
@@ -18,6 +18,8 @@ DRAW: dict[str, Callable[[dict[str, Any], Path], Figure]] = {
     "accuracy_vs_steps": comparison.accuracy_vs_steps,
     "accuracy_vs_seconds": comparison.accuracy_vs_seconds,
     "reverse_kl_vs_steps": comparison.reverse_kl_vs_steps,
+    "speedups": groups.speedups,
+    "ablations": groups.ablations,
     "gate_vs_coefficient": comparison.gate_vs_coefficient,
     "norms": weights.norms,
     "sparsity": weights.sparsity,
@@ -38,7 +40,8 @@ def plot_figure(spec: dict[str, Any], results: Path, out: Path) -> None:
     """Draw spec["figure"] as SVG at `out` and as PNG beside it."""
     with plt.rc_context(STYLE):
         figure = DRAW[spec["figure"]](spec, results)
-        figure.set_size_inches(spec["options"]["width"], spec["options"]["height"])
+        height = spec["options"].get("height", figure.get_figheight())  # some know best what they need
+        figure.set_size_inches(spec["options"]["width"], height)
         for path in (out, out.with_suffix(".png")):
             kind = path.suffix[1:]
             with atomic_path(path) as temporary:
