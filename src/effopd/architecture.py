@@ -42,6 +42,12 @@ class Architecture:
         """All parameters but norms and biases, which are less than a thousandth."""
         return self.matrices + (0 if self.tied else self.vocabulary * self.hidden_size)
 
+    def lora_factors(self, rank: int) -> float:
+        """Numbers in LoRA's factors, with adapters at every projection."""
+        attention = 4 * self.hidden_size + 2 * self.head_dim * (self.heads + self.kv_heads)
+        mlp = 3 * (self.hidden_size + self.intermediate_size)
+        return rank * self.layers * (attention + mlp)
+
     def forward_flops(self, length: float) -> float:
         """Arithmetic of a token's forward pass in a sequence of `length` tokens: 2 a parameter, and attention."""
         return FORWARD * self.matrices + FORWARD * self.layers * self.heads * self.head_dim * length

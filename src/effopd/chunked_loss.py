@@ -29,11 +29,13 @@ LossOfLogits = Callable[[torch.Tensor, slice], torch.Tensor]  # logits [m, V] of
 def chunked_loss(model: Any, batch: PaddedBatch, loss_of: LossOfLogits) -> torch.Tensor:
     """The sum of `loss_of` over the batch's completion tokens, for one backward.
 
-    `model` is the model or the DeepSpeed engine around it. `loss_of` is called for one chunk of the M positions after
-    the other, and must be a sum over positions. Raises ArtifactError where the batch needs chunks and the model's
-    logits are not its head's.
+    `model` is the model or what is around it (the DeepSpeed engine, adapters). `loss_of` is called for one chunk of the
+    M positions after the other, and must be a sum over positions. Raises ArtifactError where the batch needs chunks and
+    the model's logits are not its head's.
     """
-    plain: PreTrainedModel = getattr(model, "module", model)
+    plain = model
+    while hasattr(plain, "module"):
+        plain = plain.module
     inputs = batch.tokens[:, :-1]
     if fits_at_once(batch, vocabulary_of(plain)):
         logits = model(input_ids=inputs, use_cache=False).logits[batch.mask]
@@ -101,8 +103,9 @@ class HeadAndLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         total = torch.zeros((), device=hidden.device)
         of_hidden = torch.empty_like(hidden)
-        of_weight = torch.zeros_like(weight, dtype=torch.float32)  # chunks are added up in float32
-        of_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        _, trained, trained_bias, *_ = ctx.needs_input_grad
+        of_weight = torch.zeros_like(weight, dtype=torch.float32) if trained else None  # chunks add up in float32
+        of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and trained_bias else None
         with torch.autocast(device, enabled=False):
             matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
             for rows in position_chunks(len(hidden), len(weight)):
@@ -110,13 +113,13 @@ class HeadAndLoss(torch.autograd.Function):
                 logits = torch.nn.functional.linear(states, matrix, offset)
                 total += _replace_by_gradient(logits, cap, loss_of, rows.start)
                 of_hidden[rows] = (logits @ matrix).to(hidden.dtype)
-                if dtype == torch.float32:
+                if of_weight is not None and dtype == torch.float32:
                     of_weight.addmm_(logits.T, states)
-                else:
+                elif of_weight is not None:
                     of_weight += logits.T @ states
                 if of_bias is not None:
                     of_bias += logits.sum(0)
-        ctx.gradients = of_hidden, of_weight.to(weight.dtype), None if of_bias is None else of_bias.to(weight.dtype)
+        ctx.gradients = of_hidden, *(None if sums is None else sums.to(weight.dtype) for sums in (of_weight, of_bias))
         return total
 
     @staticmethod

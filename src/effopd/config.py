@@ -68,9 +68,15 @@ def section_defaults(section: str) -> Any:
 
 
 def run_settings(config: Mapping[str, Any], run: str) -> dict[str, Any]:
-    """The `training` and `extrapolation` sections of a run: the defaults with its overrides."""
+    """The `training` and `extrapolation` sections of a run: the defaults with its overrides.
+
+    What a mapping that only the run has (`training.lora`) leaves open is filled in.
+    """
     overrides = config["runs"][run]
-    return {section: merged(config[section], overrides.get(section, {})) for section in RUN_SECTIONS}
+    return {
+        section: _fill(merged(config[section], overrides.get(section, {})), schema()["properties"][section])
+        for section in RUN_SECTIONS
+    }
 
 
 def merged(base: Any, override: Any) -> Any:
@@ -365,6 +371,7 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
             f"{key('training', 'scored_by')} is 'endpoint', and a server does not give the whole vocabulary. "
             "Write `support: top_k` in `training.objective`, or `scored_by: local`."
         )
+    yield from _lora_problems(training, partial(key, "training"))
     yield from _precision_problems(training, lambda name: key("training", name))
     rollouts = training["prompts_per_step"] * training["samples_per_prompt"]
     where, available = _split_rows(config["task"], "train")
@@ -412,6 +419,17 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
             f"rollouts are judged again. Set {'metric: reverse_kl' if name == 'metric' else 'samples: 1'}, or another "
             "source."
         )
+
+
+def _lora_problems(training: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:
+    if "lora" not in training:
+        return
+    for name, needed in (("precision", "float32"), ("zero_stage", 0), ("offload_optimizer", False)):
+        if training[name] != needed:
+            yield (
+                f"{key(name)} is {training[name]!r}, and LoRA ({key('lora')}) trains whole float32 models, whose "
+                f"optimizer is small. Write `{name}: {str(needed).lower()}`, or leave `lora` out."
+            )
 
 
 def _objective_problems(training: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from effopd.architecture import Architecture, architecture_of
 from effopd.flops import UPDATE_PASSES
 from effopd.plan import Plan
 from effopd.runtime.text import aligned, size_text
-from effopd.sizes import BFLOAT16, FLOAT32, activation_bytes, update_bytes
+from effopd.sizes import BFLOAT16, FLOAT32, activation_bytes, lora_update_bytes, optimizer_bytes, update_bytes
 
 BYTES_A_TOKEN = 12  # of rollouts and scores on disk: a token id and two log-probs
 SMALLEST = 1e8  # parameters below which starting jobs takes longer than arithmetic, and no time is given
@@ -105,7 +105,7 @@ def estimate_run(plan: Plan, run: str, student: Architecture, teacher: Architect
     }
     parameters = student.parameters
     disk = (
-        states * 3 * FLOAT32 * parameters
+        states * (FLOAT32 * parameters + optimizer_bytes(parameters, _factors(training, student)))
         + triggers * FLOAT32 * parameters
         + steps * rollouts * share * horizon * BYTES_A_TOKEN
     )
@@ -118,13 +118,21 @@ def _memory(plan: Plan, training: Mapping[str, Any], student: Architecture, teac
     prompt = plan.config["task"].get("prompt", {}).get("max_tokens", plan.config["estimate"]["prompt_tokens"])
     positions = training.get("micro_batch", training["batch_size"]) * (prompt + training["max_new_tokens"])
     precision, checkpointing = training["precision"], training["gradient_checkpointing"]
-    held = update_bytes(
-        student.parameters, training["ranks"], training["zero_stage"], precision, training["offload_optimizer"]
-    )
+    if (factors := _factors(training, student)) is not None:
+        held = lora_update_bytes(student.parameters, factors)
+    else:
+        held = update_bytes(
+            student.parameters, training["ranks"], training["zero_stage"], precision, training["offload_optimizer"]
+        )
     activations = activation_bytes(positions, student.hidden_size, student.layers, precision, checkpointing)
     low = plan.config["models"][training["teacher"]].get("dtype") == "bfloat16"
     beside = 0 if plan.staged else (BFLOAT16 if low else FLOAT32) * teacher.parameters
     return held + activations + beside
+
+
+def _factors(training: Mapping[str, Any], student: Architecture) -> float | None:
+    """Numbers in the factors of a run with LoRA, at most (`lora.parameters` may leave layers out)."""
+    return student.lora_factors(training["lora"]["rank"]) if "lora" in training else None
 
 
 def _hardware(assumed: Mapping[str, Any], count: int) -> Hardware:

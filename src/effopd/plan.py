@@ -37,7 +37,7 @@ MODULES = {
 # What of `training` the checks of a student and a teacher depend on.
 PREFLIGHT = (
     "student", "teacher", "scored_by", "batch_size", "micro_batch", "max_new_tokens", "temperature", "engine",
-    "engine_dtype", "precision", "ranks", "zero_stage", "gradient_checkpointing", "offload_optimizer",
+    "engine_dtype", "precision", "ranks", "zero_stage", "gradient_checkpointing", "offload_optimizer", "lora",
 )  # fmt: skip
 LOCAL_THEORY_TABLES = ("local_residuals", "local_eigenspace", "local_path", "local_gradient")
 TABLES = ("models", "evaluation", "extrapolation", "speedup", "comparison", "summary")
@@ -268,6 +268,8 @@ class Plan:
         training = {key: value for key, value in self.runs[run]["training"].items() if key != "steps"}
         start = self.previous_boundary(run, int(step))
         parts = {"engine": _engine(training), "teacher": code_digest(teacher_module(training["scored_by"]))}
+        if "lora" in training:
+            parts["lora"] = code_digest("effopd.lora")
         return {"training": training, "parts": parts, "task": self._verifier(), "seed": int(seed), "start": start}
 
     def _train_segment(self, run: str, seed: str, step: str) -> dict[str, Any]:

@@ -5,9 +5,19 @@ from __future__ import annotations
 FLOAT32, BFLOAT16 = 4, 2
 
 
-def state_bytes(parameters: float) -> float:
-    """A kept state on disk: float32 weights, AdamW's two moments, and the weights of an accepted candidate."""
-    return 4 * FLOAT32 * parameters
+def state_bytes(parameters: float, factors: float | None = None) -> float:
+    """A kept state on disk: float32 weights, what its optimizer holds, and the weights of an accepted candidate."""
+    return 2 * FLOAT32 * parameters + optimizer_bytes(parameters, factors)
+
+
+def optimizer_bytes(parameters: float, factors: float | None = None) -> float:
+    """AdamW's two moments; with LoRA the numbers in its factors, and their moments."""
+    return 2 * FLOAT32 * parameters if factors is None else 3 * FLOAT32 * factors
+
+
+def lora_update_bytes(parameters: float, factors: float) -> float:
+    """Merged weights; factors as they are and were before the step, their gradients and moments. All float32."""
+    return FLOAT32 * parameters + 5 * FLOAT32 * factors
 
 
 def update_bytes(parameters: float, ranks: int, zero_stage: int, precision: str, offload: bool) -> float:

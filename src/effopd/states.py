@@ -65,18 +65,27 @@ class Point:
         return self.raw_weights()
 
     def optimizer(self) -> OptimizerState | None:
-        """AdamW's moments; None at step 0. An acceptance leaves them untouched (paper section 2)."""
+        """AdamW's moments and LoRA's factors; None at step 0. An acceptance leaves them untouched (paper section 2)."""
         if self.manifest.kind == "model":
             return None
-        return OptimizerState(self.step, load_tensors(self.manifest.file(OPTIMIZER)))
+        return _optimizer(self.step, load_tensors(self.manifest.file(OPTIMIZER)))
 
 
 def save_state(folder: Path, weights: Weights, optimizer: OptimizerState) -> dict[str, Path]:
     """Write a state's heavy files; the manifest that makes them valid is the caller's to write afterwards."""
     files = {WEIGHTS: folder / WEIGHTS, OPTIMIZER: folder / OPTIMIZER}
     save_tensors(files[WEIGHTS], weights)
-    save_tensors(files[OPTIMIZER], optimizer.moments)
+    save_tensors(files[OPTIMIZER], _optimizer_tensors(optimizer))
     return files
+
+
+def _optimizer_tensors(optimizer: OptimizerState) -> Weights:
+    return optimizer.moments | {f"factors.{name}": tensor for name, tensor in optimizer.factors.items()}
+
+
+def _optimizer(step: int, tensors: Weights) -> OptimizerState:
+    factors = {n.removeprefix("factors."): t for n, t in tensors.items() if n.startswith("factors.")}
+    return OptimizerState(step, {n: t for n, t in tensors.items() if not n.startswith("factors.")}, factors)
 
 
 class ResumePoint:
@@ -87,7 +96,7 @@ class ResumePoint:
 
     def save(self, weights: Weights, optimizer: OptimizerState, history: Any) -> None:
         """Replace the file atomically; `history` is what else the job goes on from, as a JSON value."""
-        tensors = {f"weights.{name}": tensor for name, tensor in weights.items()} | optimizer.moments
+        tensors = {f"weights.{name}": tensor for name, tensor in weights.items()} | _optimizer_tensors(optimizer)
         facts = {"fingerprint": self.fingerprint, "step": str(optimizer.step), "history": json.dumps(history)}
         save_tensors(self.path, tensors, facts)
 
@@ -104,8 +113,8 @@ class ResumePoint:
         except (OSError, SafetensorError):
             return None
         weights = {n.removeprefix("weights."): t for n, t in tensors.items() if n.startswith("weights.")}
-        moments = {n: t for n, t in tensors.items() if not n.startswith("weights.")}
-        return weights, OptimizerState(int(facts["step"]), moments), json.loads(facts["history"])
+        others = {n: t for n, t in tensors.items() if not n.startswith("weights.")}
+        return weights, _optimizer(int(facts["step"]), others), json.loads(facts["history"])
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
 from unittest import mock
@@ -79,10 +79,14 @@ class TrainerSettings:
 
 @dataclass
 class OptimizerState:
-    """AdamW's memory, independent of how it was partitioned: moments named `exp_avg.<parameter>` and so on."""
+    """AdamW's memory, independent of how it was partitioned: moments named `exp_avg.<parameter>` and so on.
+
+    With LoRA the parameters are the adapters' factors, which go with it.
+    """
 
     step: int
     moments: Weights
+    factors: Weights = field(default_factory=dict)
 
 
 def warmed_up(lr: float, step: int, warmup_steps: int) -> float:
@@ -97,8 +101,17 @@ class Trainer:
     `torch.distributed.run` starts; a rank passes its share of the micro-batches of each step.
     """
 
-    def __init__(self, model: PreTrainedModel, settings: TrainerSettings, device: torch.device | None = None) -> None:
-        """Train `model` on `device` (default: where it is), to which DeepSpeed moves it."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: TrainerSettings,
+        device: torch.device | None = None,
+        trained: torch.nn.Module | None = None,
+    ) -> None:
+        """Train `model` on `device` (default: where it is), to which DeepSpeed moves it.
+
+        `trained` is a module that computes what the model does and has other parameters to train (effopd.lora).
+        """
         device = device or model.device
         deepspeed = import_deepspeed(on_cpu=device.type == "cpu")
         _join_process_group(device)
@@ -106,12 +119,13 @@ class Trainer:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         initial = weights_in(model) if settings.precision != "float32" else None
+        trained = model if trained is None else trained
         adam = torch.optim.AdamW(
-            model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+            trained.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
         with contextlib.redirect_stdout(sys.stderr):  # it prints how much memory it takes
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
-                model=model, optimizer=adam, config=settings.deepspeed_config()
+                model=trained, optimizer=adam, config=settings.deepspeed_config()
             )
         self.masters = Masters(self.engine, adam, settings.zero_stage)
         if initial is not None:  # DeepSpeed has made its masters from the rounded parameters
@@ -181,7 +195,8 @@ class Trainer:
                 f"`gradient_clipping` (now {self.settings.gradient_clipping:g}); earlier steps are kept."
             )
         if self.settings.zero_stage == 0:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]).item()
+            gradients = [p.grad for p in self.masters.parameters.values() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients).item()
             if math.isfinite(norm):
                 self.engine.step()
         else:  # which changes nothing where the norm is not finite

@@ -46,6 +46,22 @@ def test_a_state_is_read_back_whole(tmp_path):
     assert all(torch.equal(state.moments[name], MOMENTS[name]) for name in MOMENTS)
 
 
+def test_factors_of_lora_go_with_the_moments(tmp_path):
+    factors = {"q.lora_A": torch.ones(2, 3), "q.lora_B": torch.zeros(3, 2)}
+    moments = {f"exp_avg.{name}": tensor * 0.5 for name, tensor in factors.items()}
+    optimizer = OptimizerState(4, moments, factors)
+    files = save_state(tmp_path, WEIGHTS, optimizer)
+    write_manifest(
+        tmp_path / "state.json", kind="state", spec={}, parents={}, files=files, result={"step": 4}, started=time.time()
+    )
+    ResumePoint(tmp_path / "resume", "f").save(WEIGHTS, optimizer, [])
+    for found in (Point.open(tmp_path / "state.json").optimizer(), ResumePoint(tmp_path / "resume", "f").load()[1]):
+        assert found.step == 4
+        for held, written in ((found.moments, moments), (found.factors, factors)):
+            assert held.keys() == written.keys()
+            assert all(torch.equal(held[name], tensor) for name, tensor in written.items())
+
+
 def test_a_truncated_an_altered_and_a_missing_file_are_refused(tmp_path):
     make_state(tmp_path)
     weights = tmp_path / "weights.safetensors"
@@ -127,6 +143,8 @@ def test_resume_points_are_for_one_fingerprint_and_survive_a_torn_file(tmp_path)
     assert torch.equal(weights["a"], WEIGHTS["a"])
     assert optimizer.step == 7
     assert rows == [{"step": 7, "loss": 0.25}]
+    assert optimizer.moments.keys() == MOMENTS.keys()
+    assert optimizer.factors == {}
     assert ResumePoint(path, "g").load() is None
     path.write_bytes(path.read_bytes()[:30])
     assert ResumePoint(path, "f").load() is None

@@ -54,6 +54,10 @@ def edited(path: str, value):
         ("models.base", {"kind": "pretrained", "path": "./a", "trust_remote_code": True}, "`models.teacher.init` is 'base', whose code is its own"),
         ("training.precision", "bfloat16", "`training.precision` is 'bfloat16', which needs DeepSpeed's own float32 master weights. Set `training.zero_stage` to 1 or more"),
         ("models.teacher.offload_optimizer", True, "`models.teacher.offload_optimizer` is True, which needs DeepSpeed's own float32 master weights. Set `models.teacher.zero_stage`"),
+        ("training.lora", {"rank": 0}, "`training.lora.rank` is 0; it must be at least 1."),
+        ("training.lora", {"dropout": 0.1}, "`training.lora.dropout` is not a key. Known keys: rank, alpha, parameters."),
+        ("training", {"lora": {}, "zero_stage": 2}, "`training.zero_stage` is 2, and LoRA (`training.lora`) trains whole float32 models"),
+        ("runs.opd.training", {"lora": {}, "precision": "bfloat16"}, "`runs.opd.training.precision` is 'bfloat16', and LoRA (`runs.opd.training.lora`) trains whole float32 models, whose optimizer is small. Write `precision: float32`, or"),
         ("training.zero_stage", 4, "`training.zero_stage` is 4; it must be one of 0, 1, 2, 3."),
         ("models.base.stepz", 4, "`models.base.stepz` is not a key. Did you mean `steps`?"),
         ("extrapolation.coefficients", [2, 6, 4], "`extrapolation.coefficients` is [2, 6, 4]; it must increase."),
@@ -236,6 +240,23 @@ def test_a_run_overrides_only_what_it_names():
     }
     assert settings["training"] == config["training"]
     assert run_settings(config, "opd_tuned")["training"]["lr"] == 2e-4
+
+
+def test_what_a_run_alone_has_is_filled_in_too():
+    plan = Plan(edited("runs.opd.training", {"lora": {"rank": 4}}))
+    assert plan.runs["opd"]["training"]["lora"] == {"rank": 4, "alpha": 32, "parameters": "attention_mlp"}
+    assert "lora" not in plan.runs["effopd"]["training"]
+    assert Plan(plan.resolved_config()).runs == plan.runs
+
+
+def test_the_code_of_adapters_counts_only_where_they_are_trained():
+    plan = Plan(edited("runs.opd.training", {"lora": {}}))
+    where = {"seed": "0", "step": "1"}
+    own, other = (json.loads(plan.spec("train_segment", run=run, **where)) for run in ("opd", "effopd"))
+    assert own["parts"].pop("lora") == code_digest("effopd.lora")
+    assert own["parts"] == other["parts"]
+    assert plan.spec("train_segment", run="effopd", **where) == Plan(GOOD).spec("train_segment", run="effopd", **where)
+    assert "effopd.lora" not in _closure("effopd.stages.segments")
 
 
 def test_every_shipped_overlay_is_a_configuration():

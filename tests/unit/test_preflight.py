@@ -13,9 +13,11 @@ from tiny_models import TASK_SECTION, make_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from effopd.architecture import of_config
 from effopd.config import schema
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
+from effopd.lora import factors_size
 from effopd.models import save_model, weights_of
 from effopd.plan import Plan
 from effopd.preflight.agreement import (
@@ -33,7 +35,7 @@ from effopd.runtime.artifacts import read_json, write_manifest
 from effopd.runtime.errors import PreflightError
 from effopd.runtime.options import VARIABLE
 from effopd.scoring import LocalTeacher, measure_reverse_kl
-from effopd.sizes import activation_bytes, logits_bytes, state_bytes, update_bytes
+from effopd.sizes import activation_bytes, logits_bytes, lora_update_bytes, state_bytes, update_bytes
 from effopd.stages.make_data import make_data
 from effopd.stages.preflight import OF_STUDENT, OF_TEACHER, preflight
 from effopd.stages.tokenize_prompts import tokenize_prompts
@@ -286,6 +288,10 @@ def test_estimates_of_sizes(model, tmp_path):
     save_model(model.config, weights_of(model), make_tokenizer(), tmp_path)
     on_disk = (tmp_path / "model.safetensors").stat().st_size
     assert state_bytes(parameters) == pytest.approx(4 * on_disk, rel=0.1)  # weights, two moments, a candidate
+    factors = factors_size(model, {"rank": 2, "parameters": "attention_mlp"})
+    assert state_bytes(parameters, factors) == 4 * (2 * parameters + 3 * factors)  # no moments of whole matrices
+    assert lora_update_bytes(1e9, 1e7) == pytest.approx(4.2e9)
+    assert factors == of_config(model.config.to_dict()).lora_factors(2)
     assert logits_bytes(8192, 151936, 1e12) == pytest.approx(19.9e9, rel=0.01)
     assert logits_bytes(8192, 151936, 1e8) == 1.6e9  # in chunks
 

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from effopd.engines.base import Sampling, build_engine, longest_context
 from effopd.engines.endpoint_teacher import EndpointTeacher
 from effopd.logits import LOGITS_AT_ONCE
+from effopd.lora import factors_size
 from effopd.models import dtype_of, load_frozen, load_model, load_tokenizer, model_config, special_ids
 from effopd.preflight.agreement import (
     check_determinism,
@@ -37,7 +38,7 @@ from effopd.runtime.errors import PreflightError
 from effopd.runtime.options import endpoint_of
 from effopd.runtime.progress import say
 from effopd.scoring import LocalTeacher, Teacher, measure_logprobs, measure_reverse_kl
-from effopd.sizes import activation_bytes, logits_bytes, state_bytes, update_bytes
+from effopd.sizes import activation_bytes, logits_bytes, lora_update_bytes, state_bytes, update_bytes
 from effopd.tasks.base import Task, build_task
 from effopd.verification import verify_rollouts
 
@@ -187,7 +188,8 @@ def _check_models(
     model = load_model(subjects["student"].folder, device, dtype_of(training["precision"]))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     missing = _states_to_write(results, spec["states"])
-    checks.run("disk", check_disk, missing * state_bytes(parameters), free_disk(results), results)
+    factors = factors_size(model, training["lora"]) if "lora" in training else None
+    checks.run("disk", check_disk, missing * state_bytes(parameters, factors), free_disk(results), results)
     if not checks.run("student_weights", check_weights, "student", dict(model.named_parameters())):
         checks.leave_out((*OF_STUDENT[1:], *OF_TEACHER), "the student's weights are not finite")
         return
@@ -221,7 +223,7 @@ def _check_models(
         "teacher_accuracy", check_accuracy, student.rewards, teacher.rewards, (student.finished, teacher.finished),
         sampling.max_new_tokens,
     )  # fmt: skip
-    needed = _update_memory(training, parameters, subjects["student"], longest)
+    needed = _update_memory(training, parameters, factors, subjects["student"], longest)
     if not spec["staged"] and training["scored_by"] == "local":  # then the teacher is held beside the student
         needed += sum(parameter.nbytes for parameter in model.parameters())
     available, kind = available_memory(device)
@@ -229,13 +231,18 @@ def _check_models(
     checks.run("memory", check_memory, processes * needed, available, kind)
 
 
-def _update_memory(training: dict[str, Any], parameters: int, student: _Subject, longest: int) -> float:
+def _update_memory(
+    training: dict[str, Any], parameters: int, factors: int | None, student: _Subject, longest: int
+) -> float:
     """Bytes of an update on each rank's device: the model with its optimizer, activations and logits."""
     sequences = training.get("micro_batch", training["batch_size"])
     positions = sequences * (longest + training["max_new_tokens"])
-    held = update_bytes(
-        parameters, training["ranks"], training["zero_stage"], training["precision"], training["offload_optimizer"]
-    )
+    if factors is not None:
+        held = lora_update_bytes(parameters, factors)
+    else:
+        held = update_bytes(
+            parameters, training["ranks"], training["zero_stage"], training["precision"], training["offload_optimizer"]
+        )
     activations = activation_bytes(
         positions, student.hidden_size, student.layers, training["precision"], training["gradient_checkpointing"]
     )

@@ -104,11 +104,18 @@ class _Student:
         batch_size = self.training["batch_size"]
         return build_engine(self.training, acting, self.tokenizer, batch_size=batch_size, context=context)
 
-    def trainer(self) -> Trainer:
+    def trainer(self, seed: int) -> Trainer:
+        """What trains it from the point on; `seed` draws the factors of LoRA."""
         settings = TrainerSettings.of(self.training)
         # What DeepSpeed will round or share out need not be on the GPU as a whole in float32.
         start = torch.device("cpu") if settings.reshapes else self.device
-        trainer = Trainer(model_with(self.folder, self.point.weights(), start), settings, self.device)
+        model = model_with(self.folder, self.point.weights(), start)
+        trainer: Trainer
+        if "lora" in self.training:
+            kind = importlib.import_module("effopd.lora").LoraTrainer  # named only where it runs: no code of other runs
+            trainer = kind(model, settings, self.training["lora"], seed, self.device)
+        else:
+            trainer = Trainer(model, settings, self.device)
         if optimizer := self.point.optimizer():
             trainer.load_optimizer_state(optimizer)
         return trainer
@@ -188,7 +195,7 @@ def train_segment(
     tokens = load_tokens(prompts_manifest, "train")
     scorer = _teacher(training, student.parent, teacher.parent, learner.tokenizer, device)
     teacher_head = _teacher_head(training, teacher.parent, device)
-    trainer = learner.trainer()
+    trainer = learner.trainer(seed)
     acting = learner.acting() if training["zero_stage"] == 3 else trainer.model  # ZeRO 3 has taken that one apart
     share = Share(trainer.rank, trainer.ranks)
     lock = exclusive(out.parent) if trainer.first else nullcontext()
@@ -321,7 +328,7 @@ def update_policy(
         spec, student_manifest, read_manifest(teacher, "model"), read_manifest(prompts, "prompts"), point
     )
     learner = _Student(training, student_manifest, point, device)
-    trainer = learner.trainer()
+    trainer = learner.trainer(spec["seed"])
     with exclusive(out.parent) if trainer.first else nullcontext():
         if trainer.first:
             _release_state_before(point)
