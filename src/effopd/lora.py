@@ -73,7 +73,6 @@ class Adapters(nn.Module):
         self._held = (model,)  # in a tuple, so that its parameters are not this module's
         self.scale: float = settings["alpha"] / settings["rank"]
         self._layers: dict[str, nn.Linear] = {}
-        model.requires_grad_(False)
         for name, layer in adapted_layers(model, settings["parameters"]):
             place = self._place(name)
             drawn = generator(seed, "lora", name).uniform(-1.0, 1.0, (settings["rank"], layer.in_features))
@@ -193,7 +192,13 @@ class LoraTrainer(Trainer):
 
     def step(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         before = self.adapters.factors()
-        facts = super().step(*args, **kwargs)
+        # No longer than needed: whether a weight requires gradients decides which kernel multiplies by it, and rollouts
+        # come out bitwise alike only where it is as in jobs that do not train.
+        self.model.requires_grad_(False)
+        try:
+            facts = super().step(*args, **kwargs)
+        finally:
+            self.model.requires_grad_(True)
         self.adapters.merge_since(before)
         return facts
 

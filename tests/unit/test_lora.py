@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from objectives import head_of, rollouts_of, scores_of, training_of
+from test_engine import PROMPTS, SEEDS, engine_of
 from test_trainer import SETTINGS, data, loss_of
 from tiny_models import FAMILIES, make_family, make_model
 from torch.func import functional_call
 
 import effopd.logits as logits_module
 from effopd.distillation import update_policy
+from effopd.engines.base import Sampling
 from effopd.lora import LoraTrainer
 from effopd.models import load_weights_into, weights_of
 from effopd.runtime.errors import ConfigError, DivergenceError
@@ -108,8 +110,7 @@ def test_gradients_of_both_factors_are_those_of_autograd_through_the_product():
     plain = Plain(trainer)
     plain.adam.zero_grad()
     loss_of(lambda **inputs: functional_call(plain.model, plain.weights(), kwargs=inputs), data(9)).backward()
-    for factor in trainer.adapters.parameters():
-        factor.grad = None
+    trainer.model.requires_grad_(False)  # as in a step
     loss_of(trainer.adapters, data(9)).backward()
     own = dict(trainer.adapters.named_parameters())
     assert own.keys() == plain.factors.keys()
@@ -134,6 +135,16 @@ def test_the_forward_pass_is_the_merged_models_and_that_of_base_and_adapters():
             a, b = factors[f"{name}.lora_A"], factors[f"{name}.lora_B"]
             layer.register_forward_hook(lambda _, x, y, a=a, b=b: y + SCALE * (x[0] @ a.T) @ b.T)
     torch.testing.assert_close(own, beside(input_ids=inputs).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_rollouts_are_bitwise_those_of_a_model_that_is_not_in_training():
+    """Which kernels multiply by a weight depends on whether it requires gradients."""
+    trainer = trained(make_trainer())
+    beside = make_model(1)
+    load_weights_into(beside, trainer.weights())
+    mine, theirs = (engine_of(model).generate(PROMPTS, SEEDS, Sampling(1.0, 12)) for model in (trainer.model, beside))
+    assert mine.completions == theirs.completions
+    assert all((ours == others).all() for ours, others in zip(mine.logprobs, theirs.logprobs, strict=True))
 
 
 def test_the_base_stays_what_it_was_but_for_rounding():
