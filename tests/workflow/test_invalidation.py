@@ -87,6 +87,7 @@ CHANGES = {
     "training.temperature": ("training: {temperature: 0.9}", EVERY_PAIR),
     "training.max_new_tokens": ("training: {max_new_tokens: 12}", {"evaluate_model": 2, **EVERY_PAIR, **dynamics(3, 4)}),
     "training.importance_limit": ("training: {importance_limit: 4}", EVERY_RUN),
+    "training.lora of one run": ("runs: {opd: {training: {lora: {rank: 2}}}}", {"preflight": 1, **NEW_RUN}),
     "training.objective": ("training: {objective: {support: top_k, top_k: 5}}", EVERY_RUN),
     "training.horizon of one run": ("runs: {opd: {training: {horizon: {tokens: 6}}}}", NEW_RUN),
     "training.batch_size": ("training: {batch_size: 4}", EVERY_PAIR),
@@ -201,6 +202,7 @@ MODULES = {
     "report.html.jinja": REPORT,
     "losses.py": EVERY_MODEL,
     "masters.py": EVERY_MODEL,
+    "lora.py": {},  # no run of this experiment
     "engines/transformers_engine.py": {**EVERY_TEACHER, "evaluate_model": 2},
     "engines/decoders.py": {**EVERY_TEACHER, "evaluate_model": 2},
     "engines/vllm_engine.py": {},  # no engine of this experiment
