@@ -138,7 +138,7 @@ def ratio_cell(row: pd.Series, measure: str, interval: bool = True) -> str:
     if row["reached"] == row["seeds"]:
         spread = f", {_short(low)} to {_short(high)}" if low < high else ", the same throughout" if low == high else ""
         return _short(mean) + (spread if interval else "")
-    return f"at most {_short(mean)}" + (f", bound {_short(high)}" if interval and not math.isnan(high) else "")
+    return f"at most {_short(mean)}" + (f", interval up to {_short(high)}" if interval and not math.isnan(high) else "")
 
 
 def chance_note(comparison: pd.DataFrame, confidence: float) -> str:
@@ -159,7 +159,6 @@ def first_step_rows(config: dict[str, Any], speedup: pd.DataFrame, reference: st
             "first step there, by seed": ", ".join(
                 "never" if math.isnan(step) else f"{step:.0f}" for step in of_run["first_step"]
             ),
-            "target, by seed": ", ".join(f"{target:.1%}" for target in of_run["target_accuracy"]),
         }
         for run, of_run in rows.groupby("run", sort=False)
     ]

@@ -17,7 +17,8 @@ def ledger_flops(cost: pd.DataFrame, student: float, teacher: float) -> pd.Serie
     With N_s and N_t parameters: 2 N_s a generated token, 2 N_t a scored one, 6 N_s a trained one (2 forward, 4
     backward). A token that a gate scored took both models: 2 (N_s + N_t). An estimate that treats all runs alike:
     ledgers count completions and leave prompts out, and attention's own arithmetic, which grows with the length, and
-    passes repeated under gradient checkpointing are left out too.
+    passes repeated under gradient checkpointing are left out too. Adapters (LoRA) are counted like a full update, which
+    is too much by nearly a third: frozen matrices need no gradients of their own.
     """
     judged_by_student = cost["stage"].str.startswith("gate")
     return (

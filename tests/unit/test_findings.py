@@ -65,9 +65,9 @@ def test_faster_and_slower_are_said_only_where_the_interval_excludes_one():
 def test_seeds_that_never_reach_the_target_are_counted_and_bound_the_ratio():
     some = said(ratio=(3, 0, 7), reached=2)
     assert "its last accuracy is reached in 2 of 3 seeds" in some
-    assert "not shown to differ in steps (at most 3.0, bound 7.0)" in some
+    assert "not shown to differ in steps (at most 3.0, interval up to 7.0)" in some
     assert "faster" not in some
-    assert "slower in steps (at most 0.3, bound 0.7)" in said(ratio=(0.3, 0, 0.7), reached=1)
+    assert "slower in steps (at most 0.3, interval up to 0.7)" in said(ratio=(0.3, 0, 0.7), reached=1)
     none = said(ratio=(1, 0, 1), reached=0)
     assert "its last accuracy is not reached in any of 3 seeds;" in none
     assert "faster" not in none
@@ -135,9 +135,7 @@ def test_tables_are_by_group_and_reference():
 
 
 def test_the_section_needs_no_second_run_and_no_reference():
-    speedup = pd.DataFrame(
-        {"run": "plain", "reference": "plain", "seed": [0, 1], "target_accuracy": 0.5, "first_step": [8, math.nan]}
-    )
+    speedup = pd.DataFrame({"run": "plain", "reference": "plain", "seed": [0, 1], "first_step": [8, math.nan]})
     evaluation = pd.DataFrame({"run": "plain", "step": [0, 64], "accuracy": [0.3, 0.5], "completions": 1000})
     alone = pd.DataFrame(columns=comparison_columns())
     tables = {"comparison": alone, "speedup": speedup, "evaluation": evaluation, "summary": SUMMARY}
