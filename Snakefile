@@ -15,6 +15,7 @@ wildcard_constraints:
     seed=r"\d+",
     step=r"\d+",
     part=r"(\.shard\d+of\d+)?",
+    prediction=r"[a-z][a-z0-9_]*",
     coefficient=r"[-+.\de]+",
     subject=r"[a-z][a-z0-9_]*/[a-z][a-z0-9_]*",
     figure=r"[a-z][a-z0-9_]*",
@@ -27,6 +28,7 @@ include: "workflow/rules/preflight.smk"
 include: f"workflow/rules/{PLAN.config['execution']['mode']}.smk"
 include: "workflow/rules/extrapolation.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/predictions.smk"
 include: "workflow/rules/dynamics.smk"
 include: "workflow/rules/local_theory.smk"
 include: "workflow/rules/report.smk"

@@ -226,9 +226,17 @@ def select_candidate(**arguments: Any) -> None:
     run(**arguments)
 
 
-@_stage("evaluate", _STUDENT, _TEACHER, _PROMPTS, _STATE, _LEDGER, computes=True)
+@_stage(
+    "evaluate",
+    _STUDENT,
+    _path("teacher", "Manifest of the teacher's model; without it, accuracy alone is measured.", required=False),
+    _PROMPTS,
+    _STATE,
+    _LEDGER,
+    computes=True,
+)
 def evaluate(device: str, threads: int, **arguments: Any) -> None:
-    """Evaluate a model or state on the held-out problems."""
+    """Evaluate a model, a state or predicted weights on held-out problems."""
     from effopd.stages.evaluate import evaluate as run
 
     run(device=_device(device, threads), **arguments)
@@ -239,6 +247,28 @@ _STATES = _paths("states", "Manifest of a kept state, once for each; a model sta
 _LEDGERS = click.option(
     "--ledgers", type=PATH, multiple=True, help="Ledger of the trigger at one of the states, once for each."
 )
+
+
+@_stage(
+    "predict-weights",
+    _BASE,
+    _TEACHER,
+    _PROMPTS,
+    _STATES,
+    _LEDGERS,
+    click.option(
+        "--validations",
+        type=PATH,
+        multiple=True,
+        help="Evaluation of each of them on the validation split, and the base's.",
+    ),
+    computes=True,
+)
+def predict_weights(device: str, threads: int, **arguments: Any) -> None:
+    """Predict later weights from kept states, as far ahead as the gate allows."""
+    from effopd.stages.predict_weights import predict_weights as run
+
+    run(device=_device(device, threads), **arguments)
 
 
 @_stage("analyze-weights", _BASE, _STATES, _LEDGERS, computes=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from effopd.extrapolation.predictors import METHODS
 from effopd.extrapolation.schedule import trigger_steps
 from effopd.runtime.errors import ConfigError
 from effopd.shares import batches_of
@@ -212,6 +213,8 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
         if run in RESERVED_RUN_NAMES:
             yield f"`runs.{run}`: the name is reserved. Choose another."
         yield from _run_problems(config, run, run_settings(config, run))
+    for prediction in config["predictions"]:
+        yield from _prediction_problems(config, prediction)
     for name, model in config["models"].items():
         if model["kind"] == "pretrain" and config["task"]["name"] != "arithmetic":
             yield (
@@ -403,10 +406,13 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
         trigger_steps(extrapolation["triggers"], training["steps"])
     except ValueError as error:
         yield f"{key('extrapolation', 'triggers')}: {error}"
-    gate = extrapolation["gate"]
-    of_gate = key("extrapolation", "gate")
+    yield from _gate_problems(config["task"], extrapolation["gate"], key("extrapolation", "gate"))
+
+
+def _gate_problems(task: Mapping[str, Any], gate: Mapping[str, Any], of_gate: str) -> Iterator[str]:
+    """What a gate's keys get wrong; `of_gate` names the section in full."""
     if gate["source"] != "rollouts":
-        where, available = _split_rows(config["task"], gate["source"])
+        where, available = _split_rows(task, gate["source"])
         if available is not None and gate["examples"] > available:
             yield (
                 f"{of_gate}.examples is {gate['examples']}, more than its source holds (`{where}`: {available}). Lower "
@@ -430,6 +436,21 @@ def _lora_problems(training: Mapping[str, Any], key: Callable[[str], str]) -> It
                 f"{key(name)} is {training[name]!r}, and LoRA ({key('lora')}) trains whole float32 models, whose "
                 f"optimizer is small. Write `{name}: {str(needed).lower()}`, or leave `lora` out."
             )
+
+
+def _prediction_problems(config: Mapping[str, Any], name: str) -> Iterator[str]:
+    prediction, place = config["predictions"][name], f"predictions.{name}"
+    if name in config["runs"] or name in RESERVED_RUN_NAMES:
+        yield f"`{place}`: the name is a run's or reserved, and tables tell both by name. Choose another."
+    if prediction["run"] not in config["runs"]:
+        known = _listed(list(config["runs"]))
+        yield f"`{place}.run` is {prediction['run']!r}, which is no run. Name one of: {known}."
+    if prediction["method"] not in METHODS:
+        yield f"`{place}.method` is {prediction['method']!r}; it must be one of {_listed(list(METHODS))}."
+    coefficients = prediction["coefficients"]
+    if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
+        yield f"`{place}.coefficients` is {coefficients}; it must increase. Sort it and drop repeats."
+    yield from _gate_problems(config["task"], prediction["gate"], f"`{place}.gate`")
 
 
 def _objective_problems(training: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:

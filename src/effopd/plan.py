@@ -15,6 +15,7 @@ import yaml
 
 from effopd.config import complete, main_group, merged, run_settings
 from effopd.engines import engine_module, teacher_module
+from effopd.extrapolation.predictors import METHODS
 from effopd.extrapolation.schedule import powers_of_two, trigger_steps
 from effopd.pretrained import local_model_files
 from effopd.runtime.errors import ConfigError
@@ -51,7 +52,10 @@ class Plan:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = complete(config)
         self.runs = {run: run_settings(self.config, run) for run in self.config["runs"]}
+        self.predictions: dict[str, dict[str, Any]] = self.config["predictions"]
         self.seeds: list[int] = self.config["seeds"]
+        for prediction in self.predictions:
+            self._check_states(prediction)
 
     @classmethod
     def of_files(cls, paths: Sequence[Path]) -> Plan:
@@ -177,6 +181,46 @@ class Plan:
             (run, seed, step) for run, seed in itertools.product(self.runs, self.seeds) for step in self.boundaries(run)
         ]
 
+    @property
+    def compared(self) -> dict[str, dict[str, Any]]:
+        """The runs and, after them, the predictions, as they are configured: all that tables and figures compare."""
+        return {**self.config["runs"], **self.predictions}
+
+    def predicted_from(self, prediction: str) -> str:
+        """The run from whose states weights are predicted."""
+        return str(self.predictions[prediction]["run"])
+
+    def prediction_steps(self, prediction: str) -> tuple[int, ...]:
+        """The steps of its run from which weights are predicted: those with as many kept states as the method needs."""
+        least = METHODS[self.predictions[prediction]["method"]].states
+        return self.boundaries(self.predicted_from(prediction))[least - 1 :]
+
+    def _check_states(self, prediction: str) -> None:
+        """Raise ConfigError where there is no step that weights can be predicted from."""
+        method, run = self.predictions[prediction]["method"], self.predicted_from(prediction)
+        if not self.prediction_steps(prediction):
+            raise ConfigError(
+                f"config: `predictions.{prediction}.method` is {method!r}, which needs {METHODS[method].states} kept "
+                f"states, and run `{run}` keeps {len(self.boundaries(run))}. Train it for more steps."
+            )
+
+    def predicted_points(self) -> list[tuple[str, int, int]]:
+        """(prediction, seed, step) of all weights that are predicted, each from the states up to that step."""
+        return [
+            (prediction, seed, step)
+            for prediction, seed in itertools.product(self.predictions, self.seeds)
+            for step in self.prediction_steps(prediction)
+        ]
+
+    def states_behind(self, prediction: str, step: int) -> list[int]:
+        """The steps of the kept states that a prediction at a step is made from."""
+        return [boundary for boundary in self.boundaries(self.predicted_from(prediction)) if boundary <= step]
+
+    def validated_behind(self, prediction: str, step: int) -> list[int]:
+        """The steps whose accuracy on the validation split a prediction is made from, the base's (0) first."""
+        asks = METHODS[self.predictions[prediction]["method"]].accuracies
+        return [0, *self.states_behind(prediction, step)] if asks else []
+
     @cache  # noqa: B019
     def dynamics_subjects(self) -> list[str]:
         """Whose weights are looked into: `<run>/seed<s>` and `models/<name>`, as folders of results/dynamics/."""
@@ -287,15 +331,28 @@ class Plan:
     def _evaluate_candidates(self, run: str, seed: str, step: str) -> dict[str, Any]:
         settings = self.runs[run]
         extrapolation = {key: value for key, value in settings["extrapolation"].items() if key != "triggers"}
-        sampling = {key: settings["training"][key] for key in ("temperature", "max_new_tokens")}
+        return {"extrapolation": extrapolation, **self._gate(run, seed, step)}
+
+    def _gate(self, run: str, seed: str, step: str) -> dict[str, Any]:
+        """What the gate of a run's weights after a step depends on, besides its own settings."""
+        training = self.runs[run]["training"]
         return {
-            "extrapolation": extrapolation,
-            "sampling": sampling,
-            "engine": _engine(settings["training"]),
-            "precision": settings["training"]["precision"],
+            "sampling": {key: training[key] for key in ("temperature", "max_new_tokens")},
+            "engine": _engine(training),
+            "precision": training["precision"],
             "task": self._verifier(),
             "seed": int(seed),
             "step": int(step),
+        }
+
+    def _predict_weights(self, prediction: str, seed: str, step: str) -> dict[str, Any]:
+        settings = self.predictions[prediction]
+        keys = ("coefficients", "search", "accept", "parameters", "gate")
+        return {
+            "method": settings["method"],
+            "states": self.states_behind(prediction, int(step)),
+            "extrapolation": {key: settings[key] for key in keys},
+            **self._gate(settings["run"], seed, step),
         }
 
     def _evaluate_candidate(self, run: str, seed: str, step: str, coefficient: str) -> dict[str, Any]:
@@ -307,15 +364,16 @@ class Plan:
         keys = ("coefficients", "search", "accept", "anchor", "parameters")
         return {"extrapolation": {key: extrapolation[key] for key in keys}, "seed": int(seed), "step": int(step)}
 
-    def _evaluate(self, max_new_tokens: int, precision: str | None) -> dict[str, Any]:
+    def _evaluate(self, max_new_tokens: int, precision: str | None, split: str = "test") -> dict[str, Any]:
         section = self.config["evaluation"]
         evaluation = {k: section[k] for k in ("temperature", "samples", "seed", "batch_size")}
-        evaluation |= {"max_new_tokens": max_new_tokens, "precision": precision}
+        evaluation |= {"max_new_tokens": max_new_tokens, "precision": precision, "split": split}
         return {"evaluation": evaluation, "engine": _engine(section), "task": self._verifier()}
 
-    def evaluate_run_spec(self, run: str) -> str:
+    def evaluate_run_spec(self, run: str, split: str = "test") -> str:
         training = self.runs[run]["training"]
-        return self.spec("evaluate", max_new_tokens=training["max_new_tokens"], precision=training["precision"])
+        limit, precision = training["max_new_tokens"], training["precision"]
+        return self.spec("evaluate", max_new_tokens=limit, precision=precision, split=split)
 
     def evaluate_model_spec(self) -> str:
         """Models are evaluated with the longest completions that any run allows, and as they are held when frozen."""
@@ -385,7 +443,17 @@ class Plan:
     def _make_tables(self) -> dict[str, Any]:
         confidence = self.config["evaluation"]["confidence"]
         models = list(self.config["models"])
-        return {**self._outline(), "models": models, "references": self.references, "confidence": confidence}
+        predictions = [
+            {
+                "prediction": name,
+                "run": self.predicted_from(name),
+                "group": settings["group"],
+                "steps": list(self.prediction_steps(name)),
+            }
+            for name, settings in self.predictions.items()
+        ]
+        own = {"predictions": predictions, "models": models, "references": self.references, "confidence": confidence}
+        return {**self._outline(), **own}
 
     @property
     def references(self) -> list[str]:
@@ -438,15 +506,8 @@ class Plan:
 
     def figures(self) -> list[str]:
         """The names of all figures: those for which there is something to show."""
-        shown = {"speedups": len(self.runs) > 1, "ablations": len(self.groups()) > 1}
+        shown = {"speedups": len(self.compared) > 1, "ablations": len(_groups(self.compared)) > 1}
         return [*(figure for figure in FIGURES if shown.get(figure, True)), *self.weight_figures()]
-
-    def groups(self) -> list[tuple[str, list[str]]]:
-        """The groups with their runs: the main one first, even where it has none, then as they are configured."""
-        found: dict[str, list[str]] = {main_group(): []}
-        for run, settings in self.config["runs"].items():
-            found.setdefault(settings["group"], []).append(run)
-        return list(found.items())
 
     @property
     def linearized(self) -> list[tuple[str, str]]:
@@ -482,12 +543,12 @@ class Plan:
             "confidence": self.config["evaluation"]["confidence"],
         }
 
-    def _looks(self) -> dict[str, Any]:
+    def _looks(self, runs: Mapping[str, Any]) -> dict[str, Any]:
         """What the names and colours of runs depend on, and what there is to draw of weights."""
         return {
-            "runs": list(self.runs),  # a list: canonical JSON sorts mappings
-            "groups": self.groups(),
-            "labels": {run: settings.get("label", run) for run, settings in self.config["runs"].items()},
+            "runs": list(runs),  # a list: canonical JSON sorts mappings
+            "groups": _groups(runs),
+            "labels": {run: settings.get("label", run) for run, settings in runs.items()},
             "baseline": self.config["evaluation"]["baseline"],
             "confidence": self.config["evaluation"]["confidence"],
             "seeds": self.dynamics_seeds,
@@ -495,8 +556,9 @@ class Plan:
         }
 
     def _plot_figure(self, figure: str) -> dict[str, Any]:
-        looks = self._looks()
+        looks = self._looks(self.config["runs"])
         if figure in FIGURES:
+            looks = self._looks(self.compared)
             looks = {**looks, "references": self.references, "seeds": [], "models": []}
         interventions = self.config["dynamics"]["interventions"] if figure == "embeddings" else []
         options = self.config["figures"][figure]
@@ -512,7 +574,7 @@ class Plan:
         }
 
     def _write_explorer(self) -> dict[str, Any]:
-        looks = {name: value for name, value in self._looks().items() if name != "confidence"}
+        looks = {name: value for name, value in self._looks(self.config["runs"]).items() if name != "confidence"}
         return {**looks, "template": _template_digest("explorer.html.jinja")}
 
     def _write_config(self) -> dict[str, Any]:
@@ -522,6 +584,7 @@ class Plan:
         return {
             "config": self.resolved_config(),
             "runs": list(self.runs),
+            "predictions": list(self.predictions),
             "preflights": self.preflights(),
             "dynamics_tables": self.dynamics_tables(),
             "figures": self.figures(),
@@ -536,6 +599,14 @@ class Plan:
     def _task_code(self) -> str:
         """The code of the task in use; stages name it only when they run."""
         return code_digest(task_module(self.config["task"]["name"]))
+
+
+def _groups(runs: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """The groups with their runs: the main one first, even where it has none, then as they are configured."""
+    found: dict[str, list[str]] = {main_group(): []}
+    for run, settings in runs.items():
+        found.setdefault(settings["group"], []).append(run)
+    return list(found.items())
 
 
 def _engine(section: Mapping[str, Any]) -> dict[str, Any]:

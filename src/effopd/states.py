@@ -20,7 +20,7 @@ METRICS = "metrics.parquet"
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a run: a model (step 0) or a state, and the ledger of the trigger at it, where there was one."""
+    """A point of a run: a model (step 0), a state or predicted weights; and the ledger of the trigger at it, if any."""
 
     manifest: Manifest
     ledger: Manifest | None
@@ -29,7 +29,7 @@ class Point:
     def open(state: str | Path, ledger: str | Path | None = None) -> Point:
         """Read the manifests. Raises ArtifactError unless the ledger is of this very state."""
         manifest = read_manifest(state)
-        if manifest.kind not in ("model", "state"):
+        if manifest.kind not in ("model", "state", "prediction"):
             raise ArtifactError(f"{state} is a {manifest.kind!r} artifact where a model or a state is needed.")
         if ledger is None:
             return Point(manifest, None)
@@ -43,7 +43,7 @@ class Point:
 
     @property
     def step(self) -> int:
-        return int(self.manifest.result["step"]) if self.manifest.kind == "state" else 0
+        return 0 if self.manifest.kind == "model" else int(self.manifest.result["step"])
 
     @property
     def parents(self) -> dict[str, str]:
@@ -52,7 +52,7 @@ class Point:
 
     def raw_weights(self) -> Weights:
         """The weights before any extrapolation at this step."""
-        if self.manifest.kind == "state":
+        if self.manifest.kind != "model":
             return load_tensors(self.manifest.file(WEIGHTS))
         for name in self.manifest.files:
             self.manifest.file(name)  # whole, or an error that says what to do

@@ -81,6 +81,13 @@ def edited(path: str, value):
         ("dynamics.seeds", [7], "`dynamics.seeds` names 7, which is none of 0, 1, 2. Name one of them, or all."),
         ("dynamics.window", {"widht": 1}, "`dynamics.window.widht` is not a key. Did you mean `width`?"),
         ("dynamics.interventions", ["magic"], "`dynamics.interventions.0` is 'magic'; it must be one of path, equal_norm"),
+        ("predictions", {"opd": {"run": "opd", "method": "expo"}}, "`predictions.opd`: the name is a run's or reserved"),
+        ("predictions", {"far": {"run": "ppo", "method": "expo"}}, "`predictions.far.run` is 'ppo', which is no run. Name one of: opd, effopd"),
+        ("predictions", {"far": {"run": "opd", "method": "tea"}}, "`predictions.far.method` is 'tea'; it must be one of expo, relex, relex_log, alpha."),
+        ("predictions", {"far": {"method": "expo"}}, "`predictions.far.run` is missing. Add it."),
+        ("predictions", {"far": {"run": "opd", "method": "expo", "coefficients": [2, 1]}}, "`predictions.far.coefficients` is [2, 1]; it must increase."),
+        ("predictions", {"far": {"run": "opd", "method": "expo", "gate": {"examples": 10**6}}}, "`predictions.far.gate`.examples is 1000000, more than its source holds"),
+        ("predictions", {"far": {"run": "opd", "method": "expo", "anchor": "raw"}}, "`predictions.far.anchor` is not a key."),
         ("seeds", [1, 1], "`seeds` is [1, 1]; its items must differ."),
         ("seeds", [], "`seeds` is []; it needs at least 1 items."),
         ("runs.Fast-Run", {}, "the name `Fast-Run` is not usable."),
@@ -295,6 +302,19 @@ def test_boundaries_and_triggers():
     assert plan.triggers("opd") == ()
     assert plan.boundaries("opd_tuned") == (1, 2, 4, 8, 16, 20)
     assert [plan.previous_boundary("effopd", s) for s in (1, 2, 64)] == [0, 1, 32]
+
+
+def test_predictions_start_where_their_method_has_enough_states():
+    predictions = {name: {"run": "opd", "method": name} for name in ("expo", "relex", "alpha")}
+    plan = Plan(edited("predictions", predictions))
+    assert list(plan.compared)[-3:] == ["expo", "relex", "alpha"]
+    assert plan.prediction_steps("expo") == plan.boundaries("opd")
+    assert plan.prediction_steps("relex") == plan.boundaries("opd")[1:]
+    assert plan.states_behind("relex", 4) == [1, 2, 4]
+    assert plan.validated_behind("relex", 4) == []
+    assert plan.validated_behind("alpha", 4) == [0, 1, 2, 4]
+    with pytest.raises(ConfigError, match=r"`predictions.relex.method` is 'relex', which needs 2 kept states, and run"):
+        Plan(merged(edited("predictions", predictions), {"runs": {"opd": {"training": {"steps": 1}}}}))
 
 
 def test_what_cannot_change_a_result_is_in_no_spec():

@@ -10,7 +10,7 @@ from effopd.extrapolation.gate import NEVER
 from effopd.models import save_model, special_ids, weights_of
 from effopd.prompts import Prompts
 from effopd.runtime.errors import ConfigError
-from effopd.stages.evaluate_candidates import _Gate
+from effopd.stages.evaluate_candidates import Gate
 from effopd.tasks.base import Problem
 from effopd.verification import encode_prompts
 
@@ -37,7 +37,7 @@ def gate_of(tmp_path, tokenizer):
         }
         manifests = (tmp_path / "student/manifest.json", tmp_path / "teacher/manifest.json")
         prompts = Prompts(encode_prompts(tokenizer, [problem.text for problem in PROBLEMS]), PROBLEMS)
-        return _Gate(spec, rollouts or prompts, *manifests, torch.device("cpu"))
+        return Gate(spec, rollouts or prompts, *manifests, torch.device("cpu"))
 
     return make
 

@@ -32,7 +32,14 @@ TASK = {
     "splits": {"train": 4, "validation": 4, "test": 12},
     "corpus": {**TASK_SECTION["corpus"], "size": 4},
 }
-EVALUATION = {"temperature": 1.0, "seed": 0, "batch_size": 8, "max_new_tokens": 6, "precision": "float32"}
+EVALUATION = {
+    "temperature": 1.0,
+    "seed": 0,
+    "batch_size": 8,
+    "max_new_tokens": 6,
+    "precision": "float32",
+    "split": "test",
+}
 ENGINE = {"engine": "transformers", "engine_dtype": "float32"}
 ALL = [*SETTINGS["interventions"], "representation"]
 SPEC = {

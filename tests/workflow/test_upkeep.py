@@ -129,6 +129,7 @@ def test_what_staged_execution_leaves_behind_is_freed(staged):
         "optimizer moments before the last 2 triggers": 2,
         "states between kept ones": 4,
         "shards of steps that are put together": 0,
+        "weights of predictions that are evaluated": 0,
         "resume points of finished jobs": 0,
         "unfinished writes of dead jobs": 0,
         "total": 6,

@@ -35,6 +35,8 @@ ROLLOUTS = "results/runs/{run}/seed{seed}/rollouts/step{step}{part}.json"
 SCORES = "results/runs/{run}/seed{seed}/scores/step{step}{part}.json"
 LINEARIZATION = "results/dynamics/models/{student}/linearized-{teacher}/manifest.json"
 LEDGER = "results/runs/{run}/seed{seed}/extrapolation/{step}/ledger.json"
+VALIDATION = "results/validation/{run}/seed{seed}/{step}.json"
+PREDICTION = "results/predictions/{prediction}/seed{seed}/{step}/prediction.json"
 WEIGHTS_ANALYSIS = "results/dynamics/{subject}/weights.json"
 EXPLORER = "results/dynamics.html"
 INTERVENTIONS = "results/dynamics/{subject}/interventions.json"
@@ -191,6 +193,47 @@ def evaluation_spec(wildcards):
     return PLAN.evaluate_run_spec(wildcards.run)
 
 
+def validation_spec(wildcards):
+    return PLAN.evaluate_run_spec(wildcards.run, split="validation")
+
+
+def prediction_evaluation_spec(wildcards):
+    return PLAN.evaluate_run_spec(PLAN.predicted_from(wildcards.prediction))
+
+
+def model_behind(role):
+    """An input function: the manifest of the student or teacher of the run that a prediction is from."""
+
+    def manifest(wildcards):
+        run = PLAN.predicted_from(wildcards.prediction)
+        return MODEL.format(model=PLAN.runs[run]["training"][role])
+
+    return manifest
+
+
+def prompts_behind(wildcards):
+    """An input function: the prompts of the run that a prediction is from."""
+    run = PLAN.predicted_from(wildcards.prediction)
+    return PROMPTS.format(model=PLAN.runs[run]["training"]["student"])
+
+
+def behind(wildcards):
+    """What a prediction at a step is made from: kept states, their ledgers and, where it asks for them, validations."""
+    name, step = wildcards.prediction, int(wildcards.step)
+    run, seed = PLAN.predicted_from(name), wildcards.seed
+    points = [point(run, seed, s) for s in PLAN.states_behind(name, step)]
+    return {
+        "states": [p["state"] for p in points],
+        "ledgers": [p["ledger"] for p in points if "ledger" in p],
+        "validations": expand(VALIDATION, run=run, seed=seed, step=PLAN.validated_behind(name, step)),
+    }
+
+
+def predictions(wildcards=None):
+    """All predicted weights."""
+    return [PREDICTION.format(prediction=name, seed=seed, step=step) for name, seed, step in PLAN.predicted_points()]
+
+
 def states_of(wildcards):
     """Every state of a run and seed."""
     return expand(STATE, step=PLAN.boundaries(wildcards.run), **wildcards)
@@ -202,9 +245,9 @@ def ledgers_of(wildcards):
 
 
 def evaluations(wildcards):
-    """The evaluation of every kept state."""
+    """The evaluation of every kept state, and of all predicted weights."""
     pattern = "results/evaluation/{}/seed{}/{}.json"
-    return [pattern.format(*place) for place in PLAN.points()]
+    return [pattern.format(*place) for place in [*PLAN.points(), *PLAN.predicted_points()]]
 
 
 def training_of(role):
@@ -240,7 +283,7 @@ def kept_artifacts():
     """What is made again when it is deleted, though everything made from it is there."""
     states = [STATE.format(run=run, seed=seed, step=step) for run, seed, step in PLAN.points()]
     models = [pattern.format(model=model) for model in PLAN.config["models"] for pattern in (MODEL, MODEL_EVALUATION)]
-    return [DATA, *models, *states, *all_ledgers(None), *evaluations(None), *dynamics_artifacts()]
+    return [DATA, *models, *states, *all_ledgers(None), *predictions(), *evaluations(None), *dynamics_artifacts()]
 
 
 def all_ledgers(wildcards):

@@ -12,6 +12,8 @@ rule evaluate:
         evaluation="results/evaluation/{run}/seed{seed}/{step}.json",
     log:
         "logs/evaluate/{run}.seed{seed}.{step}.log",
+    wildcard_constraints:
+        run="|".join(PLAN.runs),
     conda:
         "../../envs/effopd.yaml"
     params:

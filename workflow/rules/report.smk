@@ -21,6 +21,7 @@ rule make_tables:
         evaluations=evaluations,
         models=expand([MODEL, MODEL_EVALUATION], model=PLAN.config["models"]),
         ledgers=all_ledgers,
+        predictions=predictions,
         costs=expand("results/runs/{run}/seed{seed}/cost.parquet", run=PLAN.runs, seed=PLAN.seeds),
     output:
         expand("results/tables/{table}.csv", table=TABLES),

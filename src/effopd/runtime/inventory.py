@@ -56,6 +56,11 @@ class Inventory:
         self.evaluations: dict[Place, Holding] = {}
         for run, seed, step in plan.points():
             self._take_in(run, seed, step)
+        self.validations: dict[Place, Holding] = {}  # of states behind predictions, the base's at step 0
+        self.predictions: dict[Place, Holding] = {}  # by prediction, seed and step
+        self.prediction_evaluations: dict[Place, Holding] = {}
+        for prediction, seed, step in plan.predicted_points():
+            self._take_in_prediction(prediction, seed, step)
         self.dynamics: dict[tuple[str, str], Holding] = {}
         for subject in plan.dynamics_subjects():
             self._take_in_dynamics(subject)
@@ -85,6 +90,26 @@ class Inventory:
             f"evaluation/{run}/seed{seed}/{step}.json", spec, own, ledger=step in triggers
         )
 
+    def _take_in_prediction(self, prediction: str, seed: int, step: int) -> None:
+        """A prediction from the states of its run up to a step, the validations it asks for, and its evaluation."""
+        run, place = self.plan.predicted_from(prediction), (prediction, seed, step)
+        own, triggers = (run, seed), self.plan.triggers(run)
+        for validated in self.plan.validated_behind(prediction, step):
+            self.validations[run, seed, validated] = self._hold(
+                f"validation/{run}/seed{seed}/{validated}.json",
+                self.plan.evaluate_run_spec(run, split="validation"),
+                own,
+                ledger=validated in triggers,
+            )
+        spec = self.plan.spec("predict_weights", prediction=prediction, seed=seed, step=step)
+        found = self._hold(f"predictions/{prediction}/seed{seed}/{step}/prediction.json", spec, own)
+        behind = {f"state {s}" for s in self.plan.states_behind(prediction, step)}
+        behind |= {f"ledger {s}" for s in triggers if s <= step}
+        behind |= {f"validation {s}" for s in self.plan.validated_behind(prediction, step)}
+        self.predictions[place] = _made_from(found, behind)
+        spec = self.plan.evaluate_run_spec(run)
+        self.prediction_evaluations[place] = self._hold(f"evaluation/{prediction}/seed{seed}/{step}.json", spec, own)
+
     def _take_in_dynamics(self, subject: str) -> None:
         """What is known of the weights of a subject: of all kept states, or it is out of date."""
         folder, name = subject.split("/")
@@ -97,8 +122,7 @@ class Inventory:
             if stage == "evaluate_interventions" and not self.plan.config["dynamics"]["interventions"]:
                 continue
             found = self._hold(f"dynamics/{subject}/{file}.json", self.plan.spec(stage, subject=subject), own)
-            there = {name for name in found.manifest.parents if name[-1].isdigit()} if found.manifest else set()
-            self.dynamics[subject, file] = Holding(found.manifest, found.current and there == states | ledgers)
+            self.dynamics[subject, file] = _made_from(found, states | ledgers)
 
     def _hold(self, name: str, spec: str, own: tuple[str, int] | None = None, ledger: bool | None = None) -> Holding:
         """What is at `name`, of the run and seed `own`, or of none.
@@ -141,12 +165,18 @@ class Inventory:
     def holdings(self) -> list[Holding]:
         """All of them."""
         groups = (self.models, self.prompts, self.model_evaluations, self.states, self.ledgers, self.evaluations,
-                  self.dynamics)  # fmt: skip
+                  self.validations, self.predictions, self.prediction_evaluations, self.dynamics)  # fmt: skip
         return [self.data, *(holding for group in groups for holding in group.values())]
 
     def of_run(self, holdings: Mapping[Place, Holding], run: str, seed: int) -> list[Holding]:
         """Those of a run and seed, by step."""
         return [holding for (r, s, _), holding in holdings.items() if (r, s) == (run, seed)]
+
+
+def _made_from(found: Holding, wanted: set[str]) -> Holding:
+    """The same, out of date where what it was made from, at the steps of a run, is not all of `wanted`."""
+    there = {name for name in found.manifest.parents if name[-1].isdigit()} if found.manifest else set()
+    return Holding(found.manifest, found.current and there == wanted)
 
 
 def manifest_at(path: Path) -> Manifest | None:

@@ -73,6 +73,7 @@ def plan_pruning(results: Path, plan: Plan, optimizers: int, parts: bool) -> lis
     between = Freed("states between kept ones")
     shards = Freed("shards of steps that are put together")
     resumes = Freed("resume points of finished jobs")
+    predicted = Freed("weights of predictions that are evaluated")
     unfinished = Freed("unfinished writes of dead jobs")
     inventory, interrupted = Inventory(results, plan), _interrupted(results)
     for run in plan.runs:
@@ -90,12 +91,15 @@ def plan_pruning(results: Path, plan: Plan, optimizers: int, parts: bool) -> lis
                 for shard in manifests_below(folder, f"{kind}/*.shard*.json"):
                     if _is_put_together(shard):
                         shards.add(shard, shard.files)
+    for place, evaluation in inventory.prediction_evaluations.items():
+        if (prediction := inventory.predictions[place].manifest) is not None and evaluation.current:
+            predicted.add(prediction, [WEIGHTS])
     for pattern, finished in (("models/*", "manifest.json"), ("runs/*/seed*/state/*", "state.json")):
         resume_points = sorted(results.glob(f"{pattern}/resume.safetensors"))
         resumes.loose += [path for path in resume_points if path.with_name(finished).is_file()]
     if parts:
         unfinished.loose += sorted(results.rglob(".*.part"))
-    return [moments, between, shards, resumes, unfinished]
+    return [moments, between, shards, predicted, resumes, unfinished]
 
 
 def _steps_with_optimizer(inventory: Inventory, run: str, seed: int, there: list[int], optimizers: int) -> set[int]:

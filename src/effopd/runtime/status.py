@@ -55,6 +55,7 @@ def status(results: Path) -> dict[str, Any]:
         ],
         "runs": runs,
         "products": {
+            **_predictions(inventory),
             "dynamics": [sum(h.current for h in inventory.dynamics.values()), len(inventory.dynamics)],
             "tables": _written(inventory, [f"tables/{name}.csv" for name in (*TABLES, *plan.dynamics_tables())]),
             "figures": _written(inventory, [f"figures/{name}.svg" for name in plan.figures()]),
@@ -80,9 +81,16 @@ def _word(holding: Holding) -> str:
     return "yes" if holding.current else "out of date" if holding.outdated else "no"
 
 
+def _predictions(inventory: Inventory) -> dict[str, list[int]]:
+    """How many predictions are evaluated, of how many; nothing where the plan has none."""
+    evaluated = inventory.prediction_evaluations.values()
+    return {"predictions": [sum(h.current for h in evaluated), len(evaluated)]} if evaluated else {}
+
+
 def _written(inventory: Inventory, names: list[str]) -> list[int]:
     """How many of the files are there, of how many; none counts while what they show is not all up to date."""
-    finished = all(holding.current for holding in inventory.evaluations.values())
+    evaluations = [*inventory.evaluations.values(), *inventory.prediction_evaluations.values()]
+    finished = all(holding.current for holding in evaluations)
     return [sum(finished and (inventory.results / name).is_file() for name in names), len(names)]
 
 

@@ -20,6 +20,8 @@ PATTERNS = (
     "runs/*/seed*/extrapolation/**/*.json",
     "evaluation/models/*.json",
     "evaluation/*/seed*/*.json",
+    "validation/*/seed*/*.json",
+    "predictions/*/seed*/*/prediction.json",
     "dynamics/*/*/*.json",
     "dynamics/models/*/linearized-*/manifest.json",
 )

@@ -1,4 +1,4 @@
-"""Evaluation of a model or state on the held-out problems: accuracy and reverse KL to the teacher."""
+"""Evaluation of a model or state on held-out problems: accuracy, and reverse KL to the teacher."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def evaluate(
     spec: dict[str, Any],
     *,
     student: Path,
-    teacher: Path,
+    teacher: Path | None,
     prompts: Path,
     state: Path,
     ledger: Path | None,
@@ -34,22 +34,25 @@ def evaluate(
 ) -> None:
     """Evaluate the weights from which training goes on after `state` (a model's manifest for a model itself).
 
+    They are asked the problems of the split spec["evaluation"]["split"]; without a `teacher`, for their accuracy alone.
     The random numbers depend on the problem alone, so all states meet the same ones. Writes the manifest `out` and the
     per-item outcomes beside it.
     """
     started = time.time()
     settings = spec["evaluation"]
-    prompts_manifest, teacher_manifest = read_manifest(prompts, "prompts"), read_manifest(teacher, "model")
-    point = Point.open(state, ledger)
-    test = load_prompts(prompts_manifest, "test")
-    rows = [i for i in range(len(test)) for _ in range(settings["samples"])]
+    prompts_manifest, point = read_manifest(prompts, "prompts"), Point.open(state, ledger)
+    parents = {"prompts": prompts_manifest.fingerprint, **point.parents}
+    if teacher is not None:
+        parents["teacher"] = read_manifest(teacher, "model").fingerprint
+    problems = load_prompts(prompts_manifest, settings["split"])
+    rows = [i for i in range(len(problems)) for _ in range(settings["samples"])]
     seeds = [seed_of(settings["seed"], "evaluation", position) for position in range(len(rows))]
     if settings["precision"] is None:  # a model itself
         model = load_frozen(state.parent, device)
     else:
         model = model_with(student.parent, point.weights(), device, dtype_of(settings["precision"]))
     tokenizer = load_tokenizer(student.parent)
-    asked, limit = test.select(rows), settings["max_new_tokens"]
+    asked, limit = problems.select(rows), settings["max_new_tokens"]
     context = longest_context(asked.tokens, limit)
     with closing(
         build_engine(spec["engine"], model, tokenizer, batch_size=settings["batch_size"], context=context)
@@ -63,21 +66,21 @@ def evaluate(
             Sampling(settings["temperature"], limit),
             rows,
             student=model,
-            teacher=load_frozen(teacher.parent, device),
+            teacher=None if teacher is None else load_frozen(teacher.parent, device),
             batch_size=settings["batch_size"],
         )
     items = out.with_suffix(".items.parquet")
     with atomic_path(items) as temporary:
         measured.items.to_parquet(temporary, index=False)
+    divergence = math.nan if teacher is None else measured.reverse_kl
     result = {
         "step": point.step,
         "accuracy": measured.accuracy,
-        "reverse_kl": measured.reverse_kl if math.isfinite(measured.reverse_kl) else None,
+        "reverse_kl": divergence if math.isfinite(divergence) else None,
         "completions": len(measured.items),
         "completion_length": float(measured.items["tokens"].mean()),
         "finished": float(measured.items["finished"].mean()),
     }
-    parents = {"prompts": prompts_manifest.fingerprint, "teacher": teacher_manifest.fingerprint, **point.parents}
     write_manifest(
         out,
         kind="evaluation",
@@ -88,4 +91,4 @@ def evaluate(
         cost=measured.cost("evaluation", point.step),
         started=started,
     )
-    say(f"done: accuracy {measured.accuracy:.3f}, reverse KL {measured.reverse_kl:.4f}")
+    say(f"done: accuracy {measured.accuracy:.3f}" + ("" if teacher is None else f", reverse KL {divergence:.4f}"))

@@ -109,10 +109,10 @@ class _Trigger:
         self.parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
         source: Prompts | Rollouts
         if extrapolation["gate"]["source"] == "rollouts":
-            source = _rollouts_of(point)
+            source = rollouts_of(point)
         else:
             source = load_prompts(prompts_manifest, extrapolation["gate"]["source"])
-        self.gate = _Gate(spec, source, student, teacher, device)
+        self.gate = Gate(spec, source, student, teacher, device)
 
     def score(self, coefficient: float) -> float:
         """What the gate says of a coefficient (0: the current weights), higher is better."""
@@ -148,7 +148,7 @@ def moving_or_refuse(weights: Weights, which: str) -> list[str]:
         raise ConfigError(f"config: `extrapolation.parameters`: {error}.") from None
 
 
-def _rollouts_of(point: Point) -> Rollouts:
+def rollouts_of(point: Point) -> Rollouts:
     """The rollouts that the last step before a state trained on. Raises ArtifactError where they are not whole."""
     path = point.manifest.path.parents[2] / f"rollouts/step{point.step}.json"
     spec = {key: value for key, value in point.manifest.spec.items() if key != "end"} | {"step": point.step}
@@ -160,7 +160,7 @@ def _rollouts_of(point: Point) -> Rollouts:
     return ROLLOUTS.open(manifest)
 
 
-class _Gate:
+class Gate:
     """Scores weights on the gate's problems, and remembers every value with its cost.
 
     `source` is a split, whose problems every candidate answers anew, or the rollouts of the step itself: then nothing

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ def make_tables(spec: dict[str, Any], results: Path, out: Path) -> None:
     evaluation, outcomes = _evaluation(spec, results, models)
     found, references = curves(evaluation, outcomes), spec["references"]
     groups = {about["run"]: about["group"] for about in spec["runs"]}
+    groups |= {about["prediction"]: about["group"] for about in spec["predictions"]}
     tables = {
         "models": models,
         "evaluation": evaluation,
@@ -56,38 +59,52 @@ def _evaluation(
 ) -> tuple[pd.DataFrame, dict[tuple[str, int, int], np.ndarray]]:
     """A row for each run, seed and kept step: outcomes, and the cumulative cost of getting there, gates included.
 
-    Beside it, each state's mean reward on each problem, in the order of the problems.
+    A prediction is a run here, with a row for each step that it starts from: what its run had cost by then, and what
+    choosing how far to predict took. Beside it, each state's mean reward on each problem, in the order of the problems.
     """
     base = models.set_index("model").to_dict("index")
-    rows = []
-    per_problem = {}
+    rows, per_problem = [], {}
+    ledgers: dict[tuple[str, int], tuple[pd.DataFrame, float, float]] = {}
     for about in spec["runs"]:
         run = about["run"]
         student, teacher = (_parameters(results, about[role]) for role in ("student", "teacher"))
         for seed in spec["seeds"]:
             cost = pd.read_parquet(results / f"runs/{run}/seed{seed}/cost.parquet")
             cost["flops"] = ledger_flops(cost, student, teacher)
+            ledgers[run, seed] = cost, student, teacher
             for step in [0, *about["boundaries"]]:
-                spent = cost[cost["step"] <= step]
-                gate = spent[spent["stage"].str.startswith("gate")]
                 outcome = base[about["student"]]
                 if step:
-                    evaluated = read_manifest(results / f"evaluation/{run}/seed{seed}/{step}.json", "evaluation")
-                    outcome = _outcome(evaluated.result)
-                    per_problem[run, seed, step] = _rewards(evaluated)
-                rows.append(
-                    {
-                        "run": run,
-                        "seed": seed,
-                        "step": step,
-                        **outcome,
-                        **{column: spent[column].sum() for column in COSTS},
-                        "gate_generated_tokens": gate["generated_tokens"].sum(),
-                        "gate_flops": gate["flops"].sum(),
-                        "gate_seconds": gate["seconds"].sum(),
-                    }
-                )
+                    outcome, per_problem[run, seed, step] = _evaluated(results, run, seed, step)
+                rows.append({"run": run, "seed": seed, "step": step, **outcome, **_spent(cost[cost["step"] <= step])})
+    for about in spec["predictions"]:
+        name = about["prediction"]
+        for seed, step in itertools.product(spec["seeds"], about["steps"]):
+            cost, student, teacher = ledgers[about["run"], seed]
+            path = results / f"predictions/{name}/seed{seed}/{step}/prediction.json"
+            choosing = pd.DataFrame(read_manifest(path, "prediction").recorded["cost"], columns=cost.columns)
+            choosing["flops"] = ledger_flops(choosing, student, teacher)
+            spent = pd.concat([cost[cost["step"] <= step], choosing])
+            outcome, per_problem[name, seed, step] = _evaluated(results, name, seed, step)
+            rows.append({"run": name, "seed": seed, "step": step, **outcome, **_spent(spent)})
     return pd.DataFrame(rows), per_problem
+
+
+def _evaluated(results: Path, run: str, seed: int, step: int) -> tuple[dict[str, Any], np.ndarray]:
+    """An outcome, and the mean reward of each problem."""
+    evaluated = read_manifest(results / f"evaluation/{run}/seed{seed}/{step}.json", "evaluation")
+    return _outcome(evaluated.result), _rewards(evaluated)
+
+
+def _spent(cost: pd.DataFrame) -> dict[str, Any]:
+    """What rows of a cost ledger add up to, and the gates' part of it."""
+    gate = cost[cost["stage"].str.startswith("gate")]
+    return {
+        **{column: cost[column].sum() for column in COSTS},
+        "gate_generated_tokens": gate["generated_tokens"].sum(),
+        "gate_flops": gate["flops"].sum(),
+        "gate_seconds": gate["seconds"].sum(),
+    }
 
 
 def _rewards(evaluated: Manifest) -> np.ndarray:
@@ -115,11 +132,10 @@ def _extrapolation(spec: dict[str, Any], results: Path) -> pd.DataFrame:
         "update_norm",
     ]
     rows = []
-    for about in spec["runs"]:
-        run = about["run"]
+    for run, steps, pattern in _decisions(spec):
         for seed in spec["seeds"]:
-            for step in about["triggers"]:
-                ledger = read_manifest(results / f"runs/{run}/seed{seed}/extrapolation/{step}/ledger.json", "ledger")
+            for step in steps:
+                ledger = read_manifest(results / pattern.format(run=run, seed=seed, step=step))
                 for trial in [ledger.result["current"], *ledger.result["trials"]]:
                     per_item = pd.Series(trial["per_item"], dtype=float)
                     rows.append(
@@ -137,6 +153,14 @@ def _extrapolation(spec: dict[str, Any], results: Path) -> pd.DataFrame:
                         }
                     )
     return pd.DataFrame(rows, columns=columns)
+
+
+def _decisions(spec: dict[str, Any]) -> Iterator[tuple[str, list[int], str]]:
+    """(run or prediction, the steps at which a gate decided for it, where the decisions are)."""
+    for about in spec["runs"]:
+        yield about["run"], about["triggers"], "runs/{run}/seed{seed}/extrapolation/{step}/ledger.json"
+    for about in spec["predictions"]:
+        yield about["prediction"], about["steps"], "predictions/{run}/seed{seed}/{step}/prediction.json"
 
 
 def summary(evaluation: pd.DataFrame, confidence: float) -> pd.DataFrame:

@@ -22,7 +22,9 @@ from effopd.text import label_of, with_interval
 
 def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
     """Write the report `out` from the tables, figures and manifests of the results folder."""
-    config = {**spec["config"], "runs": {run: spec["config"]["runs"][run] for run in spec["runs"]}}
+    ordered = {name: {key: spec["config"][name][key] for key in spec[name]} for name in ("runs", "predictions")}
+    config = {**spec["config"], **ordered}
+    compared = {**config, "runs": {**config["runs"], **config["predictions"]}}  # the comparison tells no difference
     tables = {path.stem: pd.read_csv(path) for path in sorted((results / "tables").glob("*.csv"))}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("effopd", "."), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -30,13 +32,13 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
     )  # fmt: skip
     page = environment.get_template("report.html.jinja").render(
         confidence=f"{config['evaluation']['confidence']:.0%}",
-        comparison=comparison_section(config, tables),
+        comparison=comparison_section(compared, tables),
         figures=_figures(captions.COMPARISON, spec["figures"], results),
         weight_figures=_figures(captions.WEIGHTS, spec["figures"], results),
         claims=claims(config, tables["paper_claims"]) if spec["dynamics_tables"] else [],
         paper=paper_rows(config, tables["paper_claims"]) if spec["dynamics_tables"] else [],
         theory=local_theory_findings(config, tables) if "local_theory" in spec["figures"] else [],
-        summary=_summary_rows(config, tables["summary"]),
+        summary=_summary_rows(compared, tables["summary"]),
         models=_model_rows(tables["models"]),
         preflights=_preflights(config, spec["preflights"], results),
         dynamics=dynamics_section(config, tables) if spec["dynamics_tables"] else None,

@@ -1,0 +1,142 @@
+"""Offline extrapolation: weights predicted from a run's kept states, as far ahead as a gate allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from effopd.dynamics.kept import Kept
+from effopd.dynamics.reconstruction import along, update
+from effopd.extrapolation.candidates import delta_norms, moving_parameters
+from effopd.extrapolation.gate import decision
+from effopd.extrapolation.predictors import METHODS, Trajectory
+from effopd.extrapolation.search import search
+from effopd.models import Weights, save_tensors
+from effopd.prompts import Prompts, load_prompts
+from effopd.rollouts import Rollouts
+from effopd.runtime.artifacts import Manifest, read_manifest, write_manifest
+from effopd.runtime.errors import ArtifactError, ConfigError
+from effopd.runtime.progress import say
+from effopd.stages.evaluate_candidates import Gate, rollouts_of
+from effopd.states import WEIGHTS, Point
+
+
+def predict_weights(
+    spec: dict[str, Any],
+    *,
+    base: Path,
+    teacher: Path,
+    prompts: Path,
+    states: Sequence[Path],
+    ledgers: Sequence[Path],
+    validations: Sequence[Path],
+    out: Path,
+    device: torch.device,
+) -> None:
+    """Predict weights from the states at spec["states"], and write the manifest `out` and the weights beside it.
+
+    The search asks the gate about the method's prediction at each coefficient it tries; 0 is the last state as it is.
+    `validations` are evaluations of the base and of these states, for a method that asks for accuracies. Raises
+    ArtifactError where the states or evaluations are others, ConfigError where no parameter is meant to move.
+    """
+    started = time.time()
+    settings = spec["extrapolation"]
+    kept = Kept.open(base, states, ledgers)
+    if list(kept.trained) != spec["states"]:
+        raise ArtifactError(f"the states given are of steps {list(kept.trained)}, and {spec['states']} are needed.")
+    accuracies, validated = _accuracies(kept, [read_manifest(path, "evaluation") for path in validations])
+    predictor = Predictor(kept, spec["method"], settings["parameters"], accuracies)
+    prompts_manifest, teacher_manifest = read_manifest(prompts, "prompts"), read_manifest(teacher, "model")
+    source: Prompts | Rollouts
+    if settings["gate"]["source"] == "rollouts":
+        source = rollouts_of(next(p for p in map(Point.open, states) if p.step == kept.last))
+    else:
+        source = load_prompts(prompts_manifest, settings["gate"]["source"])
+    gate = Gate(spec, source, base, teacher, device)
+
+    def score(coefficient: float) -> float:
+        return gate.score(predictor.weights(coefficient), coefficient)
+
+    with closing(gate):
+        outcome = search(settings["search"], score, score(0.0), settings["coefficients"], settings["accept"])
+    weights = out.with_name(WEIGHTS)
+    save_tensors(weights, predictor.weights(outcome.coefficient))
+    write_manifest(
+        out,
+        kind="prediction",
+        spec=spec,
+        parents={
+            **kept.parents,
+            **{f"validation {manifest.result['step']}": manifest.fingerprint for manifest in validated},
+            "prompts": prompts_manifest.fingerprint,
+            "teacher": teacher_manifest.fingerprint,
+        },
+        files={weights.name: weights},
+        result=decision(
+            spec["step"],
+            outcome,
+            {entry["coefficient"]: entry for entry in gate.values},
+            accept=settings["accept"],
+            metric=settings["gate"]["metric"],
+            update_norm=predictor.update_norm(),
+        ),
+        cost=[*_costs(validated), *gate.costs],
+        started=started,
+    )
+    say(f"done: coefficient {outcome.coefficient:g} ({outcome.reason})")
+
+
+class Predictor:
+    """Predicted weights of one trajectory, whatever the coefficient; reads the states a parameter at a time."""
+
+    def __init__(self, kept: Kept, method: str, parameters: str, accuracies: dict[int, float] | None) -> None:
+        self.kept, self.method, self.accuracies = kept, METHODS[method], accuracies
+        self.parameters = kept.parameters()
+        try:
+            self.moving = set(moving_parameters([parameter.name for parameter in self.parameters], parameters))
+        except ValueError as error:
+            raise ConfigError(f"config: `parameters` of a prediction: {error}.") from None
+
+    def weights(self, coefficient: float) -> Weights:
+        """The weights that the method predicts at a coefficient; at 0 the last state's."""
+        found = {}
+        for parameter in self.parameters:
+            last = self.kept.read(self.kept.last, parameter)
+            if coefficient != 0 and parameter.name in self.moving:
+                base = self.kept.read(0, parameter)
+                updates = {step: update(base, self.kept.read(step, parameter)).numpy() for step in self.kept.trained}
+                predicted = self.method.predict(Trajectory.of(updates, self.accuracies), coefficient)
+                last = along(base, torch.from_numpy(predicted))
+            found[parameter.name] = last
+        return found
+
+    def update_norm(self) -> dict[str, float]:
+        """Frobenius norms of the last state's update since the base: of all parameters, and of those that move."""
+        first, last = ({p.name: self.kept.read(step, p) for p in self.parameters} for step in (0, self.kept.last))
+        return delta_norms(last, first, self.moving)
+
+
+def _accuracies(kept: Kept, validations: Sequence[Manifest]) -> tuple[dict[int, float] | None, list[Manifest]]:
+    """Accuracies by step, and the evaluations that say so, in order.
+
+    None where the method asks for none. Raises ArtifactError where an evaluation is of other weights.
+    """
+    if not validations:
+        return None, []
+    by_step = {int(manifest.result["step"]): manifest for manifest in validations}
+    for step in (0, *kept.trained):
+        own = kept.parents["base" if step == 0 else f"state {step}"]
+        if step not in by_step or by_step[step].parents["state"] != own:
+            raise ArtifactError(f"no evaluation given is of the weights after step {step}. Run the workflow again.")
+    ordered = [by_step[step] for step in (0, *kept.trained)]
+    return {int(manifest.result["step"]): float(manifest.result["accuracy"]) for manifest in ordered}, ordered
+
+
+def _costs(validations: Sequence[Manifest]) -> list[dict[str, Any]]:
+    """What the evaluations took: a prediction that rests on them pays for them, as for its gate."""
+    return [{**row, "stage": "gate: validate"} for manifest in validations for row in manifest.recorded["cost"]]

@@ -1,0 +1,176 @@
+"""Predictions in the workflow: compared like runs, cached like runs, and looked after like runs."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from workflow_runs import Workflow
+
+pytestmark = pytest.mark.slow
+
+PREDICTIONS = {
+    "alpha": {"run": "opd", "method": "alpha", "label": "AlphaOPD", "gate": {"examples": 8}},
+    "relex": {
+        "run": "effopd", "method": "relex", "search": "all", "coefficients": [1, 3],
+        "gate": {"source": "rollouts", "examples": 8},
+    },
+}  # fmt: skip
+REPORT = {"write_report": 1}
+TABLES = {"make_tables": 1, "plot_figure": 4, **REPORT}
+# Of each, with 2 seeds, from the states at steps 2 and 4; alpha asks for accuracies at steps 0, 1, 2 and 4.
+RELEX = {"predict_weights": 4, "evaluate_prediction": 4, **TABLES}
+ALPHA = {"validate_state": 8, **RELEX}
+BOTH = {"predict_weights": 8, "evaluate_prediction": 8, **TABLES}
+
+
+@pytest.fixture(scope="module")
+def predicted(undisturbed, finished) -> Workflow:
+    """The tiny experiment, finished, and then two predictions more. Not to be changed: copy it."""
+
+    def make(folder: Path) -> Workflow:
+        workflow = undisturbed.copy(folder)
+        workflow.config["predictions"] = PREDICTIONS
+        assert workflow.planned() == {"validate_state": 8, "write_config": 1, **BOTH}
+        return workflow
+
+    return finished("predictions", make)
+
+
+@pytest.fixture
+def copy(predicted, tmp_path) -> Workflow:
+    return predicted.copy(tmp_path)
+
+
+def effopd(workflow, *arguments):
+    command = [str(Path(sys.executable).with_name("effopd")), *arguments]
+    return subprocess.run(command, cwd=workflow.folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_predictions_are_runs_in_every_table_and_pay_for_their_choice(predicted):
+    evaluation = pd.read_csv(predicted.path("tables/evaluation.csv")).set_index(["run", "seed", "step"])
+    for name, run in (("alpha", "opd"), ("relex", "effopd")):
+        own = evaluation.loc[name]
+        assert own.index.tolist() == [(0, 2), (0, 4), (1, 2), (1, 4)]
+        behind = evaluation.loc[run].loc[own.index]
+        gate = own["gate_generated_tokens"] - behind["gate_generated_tokens"]
+        assert (own["generated_tokens"] == behind["generated_tokens"] + gate).all()
+        assert ((gate > 0) == (name == "alpha")).all(), "a gate on rollouts generates nothing"
+        assert (own["scored_tokens"] > behind["scored_tokens"]).all()
+        assert (own["gate_seconds"] > behind["gate_seconds"]).all()
+        assert (own["trained_tokens"] == behind["trained_tokens"]).all()
+    for table in ("speedup", "summary", "extrapolation"):
+        assert {"alpha", "relex"} <= set(pd.read_csv(predicted.path(f"tables/{table}.csv"))["run"])
+    assert predicted.path("report.html").read_text().count("AlphaOPD") >= 3
+    items = pd.read_parquet(predicted.path("evaluation/relex/seed0/4.items.parquet"))
+    state = pd.read_parquet(predicted.path("evaluation/effopd/seed0/4.items.parquet"))
+    assert items["index"].tolist() == state["index"].tolist()
+
+
+def test_a_prediction_that_keeps_the_last_state_is_that_state(predicted):
+    """The random numbers of the evaluation are the same for all: equal weights, equal outcomes."""
+    kept = 0
+    for path in predicted.path("predictions").glob("*/seed*/*/prediction.json"):
+        result = json.loads(path.read_text())["result"]
+        name, seed, step = path.parts[-4:-1]
+        run = PREDICTIONS[name]["run"]
+        own, state = (
+            pd.read_parquet(predicted.path(f"evaluation/{of}/{seed}/{step}.items.parquet")) for of in (name, run)
+        )
+        if result["coefficient"] == 0:
+            kept += 1
+            pd.testing.assert_frame_equal(own, state)
+        elif name == "relex":
+            assert not own["reverse_kl"].equals(state["reverse_kl"])
+    assert kept, "every prediction was accepted: the test proves nothing"
+
+
+CHANGES = {
+    "nothing": ({}, {}),
+    "a label": ({"predictions": {"alpha": {"label": "Alpha"}}}, {"write_config": 1, "plot_figure": 4, **REPORT}),
+    "a coefficient": ({"predictions": {"relex": {"coefficients": [1, 4]}}}, {"write_config": 1, **RELEX}),
+    "a gate": ({"predictions": {"alpha": {"gate": {"examples": 7}}}}, {"write_config": 1, **RELEX}),
+    "the method": ({"predictions": {"relex": {"method": "relex_log"}}}, {"write_config": 1, **RELEX}),
+    "one more": (
+        {"predictions": {"expo": {"run": "opd", "method": "expo", "gate": {"examples": 8}}}},
+        {"write_config": 1, **TABLES, "predict_weights": 6, "evaluate_prediction": 6},
+    ),
+    "one less": ({"predictions": {"alpha": None}}, {"write_config": 1, **TABLES}),
+    "a seed less": ({"seeds": [0]}, {"write_config": 1, **TABLES}),
+    "more steps": (
+        {"training": {"steps": 8}},
+        {
+            "train_segment": 6, "evaluate": 6, "evaluate_candidates": 4, "select_candidate": 4, "collect_run": 6,
+            "validate_state": 2, "predict_weights": 4, "evaluate_prediction": 4, "write_config": 1, **TABLES,
+        },
+    ),
+    "evaluation.samples": (
+        {"evaluation": {"samples": 2}},
+        {
+            "evaluate_model": 2, "evaluate": 18, "validate_state": 8, "predict_weights": 4, "evaluate_prediction": 8,
+            "write_config": 1, **TABLES,
+        },
+    ),
+}  # fmt: skip
+
+
+def on_weights(planned):
+    """Without the jobs on weights, which predictions do not touch (test_invalidation.py has them)."""
+    others = {"analyze_weights", "evaluate_interventions", "make_dynamics_tables", "plot_weight_figure", "write_explorer",
+              "compare_with_paper"}  # fmt: skip
+    return {rule: count for rule, count in planned.items() if rule not in others}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_key_reruns_exactly_the_predictions_that_depend_on_it(predicted, tmp_path, change):
+    overlay, expected = CHANGES[change]
+    path = tmp_path / "overlay.yaml"
+    path.write_text(json.dumps(overlay))
+    assert on_weights(predicted.planned("--configfile", str(path))) == expected
+
+
+FILES = {
+    "runs/effopd/seed0/state/2/state.json": (2, 2),  # behind the predictions at steps 2 and 4
+    "predictions/relex/seed0/4/prediction.json": (0, 1),
+    "validation/opd/seed1/4.json": (1, 1),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_file_is_predicted_from_again(copy, name):
+    time.sleep(0.01)  # a later time stamp
+    path = copy.path(name)
+    path.write_text(path.read_text() + " ")
+    planned = copy.planned()
+    assert (planned.get("predict_weights", 0), planned["evaluate_prediction"]) == FILES[name]
+
+
+def test_they_are_verified_and_counted_and_their_weights_pruned(copy):
+    verified = effopd(copy, "verify", "--configfile", "config/config.yaml")
+    assert "are whole" in verified
+    assert "predictions 8/8, dynamics" in effopd(copy, "status")
+    said = effopd(copy, "prune", "--apply")
+    assert "weights of predictions that are evaluated" in said
+    assert not list(copy.path("predictions").glob("**/weights.safetensors"))
+    assert "of their files were pruned" in effopd(copy, "verify", "--configfile", "config/config.yaml")
+    assert copy.planned() == {}
+    copy.path("evaluation/relex/seed0/4.json").unlink()
+    output = copy.run(status=1)
+    assert "weights.safetensors was pruned (weights of predictions that are evaluated, " in output
+    assert "delete results/predictions/relex/seed0/4/prediction.json and run the workflow again" in output
+
+
+def test_what_a_prediction_was_made_from_is_checked(copy):
+    path = copy.path("validation/opd/seed0/2.json")
+    entry = json.loads(path.read_text())
+    entry["spec"]["evaluation"]["seed"] = 1
+    path.write_text(json.dumps(entry))
+    copy.path("predictions/relex/seed0/4/prediction.json").unlink()
+    command = [str(Path(sys.executable).with_name("effopd")), "verify"]
+    said = subprocess.run(command, cwd=copy.folder, capture_output=True, text=True).stderr
+    assert "validation/opd/seed0/2.json: its fingerprint" in said
+    assert "evaluation/relex/seed0/4.json was made from a state with fingerprint" in said
+    assert "predictions/alpha/seed0/2/prediction.json was made from a validation 2 with fingerprint" in said
