@@ -174,6 +174,7 @@ def test_a_model_is_evaluated_on_them(prompts, model, tmp_path):
             "batch_size": 8,
             "max_new_tokens": 6,
             "precision": "float32",
+            "split": "test",
         },
         "engine": {"engine": "transformers", "engine_dtype": "float32"},
     }

@@ -20,7 +20,7 @@ PREDICTIONS = {
     },
 }  # fmt: skip
 REPORT = {"write_report": 1}
-TABLES = {"make_tables": 1, "plot_figure": 4, **REPORT}
+TABLES = {"make_tables": 1, "plot_figure": 5, **REPORT}
 # Of each, with 2 seeds, from the states at steps 2 and 4; alpha asks for accuracies at steps 0, 1, 2 and 4.
 RELEX = {"predict_weights": 4, "evaluate_prediction": 4, **TABLES}
 ALPHA = {"validate_state": 8, **RELEX}
@@ -90,7 +90,7 @@ def test_a_prediction_that_keeps_the_last_state_is_that_state(predicted):
 
 CHANGES = {
     "nothing": ({}, {}),
-    "a label": ({"predictions": {"alpha": {"label": "Alpha"}}}, {"write_config": 1, "plot_figure": 4, **REPORT}),
+    "a label": ({"predictions": {"alpha": {"label": "Alpha"}}}, {"write_config": 1, "plot_figure": 5, **REPORT}),
     "a coefficient": ({"predictions": {"relex": {"coefficients": [1, 4]}}}, {"write_config": 1, **RELEX}),
     "a gate": ({"predictions": {"alpha": {"gate": {"examples": 7}}}}, {"write_config": 1, **RELEX}),
     "the method": ({"predictions": {"relex": {"method": "relex_log"}}}, {"write_config": 1, **RELEX}),
