@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
+from effopd.extrapolation.gate import BLIND
 from effopd.extrapolation.predictors import METHODS
-from effopd.extrapolation.schedule import trigger_steps
+from effopd.extrapolation.schedule import EVERY_STEP, trigger_steps
 from effopd.runtime.errors import ConfigError
 from effopd.shares import batches_of
 from effopd.tasks.arithmetic import SPLIT_SHARES
@@ -406,6 +407,8 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
         trigger_steps(extrapolation["triggers"], training["steps"])
     except ValueError as error:
         yield f"{key('extrapolation', 'triggers')}: {error}"
+    if extrapolation["triggers"] == EVERY_STEP:
+        yield from _every_step_problems(extrapolation, partial(key, "extrapolation"))
     yield from _gate_problems(config["task"], extrapolation["gate"], key("extrapolation", "gate"))
 
 
@@ -451,6 +454,20 @@ def _prediction_problems(config: Mapping[str, Any], name: str) -> Iterator[str]:
     if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
         yield f"`{place}.coefficients` is {coefficients}; it must increase. Sort it and drop repeats."
     yield from _gate_problems(config["task"], prediction["gate"], f"`{place}.gate`")
+
+
+def _every_step_problems(extrapolation: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:
+    gate = extrapolation["gate"]
+    if gate["source"] != "rollouts" and gate["metric"] not in BLIND:
+        yield (
+            f"{key('gate')}.source is {gate['source']!r}, and with {key('triggers')} `{EVERY_STEP}` nothing is "
+            "generated for a gate. Write `source: rollouts` and `metric: reverse_kl`, or list the triggers."
+        )
+    if extrapolation["anchor"] == "raw":
+        yield (
+            f"{key('anchor')} is 'raw', and with {key('triggers')} `{EVERY_STEP}` each update is measured from the "
+            "weights that it started from. Leave `anchor` out."
+        )
 
 
 def _objective_problems(training: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:

@@ -51,7 +51,8 @@ class Measurement:
         """Ledger rows of what the measurement took."""
         rows = [cost_row(f"{stage}: generate", step, self.generation_seconds, generated=self.tokens)]
         if "reverse_kl" in self.items:
-            rows.append(cost_row(f"{stage}: score", step, self.scoring_seconds, scored=self.tokens))
+            tokens = {"scored": self.tokens, "judged": self.tokens}
+            rows.append(cost_row(f"{stage}: score", step, self.scoring_seconds, **tokens))
         return rows
 
 

@@ -14,15 +14,11 @@ UPDATE_PASSES = 3  # forward passes that an update is worth: one forward, and ba
 def ledger_flops(cost: pd.DataFrame, student: float, teacher: float) -> pd.Series:
     """FLOPs of each row of a cost ledger (`effopd.runtime.cost`), for models of so many parameters.
 
-    With N_s and N_t parameters: 2 N_s a generated token, 2 N_t a scored one, 6 N_s a trained one (2 forward, 4
-    backward). A token that a gate scored took both models: 2 (N_s + N_t). An estimate that treats all runs alike:
-    ledgers count completions and leave prompts out, and attention's own arithmetic, which grows with the length, and
-    passes repeated under gradient checkpointing are left out too. Adapters (LoRA) are counted like a full update, which
-    is too much by nearly a third: frozen matrices need no gradients of their own.
+    With N_s and N_t parameters: 2 N_s a generated or judged token, 2 N_t a scored one, 6 N_s a trained one (2 forward,
+    4 backward). An estimate that treats all runs alike: ledgers count completions and leave prompts out, and
+    attention's own arithmetic, which grows with the length, and passes repeated under gradient checkpointing are left
+    out too. Adapters (LoRA) are counted like a full update, which is too much by nearly a third: frozen matrices need
+    no gradients of their own.
     """
-    judged_by_student = cost["stage"].str.startswith("gate")
-    return (
-        FORWARD * student * cost["generated_tokens"]
-        + FORWARD * (teacher + student * judged_by_student) * cost["scored_tokens"]
-        + FORWARD * UPDATE_PASSES * student * cost["trained_tokens"]
-    )
+    of_student = cost["generated_tokens"] + cost["judged_tokens"] + UPDATE_PASSES * cost["trained_tokens"]
+    return FORWARD * (student * of_student + teacher * cost["scored_tokens"])

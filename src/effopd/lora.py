@@ -202,8 +202,8 @@ class LoraTrainer(Trainer):
         self.adapters.merge_since(before)
         return facts
 
-    def weights(self) -> Weights:
-        return weights_of(self.model) if self.first else {}
+    def weights(self, everywhere: bool = False) -> Weights:
+        return weights_of(self.model) if self.first or everywhere else {}
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Replace the merged weights; the factors stay, so that the base takes up the difference."""

@@ -74,6 +74,15 @@ class Masters:
                     self._utils.safe_set_full_optimizer_state(parameter, value, moment)
 
     @torch.no_grad()
+    def scale_gradients(self, factor: float, step: int) -> None:
+        """Let AdamW's memory be as if past gradients had been `factor` times as large, after `step` steps."""
+        for flat in self._optimized():
+            memory = self.adam.state[flat]
+            memory["step"].fill_(step)
+            memory["exp_avg"].mul_(factor)
+            memory["exp_avg_sq"].mul_(factor**2)
+
+    @torch.no_grad()
     def copy_into(self, model: torch.nn.Module) -> None:
         """Give another, whole model of the same architecture on every rank the weights of the one in training."""
         for name, parameter in model.named_parameters():

@@ -16,7 +16,7 @@ import yaml
 from effopd.config import complete, main_group, merged, run_settings
 from effopd.engines import engine_module, teacher_module
 from effopd.extrapolation.predictors import METHODS
-from effopd.extrapolation.schedule import powers_of_two, trigger_steps
+from effopd.extrapolation.schedule import EVERY_STEP, powers_of_two, trigger_steps
 from effopd.pretrained import local_model_files
 from effopd.runtime.errors import ConfigError
 from effopd.runtime.fingerprints import canonical_json, code_digest, digest
@@ -90,9 +90,15 @@ class Plan:
 
     @cache  # noqa: B019 - one plan a process
     def triggers(self, run: str) -> tuple[int, ...]:
-        """The steps after which a run extrapolates."""
+        """The steps after which a run extrapolates, in jobs of their own: none where every step does so itself."""
         settings = self.runs[run]
+        if self.every_step(run):
+            return ()
         return tuple(trigger_steps(settings["extrapolation"]["triggers"], settings["training"]["steps"]))
+
+    def every_step(self, run: str) -> bool:
+        """Whether a run extrapolates after every step, inside the job that does the step."""
+        return bool(self.runs[run]["extrapolation"]["triggers"] == EVERY_STEP)
 
     @cache  # noqa: B019
     def boundaries(self, run: str) -> tuple[int, ...]:
@@ -314,7 +320,21 @@ class Plan:
         parts = {"engine": _engine(training), "teacher": code_digest(teacher_module(training["scored_by"]))}
         if "lora" in training:
             parts["lora"] = code_digest("effopd.lora")
-        return {"training": training, "parts": parts, "task": self._verifier(), "seed": int(seed), "start": start}
+        return {
+            "training": training,
+            "extrapolation": self._extrapolation_within(run, start),
+            "parts": parts,
+            "task": self._verifier(),
+            "seed": int(seed),
+            "start": start,
+        }
+
+    def _extrapolation_within(self, run: str, start: int) -> dict[str, Any]:
+        """What of `extrapolation` the steps of a segment depend on."""
+        extrapolation = self.runs[run]["extrapolation"]
+        if self.every_step(run):
+            return {key: value for key, value in extrapolation.items() if key != "triggers"}
+        return {"moments": extrapolation["moments"]} if start in self.triggers(run) else {}
 
     def _train_segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
         return {**self._segment(run, seed, step), "end": int(step)}
@@ -330,7 +350,8 @@ class Plan:
 
     def _evaluate_candidates(self, run: str, seed: str, step: str) -> dict[str, Any]:
         settings = self.runs[run]
-        extrapolation = {key: value for key, value in settings["extrapolation"].items() if key != "triggers"}
+        elsewhere = ("triggers", "moments")
+        extrapolation = {key: value for key, value in settings["extrapolation"].items() if key not in elsewhere}
         return {"extrapolation": extrapolation, **self._gate(run, seed, step)}
 
     def _gate(self, run: str, seed: str, step: str) -> dict[str, Any]:
@@ -421,6 +442,7 @@ class Plan:
             "seed": int(seed),
             "boundaries": list(self.boundaries(run)),
             "triggers": list(self.triggers(run)),
+            "every_step": self.every_step(run),
         }
 
     def _outline(self) -> dict[str, Any]:
@@ -434,6 +456,8 @@ class Plan:
                     "teacher": self.runs[run]["training"]["teacher"],
                     "boundaries": list(self.boundaries(run)),
                     "triggers": list(self.triggers(run)),
+                    "every_step": self.every_step(run),
+                    "metric": self.runs[run]["extrapolation"]["gate"]["metric"],
                 }
                 for run in self.runs  # a list: canonical JSON sorts mappings, and tables keep the configured order
             ],

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from effopd.logits import (
     Head,
+    Logits,
     completion_logits,
     completion_states,
     logits_of,
@@ -170,20 +171,53 @@ def measure_logprobs(
     return rows
 
 
-@torch.inference_mode()
 def measure_reverse_kl(
     student: PreTrainedModel, teacher: PreTrainedModel, rollouts: Rollouts, *, pad_id: int, batch_size: int
 ) -> list[np.ndarray]:
     """Exact KL(student || teacher) at every completion token, in nats: N float32 arrays."""
-    student.eval()
-    teacher.eval()
-    rows: list[np.ndarray] = []
-    for part in rollouts.batches(batch_size):
-        batch = PaddedBatch.of(part, pad_id, student.device)
-        of_student, of_teacher = completion_logits(student, batch), completion_logits(teacher, batch)
-        chunks = position_chunks(part.completion_tokens, max(vocabulary_of(student), vocabulary_of(teacher)))
-        rows += _split(torch.cat([reverse_kl(of_student(chunk), of_teacher(chunk)) for chunk in chunks]), part)
-    return rows
+    return ReverseKL(teacher, rollouts, pad_id=pad_id, batch_size=batch_size, remembered_bytes=0).of(student)
+
+
+class ReverseKL:
+    """Exact KL(student || teacher) at every completion token of N rollouts, for one student after the other.
+
+    What the teacher says is remembered from the first one on, where all of it fits in `remembered_bytes`.
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        rollouts: Rollouts,
+        *,
+        pad_id: int,
+        batch_size: int,
+        remembered_bytes: int = 2**30,
+    ) -> None:
+        self.teacher, self.rollouts, self.pad_id, self.batch_size = teacher, rollouts, pad_id, batch_size
+        widest = max(vocabulary_of(teacher), teacher.config.get_text_config().hidden_size)
+        self.remembers = 4 * widest * rollouts.completion_tokens <= remembered_bytes
+        self.remembered: list[Logits] = []
+
+    @torch.inference_mode()
+    def of(self, student: PreTrainedModel) -> list[np.ndarray]:
+        """In nats: N float32 arrays, as long as the completions."""
+        student.eval()
+        self.teacher.eval()
+        rows: list[np.ndarray] = []
+        for number, part in enumerate(self.rollouts.batches(self.batch_size)):
+            batch = PaddedBatch.of(part, self.pad_id, student.device)
+            of_student, of_teacher = completion_logits(student, batch), self._of_teacher(number, batch)
+            chunks = position_chunks(part.completion_tokens, max(vocabulary_of(student), vocabulary_of(self.teacher)))
+            rows += _split(torch.cat([reverse_kl(of_student(chunk), of_teacher(chunk)) for chunk in chunks]), part)
+        return rows
+
+    def _of_teacher(self, number: int, batch: PaddedBatch) -> Logits:
+        if number < len(self.remembered):
+            return self.remembered[number]
+        logits = completion_logits(self.teacher, batch)
+        if self.remembers:
+            self.remembered.append(logits)
+        return logits
 
 
 def _split(values: torch.Tensor, rollouts: Rollouts) -> list[np.ndarray]:

@@ -50,6 +50,11 @@ class Point:
         """The fingerprints that name the weights from which training goes on."""
         return {"state": self.manifest.fingerprint, **({"ledger": self.ledger.fingerprint} if self.ledger else {})}
 
+    @property
+    def jumped(self) -> float:
+        """The coefficient that was accepted here; 0 where none was."""
+        return 0.0 if self.ledger is None else float(self.ledger.result["coefficient"])
+
     def raw_weights(self) -> Weights:
         """The weights before any extrapolation at this step."""
         if self.manifest.kind != "model":
@@ -60,15 +65,15 @@ class Point:
 
     def weights(self) -> Weights:
         """The weights from which training goes on: the accepted candidate's, or the raw ones."""
-        if self.ledger is not None and self.ledger.result["coefficient"] != 0:
+        if self.ledger is not None and self.jumped:
             return load_tensors(self.ledger.file(LEDGER_WEIGHTS))
         return self.raw_weights()
 
     def optimizer(self) -> OptimizerState | None:
-        """AdamW's moments and LoRA's factors; None at step 0. An acceptance leaves them untouched (paper section 2)."""
+        """AdamW's moments, as the last update left them, and LoRA's factors; None at step 0."""
         if self.manifest.kind == "model":
             return None
-        return _optimizer(self.step, load_tensors(self.manifest.file(OPTIMIZER)))
+        return _optimizer(self.manifest.result["optimizer_steps"], load_tensors(self.manifest.file(OPTIMIZER)))
 
 
 def save_state(folder: Path, weights: Weights, optimizer: OptimizerState) -> dict[str, Path]:

@@ -216,9 +216,12 @@ class Trainer:
         loss: torch.Tensor = self.engine(input_ids=token, use_cache=False).logits.float().sum() * 0.0
         return loss
 
-    def weights(self) -> Weights:
-        """A copy of the master weights on the CPU, on the first rank; nothing on the others. For all ranks together."""
-        return self.masters.weights(keep=self.first)
+    def weights(self, everywhere: bool = False) -> Weights:
+        """A copy of the master weights on the CPU, on the first rank or `everywhere`; nothing on the others.
+
+        For all ranks together.
+        """
+        return self.masters.weights(keep=self.first or everywhere)
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Replace the master weights. Every rank is given all of them."""
@@ -236,6 +239,18 @@ class Trainer:
         """Continue from saved moments; the learning rate is given at each step. Every rank is given all of them."""
         self.optimizer_steps = state.step
         self.masters.load_moments(state.step, state.moments)
+
+    def forget_after_jump(self, moments: str, coefficient: float) -> None:
+        """What becomes of AdamW's memory when the weights jump by `coefficient` times the last update.
+
+        "kept": nothing (paper section 2); "reset": it starts anew; "scaled": past gradients weigh 1 / (1 + |c|) of what
+        they did, in both moments, so that new ones lead.
+        """
+        if moments == "reset":
+            self.optimizer_steps = 0
+            self.masters.scale_gradients(0.0, step=0)
+        elif moments == "scaled":
+            self.masters.scale_gradients(1 / (1 + abs(coefficient)), step=self.optimizer_steps)
 
 
 def import_deepspeed(on_cpu: bool) -> ModuleType:

@@ -112,4 +112,5 @@ def test_on_the_steps_own_rollouts_nothing_is_generated_and_the_current_weights_
         tokens += len(rollouts.completions[row])
     assert gate.values[0]["value"] == pytest.approx(total / tokens, rel=1e-5)
     assert gate.score(weights_of(teacher), 1.0) == pytest.approx(0, abs=1e-7)
-    assert [(row["generated_tokens"], row["scored_tokens"]) for row in gate.costs] == [(0, tokens)] * 2
+    costs = [(row["generated_tokens"], row["scored_tokens"], row["judged_tokens"]) for row in gate.costs]
+    assert costs == [(0, tokens, tokens), (0, 0, tokens)], "the teacher is asked once"

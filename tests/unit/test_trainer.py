@@ -131,3 +131,31 @@ def test_bf16_computes_in_bf16_and_keeps_small_updates_in_float32():
     with pytest.raises(DivergenceError, match="gradient of optimizer step 4 has norm inf"):
         trainer.step([data(0)], lambda m, t: (loss_of(m, t) * 0).sqrt(), 1e-6)
     assert all(torch.equal(trainer.weights()[name], moved[name]) for name in moved)
+
+
+def test_after_a_jump_moments_are_kept_or_weigh_less_or_begin_anew():
+    def trained() -> Trainer:
+        trainer = Trainer(make_model(0), SETTINGS)
+        for step in range(3):
+            trainer.step([data(step)], loss_of, 1e-3)
+        return trainer
+
+    before = trained().optimizer_state()
+    for moments, factor, steps in (("kept", 1, 3), ("scaled", 1 / 9, 3), ("reset", 0, 0)):
+        trainer = trained()
+        trainer.forget_after_jump(moments, -8.0)
+        after = trainer.optimizer_state()
+        assert after.step == steps
+        for name, tensor in before.moments.items():
+            power = 2 if name.startswith("exp_avg_sq.") else 1
+            torch.testing.assert_close(after.moments[name], tensor * factor**power)
+    # Begun anew, it goes on as a new one would from these weights, also when its state is saved and loaded.
+    new = Trainer(make_model(1), SETTINGS)
+    new.load_weights(trainer.weights())
+    loaded = Trainer(make_model(1), SETTINGS)
+    loaded.load_weights(trainer.weights())
+    loaded.load_optimizer_state(trainer.optimizer_state())
+    for one in (trainer, new, loaded):
+        one.step([data(7)], loss_of, 1e-3)
+    for one in (new, loaded):
+        assert all(torch.equal(tensor, trainer.weights()[name]) for name, tensor in one.weights().items())

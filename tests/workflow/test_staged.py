@@ -9,6 +9,15 @@ from workflow_runs import BEFORE_STUDENTS, Workflow
 
 pytestmark = pytest.mark.slow
 
+EVERY_STEP = {
+    "extrapolation": {
+        "triggers": "every_step",
+        "search": "line",
+        "accept": ">",
+        "moments": "scaled",
+        "gate": {"metric": "reverse_kl", "source": "rollouts"},
+    }
+}
 # What may differ: the setting itself, and what the gate cost (each coefficient is scored, asked for or not).
 MAY_DIFFER = ("config.yaml", "cost.parquet", "tables/evaluation.csv", "tables/summary.csv")
 
@@ -17,6 +26,8 @@ def prepared(undisturbed: Workflow, folder: Path, mode: str, shards: int, **trai
     workflow = undisturbed.copy(folder, *BEFORE_STUDENTS)
     workflow.config["seeds"] = [0]
     workflow.config["runs"] = {name: workflow.config["runs"][name] for name in ("opd", "effopd", "line")}
+    workflow.config["runs"]["every"] = EVERY_STEP
+    workflow.config["dynamics"] = {"enabled": False}
     workflow.config["training"] |= {"batch_size": 3, **training}
     workflow.config["execution"] = {"mode": mode, "shards": shards}
     return workflow

@@ -22,7 +22,9 @@ rule make_tables:
         models=expand([MODEL, MODEL_EVALUATION], model=PLAN.config["models"]),
         ledgers=all_ledgers,
         predictions=predictions,
-        costs=expand("results/runs/{run}/seed{seed}/cost.parquet", run=PLAN.runs, seed=PLAN.seeds),
+        costs=expand(
+            "results/runs/{run}/seed{seed}/{table}.parquet", run=PLAN.runs, seed=PLAN.seeds, table=["cost", "metrics"]
+        ),
     output:
         expand("results/tables/{table}.csv", table=TABLES),
     log:

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 import torch
 
+from effopd.runtime.errors import ConfigError
+
 # What the released code's name filter catches besides the projections themselves (paper section 2).
 ATTENTION_MLP = r"\.(self_attn|mlp)\.|\.post_attention_layernorm\."
 
@@ -26,6 +28,14 @@ def moving_parameters(names: Iterable[str], which: str) -> list[str]:
     if not moving:
         raise ValueError(f"{which!r} matches no parameter of the model")
     return moving
+
+
+def moving_or_refuse(names: Iterable[str], which: str) -> list[str]:
+    """As `moving_parameters`, of the configuration's setting: raises ConfigError where it fits none of them."""
+    try:
+        return moving_parameters(names, which)
+    except ValueError as error:
+        raise ConfigError(f"config: `extrapolation.parameters`: {error}.") from None
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from effopd.extrapolation.search import Outcome
 from effopd.randomness import generator, seed_of
 
 NEVER = -math.inf  # the score of a candidate whose metric is not finite
+BLIND = ("random", "always")  # metrics that are controls
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class GateValue:
     value: float  # the metric, as people read it
     score: float  # higher is better
     per_item: Sequence[float] = ()
+
+    @property
+    def usable(self) -> float:
+        """The score, or NEVER where it is no number."""
+        return self.score if math.isfinite(self.score) else NEVER
 
     def entry(self, coefficient: float) -> dict[str, Any]:
         """The ledger's entry of these weights; nothing but the coefficient where the metric is not finite."""
@@ -35,6 +41,17 @@ class GateValue:
 def score_of(entry: Mapping[str, Any]) -> float:
     """The score in a ledger's entry."""
     return NEVER if entry["score"] is None else float(entry["score"])
+
+
+def blind_value(metric: str, seed: int, step: int, coefficient: float) -> GateValue:
+    """What the controls say of a candidate at a trigger, whose weights they do not look at.
+
+    "always" prefers the longest step; "random" draws a number.
+    """
+    value = (
+        abs(coefficient) if metric == "always" else generator(seed, "random gate", step, f"{coefficient:g}").random()
+    )
+    return GateValue(float(value), float(value))
 
 
 def gate_rows(seed: int, source: str, size: int, examples: int, samples: int) -> list[int]:

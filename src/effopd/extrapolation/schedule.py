@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+EVERY_STEP = "every_step"
+
 
 def powers_of_two(steps: int) -> list[int]:
     """1, 2, 4, ... up to `steps`."""
@@ -14,11 +16,13 @@ def powers_of_two(steps: int) -> list[int]:
 def trigger_steps(setting: str | Sequence[int], steps: int) -> list[int]:
     """The steps of a run of `steps` steps after which to extrapolate (paper section 2).
 
-    `setting` is "powers_of_two", "none" or an increasing list. Raises ValueError where it does not fit the steps: the
-    message says what to do.
+    `setting` is "powers_of_two", "every_step", "none" or an increasing list. Raises ValueError where it does not fit
+    the steps: the message says what to do.
     """
     if setting == "none":
         return []
+    if setting == EVERY_STEP:
+        return list(range(1, steps + 1))
     if setting == "powers_of_two":
         if steps & (steps - 1):
             below = 1 << (steps.bit_length() - 1)

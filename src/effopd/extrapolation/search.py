@@ -9,7 +9,8 @@ from dataclasses import dataclass
 Score = Callable[[float], float]  # coefficient -> score of its candidate, higher is better
 
 ACCEPT: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, ">": operator.gt}
-LONGEST_STEP = 64.0  # where a line search that keeps improving stops
+LONGEST_STEP = 1024.0  # where a line search that keeps improving stops
+SHORTEST_STEP = 0.5  # the shortest step forward that it tries
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Outcome:
     reason: str
 
 
-def search(kind: str, score: Score, current: float, coefficients: Sequence[float], accept: str) -> Outcome:
+def search(
+    kind: str, score: Score, current: float, coefficients: Sequence[float], accept: str, start: float = 1.0
+) -> Outcome:
     """Look for the coefficient to accept, given the score of the current weights.
 
     `kind`: "first_failure" (paper section 2: in turn, until one is rejected), "all" (the best of all that are
-    accepted) or "line" (this project's, which chooses its own coefficients). Each coefficient is scored at most once,
-    and a score of NaN is never accepted.
+    accepted) or "line" (this project's, which chooses its own coefficients, beginning with `start`). Each coefficient
+    is scored at most once, and a score of NaN is never accepted.
     """
     tracker = _Tracker(score, current, ACCEPT[accept])
     if kind == "first_failure":
@@ -45,12 +48,17 @@ def search(kind: str, score: Score, current: float, coefficients: Sequence[float
             tracker.trial(coefficient)
         reason = "the best of all"
     elif kind == "line":
-        reason = _line(tracker)
+        reason = _line(tracker, start)
     else:
         raise ValueError(f"unknown search {kind!r}")
     if tracker.coefficient == 0:
         reason = "no candidate was accepted"
     return Outcome(tracker.trials, tracker.coefficient, reason)
+
+
+def first_step(previous: float) -> float:
+    """Where a line search starts that follows one which ended with the coefficient `previous`: there, if forward."""
+    return min(previous, LONGEST_STEP) if previous > 0 else 1.0
 
 
 class _Tracker:
@@ -77,12 +85,12 @@ def _first_failure(tracker: _Tracker, coefficients: Sequence[float]) -> str:
     return "every coefficient was accepted"
 
 
-def _line(tracker: _Tracker) -> str:
-    """Double while it improves, then try the midpoint; if 1 fails try a half, then steps back to the anchor.
+def _line(tracker: _Tracker, start: float) -> str:
+    """Double while it improves, then try the midpoint; if the start fails halve it, then step back to the anchor.
 
     A step back averages noise away where the learning rate is high.
     """
-    coefficient = 1.0
+    coefficient = start
     if tracker.trial(coefficient):
         while coefficient < LONGEST_STEP and tracker.trial(2 * coefficient):
             coefficient *= 2
@@ -90,8 +98,10 @@ def _line(tracker: _Tracker) -> str:
             return "the longest step was accepted"
         tracker.trial(1.5 * coefficient)
         return f"{2 * coefficient:g} was rejected"
-    if tracker.trial(0.5):
-        return "1 was rejected, a half accepted"
+    while coefficient > SHORTEST_STEP:
+        coefficient /= 2
+        if tracker.trial(coefficient):
+            return f"{2 * coefficient:g} was rejected, {coefficient:g} accepted"
     if tracker.trial(-0.25):
         tracker.trial(-0.5)
     return "forward was rejected, back accepted"

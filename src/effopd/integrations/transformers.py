@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
 from effopd.extrapolation.gate import GateValue, decision, score_of
-from effopd.extrapolation.schedule import powers_of_two, trigger_steps
-from effopd.extrapolation.search import ACCEPT, Outcome, search
+from effopd.extrapolation.schedule import EVERY_STEP, powers_of_two, trigger_steps
+from effopd.extrapolation.search import ACCEPT, Outcome, first_step, search
 from effopd.integrations.master_weights import MasterWeights, rank, ranks
 from effopd.models import Weights, load_tensors, save_tensors
 from effopd.runtime.artifacts import read_json, write_json, write_manifest
@@ -24,6 +24,7 @@ from effopd.runtime.progress import say
 
 STATE, ANCHOR = "effopd.json", "effopd_anchor.safetensors"  # in the Trainer's checkpoints
 SEARCHES = ("first_failure", "all", "line")
+TRIGGERS = ("powers_of_two", EVERY_STEP, "none")
 
 
 class Gate(Protocol):
@@ -64,8 +65,10 @@ class EffOPDCallback(TrainerCallback):
         ):
             if value not in known:
                 raise UserError(f"EffOPDCallback: {name!r} is {value!r}. Use one of {', '.join(known)}.")
-        if isinstance(triggers, str) and triggers not in ("powers_of_two", "none"):
-            raise UserError(f"EffOPDCallback: 'triggers' is {triggers!r}. Use powers_of_two, none or a list of steps.")
+        if isinstance(triggers, str) and triggers not in TRIGGERS:
+            raise UserError(
+                f"EffOPDCallback: 'triggers' is {triggers!r}. Use one of {', '.join(TRIGGERS)}, or a list of steps."
+            )
         self.gate = gate
         self.settings: dict[str, Any] = {
             "triggers": triggers if isinstance(triggers, str) else list(triggers),
@@ -158,6 +161,7 @@ class EffOPDCallback(TrainerCallback):
                 score(0.0),
                 self.settings["coefficients"],
                 self.settings["accept"],
+                self._first_step(),
             )
             chosen = outcome.coefficient
         finally:  # also when the gate fails: no candidate stays in the model
@@ -168,6 +172,12 @@ class EffOPDCallback(TrainerCallback):
             for name in self._moving:
                 current[name] = self._candidate(current, name, accepted)
             self._anchor = current
+
+    def _first_step(self) -> float:
+        """Where a line search starts: after every step, where the last one ended."""
+        if self.settings["triggers"] != EVERY_STEP or not self.decisions:
+            return 1.0
+        return first_step(self.decisions[-1]["coefficient"])
 
     def _candidate(self, current: Weights, name: str, coefficient: float) -> torch.Tensor:
         if coefficient == 0:

@@ -8,14 +8,19 @@ SPENT = ("generated_tokens", "scored_tokens", "trained_tokens", "seconds")  # co
 
 
 def cost_row(
-    stage: str, step: int, seconds: float, *, generated: int = 0, scored: int = 0, trained: int = 0
+    stage: str, step: int, seconds: float, *, generated: int = 0, scored: int = 0, judged: int = 0, trained: int = 0
 ) -> dict[str, Any]:
-    """One row of the cost ledger: a stage call, its seconds, and the tokens it generated, scored and trained on."""
+    """One row of the cost ledger: a stage call, its seconds, and its tokens.
+
+    Tokens: `generated` by the student, `scored` by the teacher, `judged`: run through the student, or a candidate, to
+    compare it with the teacher, and `trained` on.
+    """
     return {
         "stage": stage,
         "step": step,
         "seconds": round(seconds, 4),
         "generated_tokens": generated,
         "scored_tokens": scored,
+        "judged_tokens": judged,
         "trained_tokens": trained,
     }

@@ -28,6 +28,8 @@ def collect_run(spec: dict[str, Any], run_folder: Path, out: Path) -> None:
         table.insert(1, "seed", spec["seed"])
         with atomic_path(path) as temporary:
             table.to_parquet(temporary, index=False)
+    if spec["every_step"]:
+        jumps = [f"{coefficient:g}" for coefficient in pd.concat(metrics)["coefficient"]]
     kls = pd.concat(metrics)["reverse_kl"]
     accepted = f"; accepted coefficients {' '.join(jumps)}" if jumps else ""
     say(f"done: {len(kls)} steps, reverse KL of the rollouts {kls.iloc[0]:.3f} -> {kls.iloc[-1]:.3f}{accepted}")

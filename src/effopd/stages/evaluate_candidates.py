@@ -13,18 +13,17 @@ import torch
 
 from effopd.engines.base import RolloutEngine, Sampling, build_engine, longest_context
 from effopd.evaluation import measure
-from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
-from effopd.extrapolation.gate import NEVER, GateValue, gate_rows, gate_seeds
+from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_refuse
+from effopd.extrapolation.gate import BLIND, GateValue, blind_value, gate_rows, gate_seeds
 from effopd.extrapolation.search import search
 from effopd.models import Weights, dtype_of, load_frozen, load_model, load_tokenizer, load_weights_into, special_ids
 from effopd.prompts import Prompts, load_prompts
-from effopd.randomness import generator
 from effopd.rollouts import Rollouts
 from effopd.runtime.artifacts import fingerprint_of, read_manifest, write_manifest
 from effopd.runtime.cost import cost_row
 from effopd.runtime.errors import ArtifactError, ConfigError
 from effopd.runtime.progress import say
-from effopd.scoring import measure_reverse_kl
+from effopd.scoring import ReverseKL
 from effopd.states import Point
 from effopd.step_artifacts import ROLLOUTS
 from effopd.tasks.base import build_task
@@ -140,14 +139,6 @@ def anchor_of(point: Point, which: str) -> Weights:
     return point.weights() if which == "accepted" else point.raw_weights()
 
 
-def moving_or_refuse(weights: Weights, which: str) -> list[str]:
-    """The parameters that move. Raises ConfigError where the setting fits none of them."""
-    try:
-        return moving_parameters(weights, which)
-    except ValueError as error:
-        raise ConfigError(f"config: `extrapolation.parameters`: {error}.") from None
-
-
 def rollouts_of(point: Point) -> Rollouts:
     """The rollouts that the last step before a state trained on. Raises ArtifactError where they are not whole."""
     path = point.manifest.path.parents[2] / f"rollouts/step{point.step}.json"
@@ -175,7 +166,7 @@ class Gate:
         self.values: list[dict[str, Any]] = []
         self.costs: list[dict[str, Any]] = []
         self.engine: RolloutEngine | None = None
-        if self.settings["metric"] in ("random", "always"):
+        if self.settings["metric"] in BLIND:
             return
         examples = self.settings["examples"]
         if isinstance(source, Rollouts):
@@ -190,7 +181,11 @@ class Gate:
         self.source = source.select(self.rows)
         self.model = load_model(student.parent, device, dtype_of(spec["precision"]))
         self.teacher = load_frozen(teacher.parent, device) if self.settings["metric"] == "reverse_kl" else None
-        if isinstance(self.source, Prompts):
+        if isinstance(self.source, Rollouts):
+            assert self.teacher is not None  # the configuration's check lets nothing else judge rollouts
+            _, pad_id = special_ids(self.tokenizer)
+            self.divergence = ReverseKL(self.teacher, self.source, pad_id=pad_id, batch_size=len(self.rows))
+        else:
             context = longest_context(self.source.tokens, spec["sampling"]["max_new_tokens"])
             self.engine = build_engine(
                 spec["engine"], self.model, self.tokenizer, batch_size=len(self.rows), context=context
@@ -199,16 +194,13 @@ class Gate:
     def score(self, weights: Weights, coefficient: float) -> float:
         """The score of a candidate (0: the current weights), higher is better."""
         metric = self.settings["metric"]
-        if metric == "always":
-            found = GateValue(abs(coefficient), abs(coefficient))
-        elif metric == "random":
-            drawn = generator(self.spec["seed"], "random gate", self.spec["step"], f"{coefficient:g}").random()
-            found = GateValue(float(drawn), float(drawn))
+        if metric in BLIND:
+            found = blind_value(metric, self.spec["seed"], self.spec["step"], coefficient)
         else:
             value, per_item = self._measure(weights, coefficient)
             found = GateValue(value, value if metric == "accuracy" else -value, per_item)
         self.values.append(found.entry(coefficient))
-        return found.score if math.isfinite(found.score) else NEVER
+        return found.usable
 
     def close(self) -> None:
         """End its engine, where it needed one."""
@@ -243,14 +235,9 @@ class Gate:
 
     def _measure_on_rollouts(self, rollouts: Rollouts, coefficient: float) -> tuple[float, list[float]]:
         """The exact reverse KL per token at the contexts of these rollouts, and its sum over each of them."""
-        assert self.teacher is not None
-        started = time.perf_counter()
-        _, pad_id = special_ids(self.tokenizer)
-        size = len(rollouts)
-        rows = measure_reverse_kl(self.model, self.teacher, rollouts, pad_id=pad_id, batch_size=size)
-        per_item = [float(row.sum(dtype=np.float64)) for row in rows]
-        tokens, seconds = rollouts.completion_tokens, time.perf_counter() - started
-        self.costs.append(
-            {**cost_row("gate: score", self.spec["step"], seconds, scored=tokens), "coefficient": coefficient}
-        )
+        started, tokens = time.perf_counter(), rollouts.completion_tokens
+        scored = 0 if self.divergence.remembered else tokens
+        per_item = [float(row.sum(dtype=np.float64)) for row in self.divergence.of(self.model)]
+        cost = cost_row("gate: score", self.spec["step"], time.perf_counter() - started, scored=scored, judged=tokens)
+        self.costs.append({**cost, "coefficient": coefficient})
         return sum(per_item) / tokens, per_item

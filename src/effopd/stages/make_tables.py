@@ -131,27 +131,16 @@ def _extrapolation(spec: dict[str, Any], results: Path) -> pd.DataFrame:
         "selected",
         "update_norm",
     ]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run, steps, pattern in _decisions(spec):
-        for seed in spec["seeds"]:
-            for step in steps:
-                ledger = read_manifest(results / pattern.format(run=run, seed=seed, step=step))
-                for trial in [ledger.result["current"], *ledger.result["trials"]]:
-                    per_item = pd.Series(trial["per_item"], dtype=float)
-                    rows.append(
-                        {
-                            "run": run,
-                            "seed": seed,
-                            "step": step,
-                            "metric": ledger.result["metric"],
-                            "coefficient": trial["coefficient"],
-                            "value": trial["value"],
-                            "deviation": per_item.std(),
-                            "accepted": trial.get("accepted", True),
-                            "selected": trial["coefficient"] == ledger.result["coefficient"],
-                            "update_norm": ledger.result["update_norm"]["moving"],
-                        }
-                    )
+        for seed, step in itertools.product(spec["seeds"], steps):
+            decided = read_manifest(results / pattern.format(run=run, seed=seed, step=step)).result
+            rows += [{"run": run, "seed": seed, "step": step, **row} for row in _of_ledger(decided)]
+    for about in spec["runs"]:
+        for seed in spec["seeds"] if about["every_step"] else []:
+            metrics = pd.read_parquet(results / f"runs/{about['run']}/seed{seed}/metrics.parquet")
+            own = {"run": about["run"], "seed": seed, "metric": about["metric"]}
+            rows += [{**own, **row} for row in _of_steps(metrics)]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -161,6 +150,33 @@ def _decisions(spec: dict[str, Any]) -> Iterator[tuple[str, list[int], str]]:
         yield about["run"], about["triggers"], "runs/{run}/seed{seed}/extrapolation/{step}/ledger.json"
     for about in spec["predictions"]:
         yield about["prediction"], about["steps"], "predictions/{run}/seed{seed}/{step}/prediction.json"
+
+
+def _of_ledger(decided: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for trial in [decided["current"], *decided["trials"]]:
+        yield {
+            "metric": decided["metric"],
+            "coefficient": trial["coefficient"],
+            "value": trial["value"],
+            "deviation": pd.Series(trial["per_item"], dtype=float).std(),
+            "accepted": trial.get("accepted", True),
+            "selected": trial["coefficient"] == decided["coefficient"],
+            "update_norm": decided["update_norm"]["moving"],
+        }
+
+
+def _of_steps(metrics: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Of a run that extrapolates after every step: its metrics say what each search tried."""
+    for _, row in metrics.iterrows():
+        for coefficient, value in zip(row["trial_coefficients"], row["trial_values"], strict=True):
+            yield {
+                "step": row["step"],
+                "coefficient": coefficient,
+                "value": value,
+                "accepted": coefficient == 0 or coefficient in row["accepted_coefficients"],
+                "selected": coefficient == row["coefficient"],
+                "update_norm": row["update_norm"],
+            }
 
 
 def summary(evaluation: pd.DataFrame, confidence: float) -> pd.DataFrame:

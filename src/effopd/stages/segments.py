@@ -40,6 +40,7 @@ from effopd.scoring import LocalTeacher, Scores, Teacher, WithReference
 from effopd.shares import WHOLE, Share
 from effopd.states import METRICS, OPTIMIZER, WEIGHTS, Point, ResumePoint, save_state
 from effopd.step_artifacts import ROLLOUTS, SCORES, Kind, Made, Rows
+from effopd.step_extrapolation import StepExtrapolation
 from effopd.trainer import Trainer, TrainerSettings
 
 RESUME_EVERY_SECONDS = 30.0
@@ -49,13 +50,13 @@ RESUME_EVERY_SECONDS = 30.0
 class _Segment:
     """What all artifacts of a segment have in common."""
 
-    settings: dict[str, Any]  # training, parts, task, seed, start, code
+    settings: dict[str, Any]  # training, extrapolation, parts, task, seed, start, code
     parents: dict[str, str]  # fingerprints: student, teacher, prompts, the state at the start and its ledger
 
     @staticmethod
     def of(spec: dict[str, Any], student: Manifest, teacher: Manifest, prompts: Manifest, point: Point) -> _Segment:
         """The segment that a job works on from `point`. Raises ArtifactError where that is no point of it."""
-        settings = {key: spec[key] for key in ("training", "parts", "task", "seed", "start", "code")}
+        settings = {key: spec[key] for key in ("training", "extrapolation", "parts", "task", "seed", "start", "code")}
         own = {"student": student.fingerprint, "teacher": teacher.fingerprint, "prompts": prompts.fingerprint}
         if point.step == spec["start"]:
             return _Segment(settings, {**own, **point.parents})
@@ -89,8 +90,9 @@ def _place(spec: dict[str, Any]) -> tuple[dict[str, Any], Share]:
 class _Student:
     """The student with a point's weights, and what goes with it to generate and train."""
 
-    def __init__(self, training: dict[str, Any], student: Manifest, point: Point, device: torch.device) -> None:
-        self.training, self.point, self.device, self.folder = training, point, device, student.path.parent
+    def __init__(self, spec: dict[str, Any], student: Manifest, point: Point, device: torch.device) -> None:
+        self.training, self.extrapolation = spec["training"], spec["extrapolation"]
+        self.point, self.device, self.folder = point, device, student.path.parent
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(self.folder)
         _, self.pad_id = special_ids(self.tokenizer)
 
@@ -118,7 +120,25 @@ class _Student:
             trainer = Trainer(model, settings, self.device)
         if optimizer := self.point.optimizer():
             trainer.load_optimizer_state(optimizer)
+        if self.point.jumped:
+            trainer.forget_after_jump(self.extrapolation["moments"], self.point.jumped)
         return trainer
+
+    def step_extrapolation(self, trainer: Trainer, teacher: Path, seed: int) -> StepExtrapolation | None:
+        """What extrapolates along each update from the trainer's present weights on, where the run does so."""
+        if "gate" not in self.extrapolation:
+            return None
+        return StepExtrapolation(
+            self.extrapolation,
+            self.training,
+            trainer=trainer,
+            student=self.folder,
+            teacher=teacher,
+            pad_id=self.pad_id,
+            seed=seed,
+            previous=float(self.point.manifest.result.get("coefficient", 1.0)),
+            device=self.device,
+        )
 
 
 def _renew(acting: PreTrainedModel, trainer: Trainer) -> None:
@@ -191,7 +211,7 @@ def train_segment(
     prompts_manifest, point = read_manifest(prompts, "prompts"), Point.open(state, ledger)
     _at(point, state, first)
     segment = _Segment.of(spec, student_manifest, teacher_manifest, prompts_manifest, point)
-    learner = _Student(training, student_manifest, point, device)
+    learner = _Student(spec, student_manifest, point, device)
     tokens = load_tokens(prompts_manifest, "train")
     scorer = _teacher(training, student.parent, teacher.parent, learner.tokenizer, device)
     teacher_head = _teacher_head(training, teacher.parent, device)
@@ -214,6 +234,9 @@ def train_segment(
             rows, costs = history["metrics"], history["costs"]
             say(f"going on after step {first + len(rows)}")
         progress = Progress(f"steps {first + 1}-{last}: step", last, done=first + len(rows))
+        extrapolation = learner.step_extrapolation(trainer, teacher.parent, seed)
+        if extrapolation is not None and rows:
+            extrapolation.previous = rows[-1]["coefficient"]
         saved_at = time.monotonic()
         for step in range(first + len(rows) + 1, last + 1):
             rollouts, made = _make_or_reuse(
@@ -237,7 +260,7 @@ def train_segment(
                 partial(_scoring_cost, step),
             )
             costs += made
-            _update(trainer, rollouts, scores, training, step, learner.pad_id, teacher_head, rows, costs)
+            _update(learner, trainer, extrapolation, rollouts, scores, step, teacher_head, rows, costs)
             _renew(acting, trainer)
             progress.update(step, reverse_kl=rows[-1]["reverse_kl"])
             if step < last and trainer.broadcast(time.monotonic() - saved_at > RESUME_EVERY_SECONDS):
@@ -267,7 +290,7 @@ def generate_rollouts(
     student_manifest, prompts_manifest = read_manifest(student, "model"), read_manifest(prompts, "prompts")
     _at(point, state, spec["step"] - 1)
     segment = _Segment.of(spec, student_manifest, read_manifest(teacher, "model"), prompts_manifest, point)
-    learner = _Student(training, student_manifest, point, device)
+    learner = _Student(spec, student_manifest, point, device)
     place, share = _place(spec)
     tokens = load_tokens(prompts_manifest, "train")
     with closing(learner.engine(tokens, learner.acting())) as engine:
@@ -327,7 +350,7 @@ def update_policy(
     segment = _Segment.of(
         spec, student_manifest, read_manifest(teacher, "model"), read_manifest(prompts, "prompts"), point
     )
-    learner = _Student(training, student_manifest, point, device)
+    learner = _Student(spec, student_manifest, point, device)
     trainer = learner.trainer(spec["seed"])
     with exclusive(out.parent) if trainer.first else nullcontext():
         if trainer.first:
@@ -344,7 +367,8 @@ def update_policy(
             costs = list(point.manifest.recorded["cost"])
         costs += [*generation, *scoring]
         teacher_head = _teacher_head(training, teacher.parent, device)
-        _update(trainer, made, scored, training, step, learner.pad_id, teacher_head, rows, costs)
+        extrapolation = learner.step_extrapolation(trainer, teacher.parent, spec["seed"])
+        _update(learner, trainer, extrapolation, made, scored, step, teacher_head, rows, costs)
         _write_state(out, segment, step, trainer, rows, costs, started)
 
 
@@ -415,22 +439,26 @@ def _release_state_before(point: Point) -> None:
 
 
 def _update(
+    learner: _Student,
     trainer: Trainer,
+    extrapolation: StepExtrapolation | None,
     rollouts: Rollouts,
     scores: Scores,
-    training: dict[str, Any],
     step: int,
-    pad_id: int,
     teacher_head: Head | None,
     rows: Rows,
     costs: Rows,
 ) -> None:
-    """One optimizer step; its metrics and its cost are added to `rows` and `costs`."""
+    """One optimizer step, and perhaps a jump along it; metrics and costs are added to `rows` and `costs`."""
     working = time.perf_counter()
-    facts = distillation.update_policy(trainer, rollouts, scores, training, step, pad_id, teacher_head)
+    facts = distillation.update_policy(trainer, rollouts, scores, learner.training, step, learner.pad_id, teacher_head)
     seconds = time.perf_counter() - working
-    rows.append({"step": step, **facts})
     costs.append(cost_row("update policy", step, seconds, trained=rollouts.completion_tokens))
+    if extrapolation is not None:
+        jump, cost = extrapolation(rollouts, step)
+        facts |= jump
+        costs.append(cost)
+    rows.append({"step": step, **facts})
 
 
 def _write_state(
@@ -454,13 +482,14 @@ def _write_state(
     with atomic_path(files[METRICS]) as temporary:
         pd.DataFrame(rows).to_parquet(temporary, index=False)
     reverse_kl = rows[-1]["reverse_kl"]
+    jump = {"coefficient": rows[-1]["coefficient"]} if "coefficient" in rows[-1] else {}
     write_manifest(
         out,
         kind="state",
         spec=segment.spec(end=step),
         parents=segment.parents,
         files=files,
-        result={"step": step, "reverse_kl": reverse_kl},
+        result={"step": step, "reverse_kl": reverse_kl, "optimizer_steps": optimizer.step, **jump},
         cost=costs,
         started=started,
     )

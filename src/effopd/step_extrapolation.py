@@ -1,0 +1,114 @@
+"""Extrapolation after every step, inside the job that does the step (`extrapolation.triggers: every_step`).
+
+Each update is a ray of its own: from the weights that the step started from, whose rollouts it was made from. The gate
+judges candidates on these very rollouts, so nothing is generated, and a step costs a few forward passes more.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_refuse
+from effopd.extrapolation.gate import BLIND, GateValue, blind_value, gate_rows
+from effopd.extrapolation.search import first_step, search
+from effopd.models import Weights, dtype_of, load_frozen, load_model, load_weights_into
+from effopd.rollouts import Rollouts
+from effopd.runtime.cost import cost_row
+from effopd.scoring import ReverseKL
+from effopd.shares import Share
+from effopd.trainer import Trainer
+
+
+class StepExtrapolation:
+    """Extrapolates along each update of a trainer, right after it.
+
+    `student` and `teacher` are model folders, the first for a model that tries candidates beside the one in training.
+    `previous` is the coefficient that the step before was extrapolated by: a line search starts there. Made before the
+    first step, for all ranks together.
+    """
+
+    def __init__(
+        self,
+        extrapolation: dict[str, Any],
+        training: dict[str, Any],
+        *,
+        trainer: Trainer,
+        student: Path,
+        teacher: Path,
+        pad_id: int,
+        seed: int,
+        previous: float,
+        device: torch.device,
+    ) -> None:
+        self.settings, self.gate, self.seed, self.previous = extrapolation, extrapolation["gate"], seed, previous
+        self.trainer, self.pad_id, self.batch_size = trainer, pad_id, training["batch_size"]
+        self.anchor = trainer.weights(everywhere=True)
+        self.moving = moving_or_refuse(self.anchor, extrapolation["parameters"])
+        if self.gate["metric"] not in BLIND:
+            self.probe = load_model(student, device, dtype_of(training["precision"]))
+            self.teacher = load_frozen(teacher, device)
+
+    def __call__(self, rollouts: Rollouts, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Extrapolate along the update that the trainer has just made of `rollouts`. Returns metrics and a cost row.
+
+        Metrics: the accepted `coefficient` (0: none), `update_norm` (Frobenius, of the moving parameters), and in the
+        order of the search, beginning with the weights as they are (coefficient 0), `trial_coefficients` and
+        `trial_values`: the gate's metric, NaN where it is not finite; `accepted_coefficients`: those that displaced the
+        best so far.
+        """
+        started = time.perf_counter()
+        current = self.trainer.weights(everywhere=True)
+        chosen = rollouts.select(gate_rows(self.seed, "rollouts", len(rollouts), self._examples(rollouts), 1))
+        share = Share(self.trainer.rank, self.trainer.ranks)
+        mine = chosen.select(share.rows(len(chosen), self.batch_size))
+        divergence = None
+        if self.gate["metric"] not in BLIND:
+            divergence = ReverseKL(self.teacher, mine, pad_id=self.pad_id, batch_size=self.batch_size)
+        values: dict[float, float] = {}
+
+        def score(coefficient: float) -> float:
+            if divergence is None:
+                found = blind_value(self.gate["metric"], self.seed, step, coefficient)
+            else:
+                load_weights_into(self.probe, self._candidate(current, coefficient))
+                rows = [float(row.sum(dtype=np.float64)) for row in divergence.of(self.probe)] if len(mine) else []
+                value = sum(itertools.chain(*self.trainer.gather(rows))) / chosen.completion_tokens
+                found = GateValue(value, -value)
+            values[coefficient] = found.value
+            return found.usable
+
+        outcome = search(
+            self.settings["search"],
+            score,
+            score(0.0),
+            self.settings["coefficients"],
+            self.settings["accept"],
+            first_step(self.previous),
+        )
+        norm = delta_norms(current, self.anchor, self.moving)["moving"]
+        if outcome.coefficient != 0:
+            current = self._candidate(current, outcome.coefficient)
+            self.trainer.load_weights(current)
+            self.trainer.forget_after_jump(self.settings["moments"], outcome.coefficient)
+        self.anchor, self.previous = current, outcome.coefficient
+        scored = 0 if divergence is None else chosen.completion_tokens
+        cost = cost_row("gate: score", step, time.perf_counter() - started, scored=scored, judged=scored * len(values))
+        return {
+            "coefficient": outcome.coefficient,
+            "update_norm": norm,
+            "trial_coefficients": list(values),
+            "trial_values": list(values.values()),
+            "accepted_coefficients": [trial.coefficient for trial in outcome.trials if trial.accepted],
+        }, cost
+
+    def _examples(self, rollouts: Rollouts) -> int:
+        return min(self.gate["examples"], len(rollouts))
+
+    def _candidate(self, current: Weights, coefficient: float) -> Weights:
+        return candidate(current, self.anchor, coefficient, self.moving) if coefficient else current

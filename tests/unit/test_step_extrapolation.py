@@ -1,0 +1,128 @@
+"""Extrapolation after every step: what it tries, what it leaves in the trainer, and that it generates nothing."""
+
+import pytest
+import torch
+from tiny_models import make_model
+
+from effopd.engines.base import Sampling
+from effopd.engines.transformers_engine import TransformersEngine
+from effopd.extrapolation.candidates import candidate, moving_parameters
+from effopd.extrapolation.gate import gate_rows
+from effopd.losses import negative_log_likelihood, token_logprobs
+from effopd.models import save_model, special_ids, weights_of
+from effopd.rollouts import PaddedBatch
+from effopd.runtime.errors import ConfigError
+from effopd.scoring import measure_reverse_kl
+from effopd.step_extrapolation import StepExtrapolation
+from effopd.trainer import Trainer, TrainerSettings
+
+TRAINING = {"batch_size": 3, "precision": "float32"}
+
+
+@pytest.fixture
+def setting(tmp_path, tokenizer):
+    """A trainer, the rollouts of its student, and a maker of what extrapolates its steps towards a random teacher."""
+    for name, seed in (("student", 0), ("teacher", 1)):
+        model = make_model(seed)
+        save_model(model.config, weights_of(model), tokenizer, tmp_path / name)
+    eos_id, pad_id = special_ids(tokenizer)
+    trainer = Trainer(make_model(0), TrainerSettings(1e-3, (0.9, 0.999), 0.0, 1.0))
+    engine = TransformersEngine(trainer.model, eos_id=eos_id, pad_id=pad_id, batch_size=8)
+    rollouts = engine.generate([[3 + i, 5, 9] for i in range(8)], list(range(8)), Sampling(1.0, 6))
+
+    def make(previous=1.0, moments="kept", parameters="attention_mlp", **gate):
+        extrapolation = {
+            "coefficients": [2, 4, 6, 8, 10],
+            "search": "line",
+            "accept": ">",
+            "moments": moments,
+            "parameters": parameters,
+            "gate": {"metric": "reverse_kl", "source": "rollouts", "examples": 5, **gate},
+        }
+        return StepExtrapolation(
+            extrapolation,
+            TRAINING,
+            trainer=trainer,
+            student=tmp_path / "student",
+            teacher=tmp_path / "teacher",
+            pad_id=pad_id,
+            seed=0,
+            previous=previous,
+            device=torch.device("cpu"),
+        )
+
+    def update() -> None:
+        """A step towards what the teacher says of the rollouts."""
+        batch = PaddedBatch.of(rollouts, pad_id, torch.device("cpu"))
+        with torch.no_grad():
+            wanted = make_model(1)(input_ids=batch.tokens[:, :-1]).logits[batch.mask].argmax(-1)
+
+        def loss(model, _):
+            logits = model(input_ids=batch.tokens[:, :-1]).logits[batch.mask]
+            return negative_log_likelihood(token_logprobs(logits, wanted), len(wanted))
+
+        trainer.step([None], loss, 1e-3)
+
+    return trainer, rollouts, make, update, pad_id
+
+
+def test_the_accepted_candidate_of_the_steps_own_update_is_what_training_goes_on_from(setting):
+    trainer, rollouts, make, update, pad_id = setting
+    extrapolation = make()
+    first_trials, accepted = [], []
+    for step in (1, 2):
+        before = trainer.weights()
+        update()
+        current, moments = trainer.weights(), trainer.optimizer_state().moments
+        facts, cost = extrapolation(rollouts, step)
+        moving = moving_parameters(current, "attention_mlp")
+        chosen = rollouts.select(gate_rows(0, "rollouts", len(rollouts), 5, 1))
+        for coefficient, value in zip(facts["trial_coefficients"], facts["trial_values"], strict=True):
+            model = make_model(0)
+            model.load_state_dict({**model.state_dict(), **candidate(current, before, coefficient, moving)})
+            rows = measure_reverse_kl(model, make_model(1), chosen, pad_id=pad_id, batch_size=8)
+            by_hand = sum(float(row.sum()) for row in rows) / chosen.completion_tokens
+            assert value == pytest.approx(by_hand, rel=1e-5)
+        best = facts["trial_coefficients"][
+            min(range(len(facts["trial_values"])), key=facts["trial_values"].__getitem__)
+        ]
+        assert facts["coefficient"] == best > 0
+        wanted = candidate(current, before, best, moving)
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in trainer.weights().items())
+        after = trainer.optimizer_state().moments
+        assert all(torch.equal(tensor, moments[name]) for name, tensor in after.items())
+        assert cost["generated_tokens"] == 0
+        assert cost["scored_tokens"] == chosen.completion_tokens
+        assert cost["judged_tokens"] == chosen.completion_tokens * len(facts["trial_values"])
+        first_trials.append(facts["trial_coefficients"][1])
+        accepted.append(best)
+    assert first_trials == [1.0, accepted[0]], "a search starts where the last one ended"
+
+
+def test_where_no_candidate_is_better_the_step_stays_as_it_is(setting):
+    trainer, rollouts, make, update, _ = setting
+    extrapolation = make(examples=100, metric="always", source="rollouts")
+    extrapolation.settings["accept"], extrapolation.settings["search"] = ">", "first_failure"
+    extrapolation.settings["coefficients"] = [0.0]  # as good as the current weights, and no better
+    update()
+    current = trainer.weights()
+    facts, cost = extrapolation(rollouts, 1)
+    assert facts["coefficient"] == 0
+    assert all(torch.equal(tensor, current[name]) for name, tensor in trainer.weights().items())
+    assert (cost["scored_tokens"], cost["judged_tokens"]) == (0, 0), "a control looks at no tokens"
+
+
+def test_moments_are_scaled_after_a_jump_where_the_configuration_says_so(setting):
+    trainer, rollouts, make, update, _ = setting
+    extrapolation = make(moments="scaled")
+    update()
+    before = trainer.optimizer_state().moments
+    facts, _ = extrapolation(rollouts, 1)
+    factor = 1 / (1 + facts["coefficient"])
+    for name, tensor in trainer.optimizer_state().moments.items():
+        torch.testing.assert_close(tensor, before[name] * factor ** (2 if name.startswith("exp_avg_sq.") else 1))
+
+
+def test_parameters_that_match_nothing_are_one_line(setting):
+    with pytest.raises(ConfigError, match="`extrapolation.parameters`: 'nothing' matches no parameter"):
+        setting[2](parameters="nothing")
