@@ -66,7 +66,7 @@ def architecture_of(models: Mapping[str, Any], name: str, vocabulary: int, given
     model = models[name]
     if name in given:
         return Architecture(**given[name])
-    if model["kind"] == "grpo":
+    if "init" in model:
         return architecture_of(models, model["init"], vocabulary, given)
     if model["kind"] == "pretrain":
         shape = {

@@ -306,8 +306,7 @@ def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
                 yield f"`models.{name}.heads` is {model['heads']}, not a multiple of `kv_heads` ({model['kv_heads']})."
             continue
         yield from _engine_problems(model, f"`models.{name}.{{}}`".format)
-        if model["prompts_per_step"] < model["ranks"]:
-            yield f"`models.{name}.ranks` is {model['ranks']}, more than the prompts of a step. Lower it."
+        yield from _reinforcement_problems(model, f"`models.{name}.{{}}`".format)
         seen = [name]
         while (origin := models[seen[-1]].get("init")) is not None:
             if origin not in models:
@@ -354,6 +353,27 @@ def _precision_problems(training: Mapping[str, Any], key: Callable[[str], str]) 
                     f"{key(name)} is {value!r}, which needs DeepSpeed's own float32 master weights. Set "
                     f"{key('zero_stage')} to 1 or more (on one rank, 1 costs nothing)."
                 )
+
+
+def _reinforcement_problems(model: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:
+    prompts, parts, ranks = model["prompts_per_step"], model["minibatches"], model["ranks"]
+    if prompts < ranks:
+        yield f"{key('ranks')} is {ranks}, more than the prompts of a step. Lower it."
+    elif prompts < parts * ranks:
+        yield (
+            f"{key('minibatches')} is {parts}, and {prompts} prompts a step do not give each of {ranks} ranks one for "
+            f"every minibatch. Lower it, or raise {key('prompts_per_step')} to {parts * ranks} or more."
+        )
+    elif model["kind"] == "ppo" and model["zero_stage"] >= 2 and prompts % (parts * ranks):
+        yield (
+            f"{key('prompts_per_step')} is {prompts}, and with ZeRO {model['zero_stage']} every rank must have as many "
+            f"prompts in each minibatch. Make it a multiple of {parts * ranks} (`minibatches` x `ranks`)."
+        )
+    if model.get("overlong_buffer", 0) >= model["max_new_tokens"]:
+        yield (
+            f"{key('overlong_buffer')} is {model['overlong_buffer']}, not less than `max_new_tokens` "
+            f"({model['max_new_tokens']}). Lower it; 0 turns it off."
+        )
 
 
 def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, Any]) -> Iterator[str]:

@@ -110,18 +110,6 @@ def extrapolated_logprobs(
     return reference_logprobs + scale * (teacher_logprobs - reference_logprobs)
 
 
-def group_advantages(rewards: torch.Tensor, group: int) -> torch.Tensor:
-    """GRPO advantages: rewards less the mean of their group, not divided by the deviation (the "Dr. GRPO" form).
-
-    rewards float32 [N], consecutive `group` rows share a prompt -> float32 [N]. Raises ValueError where N is no
-    multiple of `group`.
-    """
-    if len(rewards) % group:
-        raise ValueError(f"{len(rewards)} rewards do not divide into groups of {group}")
-    grouped = rewards.view(-1, group)
-    return (grouped - grouped.mean(1, keepdim=True)).view(-1)
-
-
 def truncated_importance_weights(
     trainer_logprobs: torch.Tensor, rollout_logprobs: torch.Tensor, limit: float
 ) -> torch.Tensor:
@@ -138,7 +126,7 @@ def policy_gradient_loss(
     """-sum(weights * advantages * log pi) / total_tokens.
 
     All float32 [M]; `total_tokens` counts the whole batch, so that micro-batches add up to the same gradient however
-    the batch is split. One update is made per batch of rollouts, where PPO's clipping is inert.
+    the batch is split. With one update per batch of rollouts PPO's clipping is inert, and this is its gradient.
     """
     return -(weights * advantages * logprobs).sum() / total_tokens
 

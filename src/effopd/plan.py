@@ -144,8 +144,8 @@ class Plan:
         return self.config["models"][name].get("init")
 
     def model_stage(self, name: str) -> str:
-        stages = {"pretrain": "pretrain_model", "grpo": "train_rl", "pretrained": "fetch_model"}
-        return stages[self.config["models"][name]["kind"]]
+        stages = {"pretrain": "pretrain_model", "pretrained": "fetch_model"}
+        return stages.get(self.config["models"][name]["kind"], "train_rl")
 
     def model_files(self, name: str) -> list[str]:
         """The local files that a model is. Raises ConfigError where its folder is none of a model."""

@@ -24,6 +24,7 @@ from effopd.runtime.errors import DivergenceError
 
 Micro = TypeVar("Micro")
 Shared = TypeVar("Shared")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,10 @@ class Trainer:
         """Wait until every rank is here."""
         dist.barrier()
 
+    def share_of(self, items: Sequence[Item]) -> list[Item]:
+        """This rank's share of a batch: every n-th item. With one rank, all."""
+        return list(items[self.rank :: self.ranks])
+
     def broadcast(self, value: Shared) -> Shared:
         """The first rank's value, on every rank."""
         if self.ranks == 1:
@@ -179,7 +184,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         total = torch.zeros((), device=self.engine.device)
-        passes = len(micro_batches) if self.settings.zero_stage < 2 else max(self.gather(len(micro_batches)))
+        passes = max(1, len(micro_batches))
+        if self.settings.zero_stage >= 2:
+            passes = max(self.gather(passes))
         for position in range(passes):
             self.engine.set_gradient_accumulation_boundary(position + 1 == passes)
             if position < len(micro_batches):
@@ -211,7 +218,7 @@ class Trainer:
         return {"loss": value, "gradient_norm": norm}
 
     def _idle_pass(self) -> torch.Tensor:
-        """A loss that changes nothing, for a rank with fewer micro-batches: from ZeRO 2 on all must keep step."""
+        """A loss that changes nothing, for a rank without a micro-batch, or with fewer: ZeRO 2 has all keep step."""
         token = torch.zeros((1, 1), dtype=torch.int64, device=self.engine.device)
         loss: torch.Tensor = self.engine(input_ids=token, use_cache=False).logits.float().sum() * 0.0
         return loss

@@ -7,7 +7,6 @@ from effopd.losses import (
     DIVERGENCES,
     distillation_advantages,
     extrapolated_logprobs,
-    group_advantages,
     policy_gradient_loss,
     reverse_kl,
     token_logprobs,
@@ -62,13 +61,6 @@ def test_importance_weights_are_ratios_cut_at_the_limit():
     weights = truncated_importance_weights(trainer, torch.zeros(3), 5.0)
     torch.testing.assert_close(weights, torch.tensor([1.0, 1.0, 5.0]) * torch.tensor([1.0, 2.718281828, 1.0]))
     assert not weights.requires_grad
-
-
-def test_group_advantages_are_centred_within_their_group():
-    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0])
-    torch.testing.assert_close(group_advantages(rewards, 3), torch.tensor([2 / 3, -1 / 3, -1 / 3, 0.0, 0.0, 0.0]))
-    with pytest.raises(ValueError, match="6 rewards do not divide into groups of 4"):
-        group_advantages(rewards, 4)
 
 
 def by_hand(divergence, p, q):

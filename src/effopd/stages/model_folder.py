@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from effopd.models import save_model, save_tensors
+from effopd.models import Weights, save_model, save_tensors
 from effopd.runtime.artifacts import atomic_path, fingerprint_of, read_manifest, write_manifest
 from effopd.runtime.locks import exclusive
 from effopd.runtime.progress import Progress, say
@@ -19,14 +19,6 @@ from effopd.states import ResumePoint
 from effopd.trainer import Trainer, TrainerSettings
 
 RESUME_EVERY_SECONDS = 10.0
-
-
-Item = TypeVar("Item")
-
-
-def share_of(trainer: Trainer, items: Sequence[Item]) -> list[Item]:
-    """This rank's share of a batch: every n-th item. With one rank, all."""
-    return list(items[trainer.rank :: trainer.ranks])
 
 
 def train_into_folder(
@@ -40,12 +32,14 @@ def train_into_folder(
     checkpoints: Collection[int],
     what: str,
     shown: Sequence[str],
+    aside: Collection[str] = (),
 ) -> None:
     """Train a model and write it as a Hugging Face folder with the manifest `out`.
 
     `train_step(trainer, step)` does one step (from 1) and returns its metrics, which go to training.parquet; those
     named in `shown` are said on the way. After the steps in `checkpoints` the weights are kept as
-    checkpoints/step<n>.safetensors. A killed attempt goes on from the last resume point, a few seconds back, to bitwise
+    checkpoints/step<n>.safetensors. Parameters named in `aside` are trained with the model and saved nowhere but in
+    resume points. A killed attempt goes on from the last resume point, a few seconds back, to bitwise
     the same model. Under several ranks the first writes.
     """
     started = time.time()
@@ -74,7 +68,7 @@ def train_into_folder(
             if step in checkpoints:
                 weights = trainer.weights()
                 if trainer.first:
-                    save_tensors(folder / f"checkpoints/step{step}.safetensors", weights)
+                    save_tensors(folder / f"checkpoints/step{step}.safetensors", _without(weights, aside))
             if trainer.first:
                 progress.update(step, **{name: facts[name] for name in shown})
             if trainer.broadcast(time.monotonic() - last_saved > RESUME_EVERY_SECONDS) and step < steps:
@@ -82,7 +76,7 @@ def train_into_folder(
                 if trainer.first:
                     resume.save(weights, optimizer, rows)
                 last_saved = time.monotonic()
-        weights = trainer.weights()
+        weights = _without(trainer.weights(), aside)
         if not trainer.first:
             return
         save_model(config, weights, tokenizer, folder)
@@ -98,3 +92,7 @@ def train_into_folder(
         write_manifest(out, kind="model", spec=spec, parents=parents, files=files, result=result, started=started)
         resume.discard()
         say("done: " + ", ".join(f"{name} {rows[-1][name]:.3f}" for name in shown) + f" after {steps} steps")
+
+
+def _without(weights: Weights, names: Collection[str]) -> Weights:
+    return {name: tensor for name, tensor in weights.items() if name not in names}

@@ -16,7 +16,7 @@ from effopd.models import special_ids
 from effopd.randomness import epoch_order, seed_of
 from effopd.rollouts import PaddedBatch, Rollouts
 from effopd.runtime.artifacts import read_manifest
-from effopd.stages.model_folder import share_of, train_into_folder
+from effopd.stages.model_folder import train_into_folder
 from effopd.tasks.base import build_task
 from effopd.trainer import Trainer, warmed_up
 from effopd.verification import encode_prompts
@@ -40,7 +40,7 @@ def pretrain_model(spec: dict[str, Any], data: Path, out: Path, device: torch.de
         size = settings["batch_size"]
         rows = epoch_order(settings["seed"], "pretraining order", len(prompts), (step - 1) * size, size)
         total = sum(len(completions[i]) for i in rows)
-        share = share_of(trainer, rows)
+        share = trainer.share_of(rows)
         text = Rollouts(
             prompts=[prompts[i] for i in share],
             completions=[completions[i] for i in share],

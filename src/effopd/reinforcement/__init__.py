@@ -1,0 +1,1 @@
+"""Reinforcement learning with verifiable rewards: GRPO, DAPO and PPO (docs/rl.md)."""

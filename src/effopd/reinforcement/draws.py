@@ -1,0 +1,137 @@
+"""What a step trains on: prompts, their groups of rollouts, and the verifier's rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from effopd.engines.base import RolloutEngine, Sampling
+from effopd.prompts import Prompts
+from effopd.randomness import epoch_order, seed_of
+from effopd.reinforcement.losses import informative_groups
+from effopd.rollouts import Rollouts
+from effopd.tasks.base import Task
+from effopd.trainer import Trainer
+from effopd.verification import verify_rollouts
+
+
+@dataclass
+class Groups:
+    """G groups: the rollouts of one prompt after the other, `size` each."""
+
+    positions: list[int]  # G, of the prompts in the step's order
+    rollouts: Rollouts  # N = G * size
+    rewards: torch.Tensor  # float32 [N], the verifier's
+
+    @property
+    def size(self) -> int:
+        return len(self.rollouts) // max(1, len(self.positions))
+
+    def take(self, positions: Sequence[int]) -> Groups:
+        """The groups of some prompts, in their order."""
+        where = {position: number for number, position in enumerate(self.positions)}
+        rows = [where[position] * self.size + sample for position in positions for sample in range(self.size)]
+        return Groups(list(positions), self.rollouts.select(rows), self.rewards[rows])
+
+    @staticmethod
+    def concatenate(parts: Sequence[Groups]) -> Groups:
+        return Groups(
+            [position for part in parts for position in part.positions],
+            Rollouts.concatenate([part.rollouts for part in parts]),
+            torch.cat([part.rewards for part in parts]),
+        )
+
+
+@dataclass
+class Source:
+    """Asks an engine for groups, and the task's verifier for their rewards."""
+
+    settings: dict[str, Any]  # of the model, in the configuration
+    prompts: Prompts
+    task: Task
+    tokenizer: PreTrainedTokenizerFast
+    engine: RolloutEngine
+
+    def groups(self, step: int, positions: Sequence[int]) -> Groups:
+        """The groups of the prompts at some positions of a step (from 1), as the engine's weights answer them.
+
+        A step has room for `max_draws` draws in the seed's shuffled epochs; what it leaves is passed over, so that no
+        step depends on how much others drew.
+        """
+        seed, size = self.settings["seed"], self.settings["samples_per_prompt"]
+        room = self.settings["prompts_per_step"] * self.settings.get("max_draws", 1)
+        order = epoch_order(seed, "reinforcement order", len(self.prompts), (step - 1) * room, max(positions) + 1)
+        asked = self.prompts.select([order[position] for position in positions for _ in range(size)])
+        seeds = [
+            seed_of(seed, "reinforcement rollout", step, position, sample)
+            for position in positions
+            for sample in range(size)
+        ]
+        sampling = Sampling(self.settings["temperature"], self.settings["max_new_tokens"])
+        rollouts = self.engine.generate(asked.tokens, seeds, sampling)
+        rewards = verify_rollouts(self.task, self.tokenizer, asked.problems, rollouts)["reward"]
+        return Groups(list(positions), rollouts, torch.tensor(rewards))
+
+
+def draw_minibatches(trainer: Trainer, source: Source, step: int) -> tuple[list[Groups], dict[str, float]]:
+    """This rank's groups of each minibatch of a step, and what drawing them came to, all ranks together.
+
+    The minibatches and their order do not depend on the number of ranks. `reward` and `completion_length` are means
+    over all that was generated.
+    """
+    settings = source.settings
+    count = settings["prompts_per_step"]
+    if "max_draws" in settings:
+        minibatches, generated, facts = _draw_dynamically(trainer, source, step)
+    else:
+        shares = [trainer.share_of(part) for part in _parts(range(count), settings["minibatches"])]
+        drawn = source.groups(step, list(chain.from_iterable(shares)))
+        minibatches, generated, facts = [drawn.take(share) for share in shares], [drawn], {}
+    rollouts = trainer.sum_over_ranks(sum(len(groups.rollouts) for groups in generated))
+    tokens = trainer.sum_over_ranks(sum(groups.rollouts.completion_tokens for groups in generated))
+    reward = trainer.sum_over_ranks(sum(groups.rewards.sum().item() for groups in generated))
+    return minibatches, {
+        "reward": reward / rollouts,
+        "completion_length": tokens / rollouts,
+        "generated_tokens": int(tokens),
+        **facts,
+    }
+
+
+def _draw_dynamically(
+    trainer: Trainer, source: Source, step: int
+) -> tuple[list[Groups], list[Groups], dict[str, float]]:
+    """DAPO's dynamic sampling (section 3.2): draw until enough groups are informative, at most `max_draws` times.
+
+    Returns this rank's minibatches, all that it generated, and facts. What is drawn beyond the last group that is
+    needed is left out, too. Where no group is informative, the last draw is trained on, as GRPO would.
+    """
+    settings = source.settings
+    count, size = settings["prompts_per_step"], settings["samples_per_prompt"]
+    generated: list[Groups] = []
+    drawn: list[Groups] = []  # of all ranks
+    kept: list[int] = []
+    alike = 0
+    while len(kept) < count and len(generated) < settings["max_draws"]:
+        positions = range(len(generated) * count, (len(generated) + 1) * count)
+        generated.append(source.groups(step, trainer.share_of(positions)))
+        drawn.append(Groups.concatenate(trainer.gather(generated[-1])).take(positions))
+        differ = informative_groups(drawn[-1].rewards, size).tolist()
+        alike += differ.count(False)
+        kept += [position for position, informative in zip(positions, differ, strict=True) if informative]
+    trained = kept[:count] or list(positions)
+    parts = [part for part in _parts(trained, settings["minibatches"]) if part]
+    everything = Groups.concatenate(drawn)
+    facts: dict[str, float] = {"draws": len(generated), "dropped_groups": alike, "trained_groups": len(trained)}
+    return [everything.take(trainer.share_of(part)) for part in parts], generated, facts
+
+
+def _parts(positions: Sequence[int], count: int) -> list[Sequence[int]]:
+    """`count` nearly equal parts, in order."""
+    total = len(positions)
+    return [positions[number * total // count : (number + 1) * total // count] for number in range(count)]

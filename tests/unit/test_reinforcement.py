@@ -1,0 +1,262 @@
+"""Draws and updates of reinforcement learning: what is trained on, and what must not change it."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import make_model
+from transformers import AutoModelForCausalLM
+
+from effopd import logits
+from effopd.engines.transformers_engine import TransformersEngine
+from effopd.models import special_ids, weights_of
+from effopd.plan import Plan
+from effopd.prompts import Prompts
+from effopd.reinforcement.draws import Source, draw_minibatches
+from effopd.reinforcement.updates import Updates
+from effopd.reinforcement.value_head import PARAMETERS, attach_value_head
+from effopd.stages import model_folder
+from effopd.stages.make_data import make_data
+from effopd.stages.pretrain_model import pretrain_model
+from effopd.stages.tokenize_prompts import tokenize_prompts
+from effopd.stages.train_rl import train_rl
+from effopd.tasks.arithmetic import ArithmeticTask
+from effopd.tasks.base import Problem, Verdict
+from effopd.trainer import Trainer, TrainerSettings
+
+CPU = torch.device("cpu")
+SMALL = {"init": "base", "prompts_per_step": 4, "samples_per_prompt": 4, "max_new_tokens": 8, "lr": 3e-3}
+WAYS = {  # of training: each part of each algorithm acts in one of them
+    "grpo": {"kind": "grpo"},
+    "grpo_clipped": {"kind": "grpo", "epochs": 2, "minibatches": 2, "clip_low": 0.02, "clip_high": 0.02, "kl_coefficient": 0.1},
+    "dapo": {"kind": "dapo", "epochs": 2, "overlong_buffer": 4},
+    "ppo": {"kind": "ppo", "epochs": 2, "kl_coefficient": 0.1},
+}  # fmt: skip
+
+
+def settings_of(way, **changes):
+    """The section of a small model that is trained in one of WAYS, all defaults filled in."""
+    models = {"base": {"kind": "pretrain"}, "teacher": {**SMALL, **WAYS[way], **changes}}
+    return Plan({"models": models, "runs": {"opd": {}}}).config["models"]["teacher"]
+
+
+class FirstTokenTask(ArithmeticTask):
+    """Rewards completions by how they begin, which random models can be right about."""
+
+    def __init__(self, right="01234"):
+        self.right = tuple(right)
+
+    def verify(self, problem, completion):
+        return Verdict(float(completion.startswith(self.right)) if self.right else 0.0, "first token")
+
+
+class Setup:
+    """A model with what trains it."""
+
+    def __init__(self, way, tokenizer, task=None, model_seed=0, **changes):
+        self.settings = settings_of(way, **changes)
+        self.model = make_model(model_seed, vocabulary=len(tokenizer))
+        self.reference = make_model(5, vocabulary=len(tokenizer))
+        if self.settings["kind"] == "ppo":
+            attach_value_head(self.model, self.settings["value_scale"])
+        problems = [Problem(f"{a}+{b}=", "") for a in range(1, 8) for b in range(1, 8)]
+        prompts = Prompts([tokenizer(problem.text)["input_ids"] for problem in problems], problems)
+        engine = TransformersEngine.of(self.model, tokenizer, batch_size=16, context=32, dtype="float32")
+        self.source = Source(self.settings, prompts, task or FirstTokenTask(), tokenizer, engine)
+        self.updates = Updates(self.settings, self.model, self.reference, special_ids(tokenizer)[1], CPU)
+        self.trainer = Trainer(self.model, TrainerSettings.of(self.settings))
+
+    def step(self, number, minibatches=None):
+        drawn = {}
+        if minibatches is None:
+            minibatches, drawn = draw_minibatches(self.trainer, self.source, number)
+        return {**drawn, **self.updates(self.trainer, minibatches, self.settings["lr"])}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_micro_batches_and_chunks_of_logits_do_not_change_a_step(way, tokenizer, monkeypatch):
+    whole = Setup(way, tokenizer)
+    drawn, _ = draw_minibatches(whole.trainer, whole.source, 1)
+    before = weights_of(whole.model)
+    facts = whole.step(1, drawn)
+    assert any(not torch.equal(before[name], tensor) for name, tensor in weights_of(whole.model).items())
+    monkeypatch.setattr(logits, "LOGITS_AT_ONCE", 40)
+    cut = Setup(way, tokenizer, micro_batch=3)
+    assert cut.step(1, drawn) == pytest.approx(facts, rel=1e-3, abs=1e-5)
+    for name, tensor in weights_of(whole.model).items():
+        torch.testing.assert_close(weights_of(cut.model)[name], tensor, rtol=1e-3, atol=2e-5, msg=f"{way}: {name}")
+
+
+def test_one_update_is_the_first_of_several_whose_ratios_are_one(tokenizer):
+    """The plain policy gradient and the clipped surrogate have one gradient where the policy has not moved."""
+    one, other = Setup("grpo", tokenizer), Setup("grpo", tokenizer)
+    drawn, _ = draw_minibatches(one.trainer, one.source, 1)
+    one.step(1, drawn)
+    other.updates.single = False
+    facts = other.step(1, drawn)
+    assert facts["clip_share"] == 0
+    for name, tensor in weights_of(one.model).items():
+        torch.testing.assert_close(weights_of(other.model)[name], tensor, rtol=1e-4, atol=2e-6)
+
+
+def test_clipping_acts_from_the_second_update_on(tokenizer):
+    narrow = Setup("grpo_clipped", tokenizer)
+    assert narrow.step(1)["clip_share"] > 0
+    wide = Setup("grpo_clipped", tokenizer, clip_low=0.999, clip_high=1000.0)
+    assert wide.step(1)["clip_share"] == 0
+    assert any(not torch.equal(weights_of(wide.model)[n], t) for n, t in weights_of(narrow.model).items())
+
+
+def test_dynamic_sampling_drops_groups_that_are_all_alike_and_draws_more(tokenizer):
+    dapo = Setup("dapo", tokenizer, minibatches=1, max_draws=3)
+    draws = [dapo.source.groups(1, range(4 * number, 4 * number + 4)) for number in range(3)]
+    differ = [p for part in draws for p in part.positions if len(set(part.take([p]).rewards.tolist())) > 1]
+    (trained,), facts = draw_minibatches(dapo.trainer, dapo.source, 1)
+    assert facts["dropped_groups"] > 0, "nothing was dropped: the test proves nothing"
+    assert trained.positions == differ[:4]
+    made = draws[: facts["draws"]]
+    assert facts["generated_tokens"] == sum(part.rollouts.completion_tokens for part in made)
+    assert facts["dropped_groups"] == sum(p not in differ for part in made for p in part.positions)
+    assert facts["reward"] == pytest.approx(torch.cat([part.rewards for part in made]).mean().item())
+    assert len({json.dumps(prompt) for prompt in trained.rollouts.prompts}) == 4
+    trained_on = dapo.step(1)["trained_tokens"]
+    assert trained_on == 2 * trained.rollouts.completion_tokens, "two epochs over the groups that were kept"
+
+
+def test_draws_are_bounded_and_a_step_without_an_informative_group_is_made_on_the_last(tokenizer):
+    dapo = Setup("dapo", tokenizer, task=FirstTokenTask(right=""), max_draws=2, overlong_penalty=0.0, weight_decay=0.0)
+    before = weights_of(dapo.model)
+    facts = dapo.step(1)
+    assert (facts["draws"], facts["dropped_groups"], facts["trained_groups"], facts["reward"]) == (2, 8, 4, 0.0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(dapo.model).items())
+
+
+def test_a_step_draws_the_same_whatever_other_steps_drew(tokenizer):
+    one, other = Setup("dapo", tokenizer), Setup("dapo", tokenizer)
+    draw_minibatches(one.trainer, one.source, 1)
+    for groups in (draw_minibatches(s.trainer, s.source, 2)[0] for s in (one, other)):
+        found = [[g.positions, g.rollouts.completions, g.rewards.tolist()] for g in groups]
+    expected = draw_minibatches(other.trainer, other.source, 2)[0]
+    assert found == [[g.positions, g.rollouts.completions, g.rewards.tolist()] for g in expected]
+
+
+def test_a_long_completion_loses_reward_and_one_cut_by_the_limit_all_of_the_penalty(tokenizer):
+    dapo = Setup("dapo", tokenizer, max_new_tokens=20, overlong_buffer=16, overlong_penalty=0.5)
+    groups = dapo.source.groups(1, range(8))
+    lengths = [len(completion) for completion in groups.rollouts.completions]
+    cut = [not finished for finished in groups.rollouts.finished]
+    assert any(cut)
+    assert len(set(lengths)) > 3
+    shaped = dapo.updates._shaped(groups) - groups.rewards
+    for penalty, length, over in zip(shaped.tolist(), lengths, cut, strict=True):
+        assert penalty == pytest.approx(-0.5 * min(max(0.0, (length - 4) / 16), 1.0))
+        assert not over or penalty == -0.5
+
+
+def test_advantages_and_returns_of_ppo_come_from_the_heads_values(tokenizer):
+    """Against a loop over completions; a cut one has its verdict at its last token and nothing behind it."""
+    ppo = Setup("ppo", tokenizer, gae_lambda=0.9, discount=0.95, epochs=1, minibatches=1)
+    torch.nn.init.normal_(ppo.model.value_head.weight, std=0.1)
+    groups = ppo.source.groups(1, range(4))
+    (micro,) = ppo.updates._prepare(groups)
+    start = 0
+    for row, completion in enumerate(groups.rollouts.completions):
+        ids = torch.tensor([groups.rollouts.prompts[row] + completion])
+        with torch.no_grad():
+            states = ppo.model.base_model(input_ids=ids).last_hidden_state[0]
+            first, length = len(groups.rollouts.prompts[row]) - 1, len(completion)
+            values = ppo.model.value_head(states)[first : first + length].tolist()
+            policy, reference = (
+                m(input_ids=ids).logits[0].log_softmax(-1)[torch.arange(first, first + length), completion].tolist()
+                for m in (ppo.model, ppo.reference)
+            )
+        advantage, after = [0.0] * length, 0.0
+        for t in reversed(range(length)):
+            reward = -0.1 * (policy[t] - reference[t]) + (groups.rewards[row].item() if t == length - 1 else 0.0)
+            delta = reward + 0.95 * (values[t + 1] if t + 1 < length else 0.0) - values[t]
+            advantage[t] = after = delta + 0.95 * 0.9 * after
+        own = slice(start, start + length)
+        assert micro.advantages[own].tolist() == pytest.approx(advantage, abs=2e-4)
+        assert micro.returns[own].tolist() == pytest.approx(
+            [a + v for a, v in zip(advantage, values, strict=True)], abs=2e-4
+        )
+        start += length
+
+
+def test_the_value_head_learns_what_the_verifier_will_say(tokenizer):
+    ppo = Setup(
+        "ppo", tokenizer, prompts_per_step=16, epochs=4, gae_lambda=1.0, kl_coefficient=0, value_coefficient=1.0
+    )
+    facts = [ppo.step(step) for step in range(1, 13)]
+    assert facts[0]["explained_variance"] == 0, "a new head says nothing"
+    assert max(fact["explained_variance"] for fact in facts) > 0.1
+    assert facts[-1]["reward"] > facts[0]["reward"] + 0.2
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Data, prompts and a base model of the workflow, made by its stages."""
+    folder = tmp_path_factory.mktemp("base")
+    task = {"splits": {"train": 128, "validation": 16, "test": 16}, "corpus": {"size": 200}}
+    small = {"hidden_size": 32, "intermediate_size": 48, "layers": 2, "head_dim": 8}
+    models = {"base": {"kind": "pretrain", "steps": 3, **small}}
+
+    def plan(**teacher):
+        return Plan({"task": task, "models": {**models, "teacher": {**SMALL, **teacher}}, "runs": {"opd": {}}})
+
+    made = plan(kind="grpo")
+    data, model = folder / "data/manifest.json", folder / "model/manifest.json"
+    prompts = folder / "data/prompts-base/manifest.json"
+    make_data(json.loads(made.spec("make_data")), data)
+    pretrain_model(json.loads(made.spec("pretrain_model", model="base")), data, model, CPU)
+    tokenize_prompts(json.loads(made.spec("tokenize_prompts", model="base")), data, model, prompts)
+
+    def train(out, **teacher):
+        spec = json.loads(plan(**teacher).spec("train_rl", model="teacher"))
+        train_rl(spec, prompts, model, out / "manifest.json", CPU)
+        return out
+
+    return train
+
+
+@pytest.mark.parametrize("way", ["dapo", "ppo"])
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_a_killed_training_goes_on_to_the_same_bits_and_the_head_is_not_saved(
+    base, tmp_path, monkeypatch, way, zero_stage
+):
+    settings = {**WAYS[way], "steps": 4, "zero_stage": zero_stage}
+    through = base(tmp_path / "through", **settings)
+    monkeypatch.setattr(model_folder, "RESUME_EVERY_SECONDS", 0.0)
+    call = Updates.__call__
+    calls = []
+
+    def killed(self, *arguments):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return call(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Updates, "__call__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            base(tmp_path / "killed", **settings)
+    saved = load_file(tmp_path / "killed/resume.safetensors")
+    wanted = {f"{part}.{name}" for name in PARAMETERS for part in ("weights", "exp_avg", "exp_avg_sq")}
+    assert (wanted <= saved.keys()) == (way == "ppo")
+    resumed = base(tmp_path / "killed", **settings)
+    pd.testing.assert_frame_equal(*(pd.read_parquet(f / "training.parquet") for f in (through, resumed)))
+    for name in ("model.safetensors", "checkpoints/step2.safetensors", "checkpoints/step4.safetensors"):
+        one, other = load_file(through / name), load_file(resumed / name)
+        assert one.keys() == other.keys()
+        assert not any("value_head" in key for key in one)
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+    _, info = AutoModelForCausalLM.from_pretrained(resumed, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    facts = pd.read_parquet(resumed / "training.parquet")
+    assert facts["step"].tolist() == [1, 2, 3, 4]
+    assert all(math.isfinite(value) for value in facts.to_numpy().flatten())
+    assert facts["kl"].iloc[0] == pytest.approx(0, abs=1e-6), "nothing has been learnt before the first step"
