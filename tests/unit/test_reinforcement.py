@@ -35,6 +35,8 @@ WAYS = {  # of training: each part of each algorithm acts in one of them
     "dapo": {"kind": "dapo", "epochs": 2, "overlong_buffer": 4},
     "ppo": {"kind": "ppo", "epochs": 2, "kl_coefficient": 0.1},
 }  # fmt: skip
+# Which of them two ranks go, under which ZeRO stage (test_two_ranks.py).
+PARTED = [("grpo", 0), ("grpo_clipped", 3), ("dapo", 0), ("dapo", 2), ("ppo", 0), ("ppo", 3)]
 
 
 def settings_of(way, **changes):
@@ -56,21 +58,25 @@ class FirstTokenTask(ArithmeticTask):
 class Setup:
     """A model with what trains it."""
 
-    def __init__(self, way, tokenizer, task=None, model_seed=0, **changes):
+    def __init__(self, way, tokenizer, task=None, **changes):
         self.settings = settings_of(way, **changes)
-        self.model = make_model(model_seed, vocabulary=len(tokenizer))
+        self.model, acting = (make_model(0, vocabulary=len(tokenizer)) for _ in range(2))
         self.reference = make_model(5, vocabulary=len(tokenizer))
         if self.settings["kind"] == "ppo":
-            attach_value_head(self.model, self.settings["value_scale"])
+            for model in (self.model, acting):
+                attach_value_head(model, self.settings["value_scale"])
+        self.acting = acting if self.settings["zero_stage"] == 3 else self.model
         problems = [Problem(f"{a}+{b}=", "") for a in range(1, 8) for b in range(1, 8)]
         prompts = Prompts([tokenizer(problem.text)["input_ids"] for problem in problems], problems)
-        engine = TransformersEngine.of(self.model, tokenizer, batch_size=16, context=32, dtype="float32")
+        engine = TransformersEngine.of(self.acting, tokenizer, batch_size=16, context=32, dtype="float32")
         self.source = Source(self.settings, prompts, task or FirstTokenTask(), tokenizer, engine)
-        self.updates = Updates(self.settings, self.model, self.reference, special_ids(tokenizer)[1], CPU)
+        self.updates = Updates(self.settings, self.acting, self.reference, special_ids(tokenizer)[1], CPU)
         self.trainer = Trainer(self.model, TrainerSettings.of(self.settings))
 
     def step(self, number, minibatches=None):
         drawn = {}
+        if self.acting is not self.model:
+            self.trainer.copy_weights_into(self.acting)
         if minibatches is None:
             minibatches, drawn = draw_minibatches(self.trainer, self.source, number)
         return {**drawn, **self.updates(self.trainer, minibatches, self.settings["lr"])}
@@ -186,14 +192,12 @@ def test_advantages_and_returns_of_ppo_come_from_the_heads_values(tokenizer):
         start += length
 
 
-def test_the_value_head_learns_what_the_verifier_will_say(tokenizer):
-    ppo = Setup(
-        "ppo", tokenizer, prompts_per_step=16, epochs=4, gae_lambda=1.0, kl_coefficient=0, value_coefficient=1.0
-    )
-    facts = [ppo.step(step) for step in range(1, 13)]
-    assert facts[0]["explained_variance"] == 0, "a new head says nothing"
-    assert max(fact["explained_variance"] for fact in facts) > 0.1
-    assert facts[-1]["reward"] > facts[0]["reward"] + 0.2
+def test_the_value_head_learns_what_the_verifier_said(tokenizer):
+    ppo = Setup("ppo", tokenizer, gae_lambda=1.0, kl_coefficient=0, value_coefficient=1.0)
+    drawn, _ = draw_minibatches(ppo.trainer, ppo.source, 1)
+    explained = [ppo.step(1, drawn)["explained_variance"] for _ in range(12)]
+    assert explained[0] == 0, "a new head says nothing"
+    assert explained[-1] > 0.5
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import torch
 from objectives import rollouts_of
 from safetensors import safe_open
 from test_objective import loss_and_gradients, step
+from test_reinforcement import PARTED, FirstTokenTask, Setup
 from test_trainer import SETTINGS, data, loss_of
 from tiny_models import make_family, make_model
 
@@ -57,3 +58,28 @@ def test_losses_in_chunks_go_through_every_zero_stage(tmp_path):
                 torch.testing.assert_close(
                     weights[name], before - gradients[name], rtol=1e-4, atol=1e-6, msg=f"{name}, {stage}"
                 )
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_by_reinforcement_what_one_does(tmp_path, tokenizer):
+    """Each way of training, under several ZeRO stages; DAPO's groups are dropped alike on both ranks."""
+    run_on_two_ranks("rl_ranks.py", tmp_path)
+    for way, stage in PARTED:
+        alone = Setup(way, tokenizer)
+        facts = [alone.step(number) for number in (1, 2)]
+        compare_step(tmp_path / f"{way}-zero{stage}.safetensors", facts, alone.trainer.weights())
+    settings = {"prompts_per_step": 2, "max_draws": 1, "minibatches": 1}
+    few = Setup("dapo", tokenizer, task=FirstTokenTask(right="0"), **settings)
+    facts = [few.step(number) for number in range(1, 5)]
+    assert any(fact["trained_groups"] == 1 for fact in facts), "no rank was idle: the test proves nothing"
+    compare_step(tmp_path / "few.safetensors", facts, few.trainer.weights())
+
+
+def compare_step(path: Path, facts, weights) -> None:
+    together = load_tensors(path)
+    with safe_open(path, framework="pt") as file:
+        for found, wanted in zip(ast.literal_eval(file.metadata()["facts"]), facts, strict=True):
+            assert found == pytest.approx(wanted, rel=2e-2, abs=1e-3), path.name
+    assert together.keys() == weights.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(together[name], tensor, rtol=1e-2, atol=1e-3, msg=f"{path.name}: {name}")
