@@ -15,7 +15,8 @@ from effopd.runtime.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config/paper"
-ROWS = sorted(path.stem for path in PAPER.glob("*.yaml") if path.stem not in ("math", "code"))
+TRAINED = ("teacher_grpo", "teacher_dapo", "teacher_ppo")
+ROWS = sorted(path.stem for path in PAPER.glob("*.yaml") if path.stem not in ("math", "code", *TRAINED))
 TO_SUPPLY = {
     "qwen3_8b_base_ppo", "qwen3_8b_base_dapo", "qwen3_14b_base_dapo", "qwen3_14b_grpo",
 }  # fmt: skip
@@ -68,6 +69,19 @@ def test_a_teacher_that_is_to_be_supplied_is_asked_for(row, monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=rf"the model folder teachers/{row} does not exist"):
         plan_of(row).model_files("teacher")
+
+
+@pytest.mark.parametrize("overlay", TRAINED)
+@pytest.mark.parametrize("row", ROWS)
+def test_a_teacher_can_be_trained_with_the_settings_of_the_papers_rl_baselines(row, overlay):
+    """Whichever row: also where its own teacher is to be supplied, or pinned."""
+    plan = plan_of(row, "math", PAPER / f"{overlay}.yaml")
+    teacher = plan.config["models"]["teacher"]
+    assert (plan.model_stage("teacher"), plan.model_files("teacher")) == ("train_rl", [])
+    assert (teacher["init"], teacher["prompts_per_step"], teacher["samples_per_prompt"]) == ("base", 512, 16)
+    clips = (teacher["clip_low"], teacher["clip_high"], teacher.get("kl_coefficient", 0))
+    assert clips == {"grpo": (0.2, 0.2, 0.001), "dapo": (0.2, 0.28, 0), "ppo": (0.2, 0.2, 0)}[teacher["kind"]]
+    assert plan.roles("effopd") == ("base", "teacher")
 
 
 def test_a_commit_that_is_to_be_added_is_asked_for():
