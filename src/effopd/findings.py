@@ -15,6 +15,7 @@ from effopd.comparison import MEASURES
 from effopd.text import label_of, with_interval
 
 NAMES = dict(zip(MEASURES, ("steps", "generated tokens", "scored tokens", "FLOPs", "seconds"), strict=True))
+SHOWN = ("step", "generated_tokens", "flops", "seconds")  # in the overview: scored tokens hardly say more
 COST = "flops"  # the cost at which accuracies are compared: it counts all work and is the same on every machine
 FASTER, OPEN, SLOWER, PARTLY, NEVER = (
     "faster",
@@ -42,13 +43,13 @@ def overview(config: dict[str, Any], comparison: pd.DataFrame, reference: str) -
     """A row for each measure of cost: which runs reach the reference's last accuracy faster, and which do not."""
     rows = comparison[comparison["reference"] == reference]
     found: Rows = []
-    for measure, name in NAMES.items():
+    for measure in SHOWN:
         named: dict[str, list[str]] = {kind: [] for kind in (FASTER, OPEN, SLOWER, PARTLY, NEVER)}
         for _, row in rows.iterrows():
             kind = verdict(row, measure)
             ratio = "" if kind == NEVER else f" ({ratio_cell(row, measure, interval=False)})"
             named[kind].append(label_of(config, row["run"]) + ratio)
-        found.append({"cost in": name} | {kind: "; ".join(runs) for kind, runs in named.items()})
+        found.append({"cost in": NAMES[measure]} | {kind: "; ".join(runs) for kind, runs in named.items()})
     used = [kind for kind in found[0] if any(row[kind] for row in found)]
     return [{kind: row[kind] for kind in used} for row in found]
 
@@ -120,7 +121,7 @@ def cost_rows(config: dict[str, Any], comparison: pd.DataFrame, reference: str, 
         {
             "run": label_of(config, row["run"]),
             "seeds there": f"{row['reached']} of {row['seeds']}",
-            **{f"ratio in {name}": ratio_cell(row, measure) for measure, name in NAMES.items()},
+            **{f"ratio in {name}": _table_ratio(row, measure) for measure, name in NAMES.items()},
             f"points at equal {NAMES[COST]}": _points(row, f"difference_at_equal_{COST}"),
             "likely ahead there": _percent(row[f"ahead_at_equal_{COST}"]),
             "points at the last step": _points(row, "difference_at_equal_step"),
@@ -139,6 +140,15 @@ def ratio_cell(row: pd.Series, measure: str, interval: bool = True) -> str:
         spread = f", {_short(low)} to {_short(high)}" if low < high else ", the same throughout" if low == high else ""
         return _short(mean) + (spread if interval else "")
     return f"at most {_short(mean)}" + (f", interval up to {_short(high)}" if interval and not math.isnan(high) else "")
+
+
+def _table_ratio(row: pd.Series, measure: str) -> str:
+    """The same in short."""
+    mean, low, high = (row[f"{measure}_ratio{bound}"] for bound in ("", "_low", "_high"))
+    if math.isnan(mean):
+        return ""
+    below = "" if row["reached"] == row["seeds"] else "≤ "
+    return below + _short(mean) + ("" if math.isnan(low) else f" ({_short(low)} to {_short(high)})")
 
 
 def chance_note(comparison: pd.DataFrame, confidence: float) -> str:

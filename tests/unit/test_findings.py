@@ -118,7 +118,7 @@ def test_the_overview_puts_each_run_where_its_interval_does(cells, expected):
     table = pd.DataFrame([row(**cells)])
     assert verdict(table.iloc[0], "flops") == expected
     rows = overview(CONFIG, table, "plain")
-    assert [one["cost in"] for one in rows] == ["steps", "generated tokens", "scored tokens", "FLOPs", "seconds"]
+    assert [one["cost in"] for one in rows] == ["steps", "generated tokens", "FLOPs", "seconds"]
     assert all(set(one) == {"cost in", expected} and one[expected].startswith("Jump") for one in rows)
 
 
@@ -128,7 +128,9 @@ def test_tables_are_by_group_and_reference():
     assert [one["run"] for one in cost_rows(CONFIG, table, "plain", "rates")] == ["tuned"]
     (cells,) = cost_rows(CONFIG, table, "plain", "main")
     assert cells["seeds there"] == "3 of 3"
-    assert cells["ratio in FLOPs"] == "8.0, 7.0 to 9.0"
+    assert cells["ratio in FLOPs"] == "8.0 (7.0 to 9.0)"
+    (bounded,) = cost_rows(CONFIG, pd.DataFrame([row(ratio=(3, 0, 7), reached=2)]), "plain", "main")
+    assert (bounded["seeds there"], bounded["ratio in steps"]) == ("2 of 3", "≤ 3.0 (0 to 7.0)")
     assert cells["points at equal FLOPs"] == "+5.0 (+2.0 to +8.0)"
     assert cells["likely ahead there"] == "99%"
     assert ratio_cell(pd.Series(row(ratio=(250.4, 120, 500))), "step") == "250, 120 to 500"
