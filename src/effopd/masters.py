@@ -1,23 +1,55 @@
-"""The float32 master weights and AdamW's moments of a DeepSpeed engine, by parameter, however ZeRO parts them.
+"""The float32 master weights and AdamW's moments of a model in training, by parameter, however DeepSpeed parts them.
 
-With ZeRO 0 the model's parameters are the masters. From ZeRO 1 on each rank holds a flat part of them, from which the
-model's own parameters, in the precision of computation, are rounded after each step; ZeRO 3 partitions those too. All
-methods are for all ranks together.
+Without DeepSpeed and with ZeRO 0 the model's parameters are the masters. From ZeRO 1 on each rank holds a flat part of
+them, from which the model's own parameters, in the precision of computation, are rounded after each step; ZeRO 3
+partitions those too. All functions are for all ranks together.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from effopd.models import Weights, check_weights, load_weights_into
+from effopd.models import Weights, check_weights
 from effopd.runtime.errors import ArtifactError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def has_own_master(parameter: torch.nn.Parameter) -> bool:
+    """Whether DeepSpeed keeps a float32 copy of a parameter (ZeRO 1 to 3, or its bf16 optimizer)."""
+    return _in_zero3(parameter) or hasattr(parameter, "_hp_mapping")
+
+
+def shape_of(parameter: Any) -> torch.Size:
+    """The shape of a parameter, of which ZeRO 3 may hold nothing at the moment."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def read_masters(parameters: Iterable[tuple[str, torch.nn.Parameter]], keep: bool) -> Weights:
+    """Copies of the master weights on the CPU, float32, by name, where `keep`; an empty dictionary elsewhere."""
+
+    def read(parameter: torch.nn.Parameter) -> torch.Tensor:
+        if not has_own_master(parameter):
+            return parameter.detach()
+        master: torch.Tensor = _utils().safe_get_full_fp32_param(parameter)
+        return master
+
+    return _copies(((name, read(parameter)) for name, parameter in parameters), keep)
+
+
+@torch.no_grad()
+def write_master(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
+    """Set a parameter's master, and the parameter itself with it. Every rank is given the whole value."""
+    if has_own_master(parameter):
+        value = value.to(parameter.device, torch.float32)
+        _utils().safe_set_full_fp32_param(parameter, value)
+    with _whole(parameter):
+        parameter.data.copy_(value)
 
 
 class Masters:
@@ -29,33 +61,23 @@ class Masters:
 
     def weights(self, keep: bool) -> Weights:
         """A copy of the master weights on the CPU, where `keep`; an empty dictionary elsewhere."""
-        if self.stage == 0:
-            found = ((name, parameter.detach()) for name, parameter in self.parameters.items())
-        else:
-            found = ((name, self._utils.safe_get_full_fp32_param(p)) for name, p in self.parameters.items())
-        return _copies(found, keep)
+        return read_masters(self.parameters.items(), keep)
 
     def moments(self, keep: bool) -> Weights:
         """A copy of AdamW's moments on the CPU, named `exp_avg.<parameter>` and so on, where `keep`."""
         if self.stage == 0:
             found = ((m, name, self.adam.state[p][m]) for name, p in self.parameters.items() for m in MOMENTS)
         else:
-            read = self._utils.safe_get_full_optimizer_state
+            read = _utils().safe_get_full_optimizer_state
             found = ((m, name, read(p, m)) for name, p in self.parameters.items() for m in MOMENTS)
         return _copies(((f"{moment}.{name}", tensor.detach()) for moment, name, tensor in found), keep)
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Replace the masters, and the model's own parameters with them. Raises ArtifactError where they do not fit."""
-        if self.stage == 0:
-            load_weights_into(self.engine.module, weights)
-            return
-        check_weights({name: tuple(_shape(p)) for name, p in self.parameters.items()}, weights)
+        check_weights({name: tuple(shape_of(p)) for name, p in self.parameters.items()}, weights)
         for name, parameter in self.parameters.items():
-            value = weights[name].to(self.engine.device, torch.float32)
-            self._utils.safe_set_full_fp32_param(parameter, value)
-            with self._whole(parameter):
-                parameter.data.copy_(value)
+            write_master(parameter, weights[name])
 
     @torch.no_grad()
     def load_moments(self, step: int, moments: Mapping[str, torch.Tensor]) -> None:
@@ -71,7 +93,7 @@ class Masters:
                     self.adam.state[parameter][moment].copy_(value)
                 else:
                     value = value.to(self.engine.device)
-                    self._utils.safe_set_full_optimizer_state(parameter, value, moment)
+                    _utils().safe_set_full_optimizer_state(parameter, value, moment)
 
     @torch.no_grad()
     def scale_gradients(self, factor: float, step: int) -> None:
@@ -87,22 +109,8 @@ class Masters:
         """Give another, whole model of the same architecture on every rank the weights of the one in training."""
         for name, parameter in model.named_parameters():
             own = self.parameters[name]
-            with self._whole(own, changed=False):
+            with _whole(own, changed=False):
                 parameter.copy_(own.data)
-
-    @property
-    def _utils(self) -> Any:
-        return importlib.import_module("deepspeed.utils")
-
-    def _whole(self, parameter: torch.nn.Parameter, changed: bool = True) -> AbstractContextManager[Any]:
-        """A block in which a parameter of the model is in one piece, and after which the changes to it stay."""
-        if self.stage < 3:
-            return nullcontext()
-        zero = importlib.import_module("deepspeed").zero
-        gathered: AbstractContextManager[Any] = zero.GatheredParameters(
-            [parameter], modifier_rank=0 if changed else None
-        )
-        return gathered
 
     def _optimized(self) -> list[torch.Tensor]:
         """The tensors that AdamW itself works on: this rank's flat parts of the masters."""
@@ -115,10 +123,21 @@ class Masters:
         raise ArtifactError(f"DeepSpeed's {type(optimizer).__name__} keeps its masters where effopd does not know.")
 
 
-def _shape(parameter: Any) -> torch.Size:
-    """The shape of a parameter, of which ZeRO 3 may hold nothing at the moment."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
+def _utils() -> Any:
+    return importlib.import_module("deepspeed.utils")
+
+
+def _in_zero3(parameter: torch.nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_id")
+
+
+def _whole(parameter: torch.nn.Parameter, changed: bool = True) -> AbstractContextManager[Any]:
+    """A block in which a parameter of the model is in one piece, and after which the changes to it stay."""
+    if not _in_zero3(parameter):
+        return nullcontext()
+    zero = importlib.import_module("deepspeed").zero
+    gathered: AbstractContextManager[Any] = zero.GatheredParameters([parameter], modifier_rank=0 if changed else None)
+    return gathered
 
 
 def _copies(tensors: Iterator[tuple[str, torch.Tensor]], keep: bool) -> Weights:

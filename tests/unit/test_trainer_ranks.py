@@ -10,11 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from test_trainer import SETTINGS, data, loss_of
-from tiny_models import make_model
-from trainer_ranks import WAYS
+from trainer_ranks import WAYS, make_trainer
 
 from effopd.models import load_tensors, weights_of
-from effopd.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +38,7 @@ def results(folder, way, rank=0):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_two_ranks_train_the_same_model_as_one(trained, way):
-    alone = Trainer(make_model(0), SETTINGS)
+    alone = make_trainer(way, 0, SETTINGS)
     losses = [alone.step([data(step)], loss_of, 1e-3)["loss"] for step in range(4)]
     found = results(trained[0], way)
     exact = not way.startswith("bf16")

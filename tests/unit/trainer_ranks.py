@@ -8,18 +8,26 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from test_lora import LORA
 from test_trainer import SETTINGS, data, loss_of
 from tiny_models import make_model
 
+from effopd.lora import LoraTrainer
 from effopd.models import save_tensors
-from effopd.trainer import Trainer
+from effopd.trainer import Trainer, TrainerSettings
 
 WAYS = {  # the settings of steps 0 and 1, and of steps 2 and 3, which another trainer does from what was saved
     "zero0": ({}, {}),
+    "lora": ({}, {}),
     "zero2then3": ({"zero_stage": 2}, {"zero_stage": 3}),
     "zero3": ({"zero_stage": 3, "gradient_checkpointing": True}, {"zero_stage": 3, "offload_optimizer": True}),
     "bf16zero1then3": ({"zero_stage": 1, "precision": "bfloat16"}, {"zero_stage": 3, "precision": "bfloat16"}),
 }
+
+
+def make_trainer(way: str, seed: int, settings: TrainerSettings) -> Trainer:
+    model = make_model(seed)
+    return LoraTrainer(model, settings, LORA, seed) if way == "lora" else Trainer(model, settings)
 
 
 def share(trainer: Trainer, step: int) -> list[torch.Tensor]:
@@ -29,10 +37,10 @@ def share(trainer: Trainer, step: int) -> list[torch.Tensor]:
 
 def train(folder: Path, way: str) -> None:
     first, then = (replace(SETTINGS, **changes) for changes in WAYS[way])
-    trainer = Trainer(make_model(0), first)
+    trainer = make_trainer(way, 0, first)
     losses = [trainer.step(share(trainer, step), loss_of, 1e-3)["loss"] for step in (0, 1)]
     weights, moments = trainer.broadcast(trainer.weights()), trainer.broadcast(trainer.optimizer_state())
-    trainer = Trainer(make_model(1), then)
+    trainer = make_trainer(way, 1, then)
     trainer.load_weights(weights)
     trainer.load_optimizer_state(moments)
     losses += [trainer.step(share(trainer, step), loss_of, 1e-3)["loss"] for step in (2, 3)]
