@@ -29,7 +29,7 @@ def make_state(folder, step=4, spec=None):
         spec=spec or {"seed": 0},
         parents={"data": "d"},
         files=files,
-        result={"step": step},
+        result={"step": step, "optimizer_steps": step},
         started=time.time(),
     )
 
@@ -52,7 +52,7 @@ def test_factors_of_lora_go_with_the_moments(tmp_path):
     optimizer = OptimizerState(4, moments, factors)
     files = save_state(tmp_path, WEIGHTS, optimizer)
     write_manifest(
-        tmp_path / "state.json", kind="state", spec={}, parents={}, files=files, result={"step": 4}, started=time.time()
+        tmp_path / "state.json", kind="state", spec={}, parents={}, files=files, result={"step": 4, "optimizer_steps": 4}, started=time.time()
     )
     ResumePoint(tmp_path / "resume", "f").save(WEIGHTS, optimizer, [])
     for found in (Point.open(tmp_path / "state.json").optimizer(), ResumePoint(tmp_path / "resume", "f").load()[1]):
