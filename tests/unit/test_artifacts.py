@@ -52,7 +52,13 @@ def test_factors_of_lora_go_with_the_moments(tmp_path):
     optimizer = OptimizerState(4, moments, factors)
     files = save_state(tmp_path, WEIGHTS, optimizer)
     write_manifest(
-        tmp_path / "state.json", kind="state", spec={}, parents={}, files=files, result={"step": 4, "optimizer_steps": 4}, started=time.time()
+        tmp_path / "state.json",
+        kind="state",
+        spec={},
+        parents={},
+        files=files,
+        result={"step": 4, "optimizer_steps": 4},
+        started=time.time(),
     )
     ResumePoint(tmp_path / "resume", "f").save(WEIGHTS, optimizer, [])
     for found in (Point.open(tmp_path / "state.json").optimizer(), ResumePoint(tmp_path / "resume", "f").load()[1]):
