@@ -212,6 +212,8 @@ MODULES = {
     "engines/endpoint_teacher.py": {},
     "extrapolation/search.py": BOTH_RUNS_AFTER_A_GATE,
     "extrapolation/gate.py": BOTH_RUNS_AFTER_A_GATE,
+    "extrapolation/predictors.py": {},  # nothing is predicted in this experiment (test_predictions.py)
+    "stages/predict_weights.py": {},
     "integrations/transformers.py": {},
     "tasks/arithmetic.py": EVERYTHING,
     "tasks/mathematics.py": {},  # no task of this experiment

@@ -1,6 +1,7 @@
 """Predictions in the workflow: compared like runs, cached like runs, and looked after like runs."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from workflow_runs import Workflow
+from workflow_runs import ROOT, Workflow
 
 pytestmark = pytest.mark.slow
 
@@ -92,14 +93,10 @@ CHANGES = {
     "nothing": ({}, {}),
     "a label": ({"predictions": {"alpha": {"label": "Alpha"}}}, {"write_config": 1, "plot_figure": 5, **REPORT}),
     "a coefficient": ({"predictions": {"relex": {"coefficients": [1, 4]}}}, {"write_config": 1, **RELEX}),
-    "a gate": ({"predictions": {"alpha": {"gate": {"examples": 7}}}}, {"write_config": 1, **RELEX}),
-    "the method": ({"predictions": {"relex": {"method": "relex_log"}}}, {"write_config": 1, **RELEX}),
     "one more": (
         {"predictions": {"expo": {"run": "opd", "method": "expo", "gate": {"examples": 8}}}},
         {"write_config": 1, **TABLES, "predict_weights": 6, "evaluate_prediction": 6},
     ),
-    "one less": ({"predictions": {"alpha": None}}, {"write_config": 1, **TABLES}),
-    "a seed less": ({"seeds": [0]}, {"write_config": 1, **TABLES}),
     "more steps": (
         {"training": {"steps": 8}},
         {
@@ -117,7 +114,7 @@ CHANGES = {
 }  # fmt: skip
 
 
-def on_weights(planned):
+def without_weights(planned):
     """Without the jobs on weights, which predictions do not touch (test_invalidation.py has them)."""
     others = {"analyze_weights", "evaluate_interventions", "make_dynamics_tables", "plot_weight_figure", "write_explorer",
               "compare_with_paper"}  # fmt: skip
@@ -129,12 +126,27 @@ def test_a_changed_key_reruns_exactly_the_predictions_that_depend_on_it(predicte
     overlay, expected = CHANGES[change]
     path = tmp_path / "overlay.yaml"
     path.write_text(json.dumps(overlay))
-    assert on_weights(predicted.planned("--configfile", str(path))) == expected
+    assert without_weights(predicted.planned("--configfile", str(path))) == expected
+
+
+MODULES = {
+    "extrapolation/predictors.py": BOTH,
+    "stages/predict_weights.py": BOTH,
+    "integrations/gates.py": {},
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_changed_module_predicts_again_and_trains_nothing(predicted, tmp_path, module):
+    sources = shutil.copytree(ROOT / "src", tmp_path / "src")
+    with (sources / "effopd" / module).open("a") as file:
+        file.write("\nCHANGED = True\n")
+    edited = Workflow(predicted.folder, predicted.config, environment={"PYTHONPATH": str(sources)})
+    assert edited.planned() == MODULES[module]
 
 
 FILES = {
     "runs/effopd/seed0/state/2/state.json": (2, 2),  # behind the predictions at steps 2 and 4
-    "predictions/relex/seed0/4/prediction.json": (0, 1),
     "validation/opd/seed1/4.json": (1, 1),
 }
 
