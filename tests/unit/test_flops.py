@@ -21,7 +21,7 @@ def flops_of(stage, **tokens):
         ("score rollouts", {"scored": 7}, 2 * TEACHER * 7),
         ("update policy", {"trained": 7}, 6 * STUDENT * 7),
         ("gate: generate", {"generated": 7}, 2 * STUDENT * 7),
-        ("gate: score", {"scored": 7}, 2 * (STUDENT + TEACHER) * 7),
+        ("gate: score", {"scored": 7, "judged": 9}, 2 * STUDENT * 9 + 2 * TEACHER * 7),
     ],
 )
 def test_each_stage_counts_the_models_that_it_runs(stage, tokens, expected):
@@ -29,7 +29,7 @@ def test_each_stage_counts_the_models_that_it_runs(stage, tokens, expected):
 
 
 def test_a_ledger_is_the_sum_of_its_rows():
-    rows = [cost_row("generate rollouts", 1, 1.0, generated=3), cost_row("gate: score", 1, 1.0, scored=5)]
+    rows = [cost_row("generate rollouts", 1, 1.0, generated=3), cost_row("gate: score", 1, 1.0, scored=5, judged=5)]
     assert ledger_flops(pd.DataFrame(rows), STUDENT, TEACHER).tolist() == [60, 2 * 1010 * 5]
 
 
