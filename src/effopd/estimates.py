@@ -90,17 +90,25 @@ def estimate_run(plan: Plan, run: str, student: Architecture, teacher: Architect
 
     rollouts = training["prompts_per_step"] * training["samples_per_prompt"]
     steps, states, triggers = training["steps"], len(plan.boundaries(run)), len(plan.triggers(run))
-    gated, evaluated = gate["examples"] * gate["samples"], _test_problems(plan) * plan.config["evaluation"]["samples"]
+    evaluated = _test_problems(plan) * plan.config["evaluation"]["samples"]
 
     def both(sequences: float) -> float:
         return score(student, sequences) + score(teacher, sequences)
 
-    judge = {"accuracy": generate(gated), "reverse_kl": generate(gated) + both(gated)}.get(gate["metric"], 0.0)
+    trials = 1 + len(settings["extrapolation"]["coefficients"])  # about as many as a line search takes
+    if gate["source"] == "rollouts":  # the teacher is asked once
+        gated = min(gate["examples"], rollouts)
+        judging = trials * score(student, gated, horizon) + score(teacher, gated, horizon)
+        search = {"reverse_kl": judging}.get(gate["metric"], 0.0)
+    else:
+        gated = gate["examples"] * gate["samples"]
+        judged = {"accuracy": generate(gated), "reverse_kl": generate(gated) + both(gated)}.get(gate["metric"], 0.0)
+        search = trials * judged
     seconds = {
         "rollouts": steps * generate(rollouts, horizon),
         "scores": steps * score(teacher, rollouts, horizon),
         "updates": steps * UPDATE_PASSES * score(student, rollouts, horizon),
-        "gates": triggers * (1 + len(settings["extrapolation"]["coefficients"])) * judge,
+        "gates": (steps if plan.every_step(run) else triggers) * search,
         "evaluation": states * (generate(evaluated) + both(evaluated)),
     }
     parameters = student.parameters
@@ -109,12 +117,16 @@ def estimate_run(plan: Plan, run: str, student: Architecture, teacher: Architect
         + triggers * FLOAT32 * parameters
         + steps * rollouts * share * horizon * BYTES_A_TOKEN
     )
-    memory = _memory(plan, training, student, teacher)
+    memory = _memory(plan, run, student, teacher)
     return RunEstimate(run, training["ranks"], seconds, disk, memory)
 
 
-def _memory(plan: Plan, training: Mapping[str, Any], student: Architecture, teacher: Architecture) -> float:
-    """Bytes on each GPU at an update of the longest sequences; logits, a chunk at a time, are left out."""
+def _memory(plan: Plan, run: str, student: Architecture, teacher: Architecture) -> float:
+    """Bytes on each GPU at an update of the longest sequences; logits, a chunk at a time, are left out.
+
+    Where every step is extrapolated, a second student tries candidates, and the teacher is there in any case.
+    """
+    training = plan.runs[run]["training"]
     prompt = plan.config["task"].get("prompt", {}).get("max_tokens", plan.config["estimate"]["prompt_tokens"])
     positions = training.get("micro_batch", training["batch_size"]) * (prompt + training["max_new_tokens"])
     precision, checkpointing = training["precision"], training["gradient_checkpointing"]
@@ -126,8 +138,10 @@ def _memory(plan: Plan, training: Mapping[str, Any], student: Architecture, teac
         )
     activations = activation_bytes(positions, student.hidden_size, student.layers, precision, checkpointing)
     low = plan.config["models"][training["teacher"]].get("dtype") == "bfloat16"
-    beside = 0 if plan.staged else (BFLOAT16 if low else FLOAT32) * teacher.parameters
-    return held + activations + beside
+    every_step = plan.every_step(run)
+    judging = (BFLOAT16 if precision == "bfloat16" else FLOAT32) * student.parameters if every_step else 0
+    beside = 0 if plan.staged and not every_step else (BFLOAT16 if low else FLOAT32) * teacher.parameters
+    return held + activations + judging + beside
 
 
 def _factors(training: Mapping[str, Any], student: Architecture) -> float | None:

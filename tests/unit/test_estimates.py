@@ -9,7 +9,7 @@ from tiny_models import FAMILIES, make_family
 
 from effopd.architecture import Architecture, of_config
 from effopd.config import complete
-from effopd.estimates import Hardware, dry_run_estimate, estimate
+from effopd.estimates import Hardware, dry_run_estimate, estimate, estimate_run
 from effopd.plan import Plan
 from effopd.runtime.errors import ConfigError
 
@@ -147,8 +147,25 @@ def test_decoding_reads_weights_and_cache():
 def test_the_embedded_experiment_takes_disk_and_no_gpu_hours():
     """As counted from its states: the README has what a run of it left."""
     found = estimate(Plan.of_files([ROOT / "config/config.yaml"]))
-    assert found.disk == pytest.approx(388e6, rel=0.1)
+    assert found.disk == pytest.approx(442e6, rel=0.1)
     assert found.line() == f"{found.disk / 1e6:.0f} MB of disk"
+
+
+def test_gates_on_own_rollouts_generate_nothing_and_every_step_holds_a_second_student():
+    own = {"metric": "reverse_kl", "source": "rollouts"}
+    runs = {
+        "opd": {"extrapolation": {"triggers": "none"}},
+        "fresh": {"extrapolation": {"gate": {"metric": "reverse_kl"}}},
+        "own": {"extrapolation": {"gate": own}},
+        "every": {"extrapolation": {"triggers": "every_step", "gate": own}},
+    }
+    models = {"base": {"kind": "pretrain"}, "teacher": {"kind": "grpo", "init": "base"}}
+    plan = Plan({"models": models, "runs": runs})
+    shape = Architecture(64, 192, 4, 4, 2, 16, 100, True)
+    found = {run: estimate_run(plan, run, shape, shape) for run in runs}
+    assert 0 == found["opd"].seconds["gates"] < found["own"].seconds["gates"] < found["fresh"].seconds["gates"]
+    assert found["every"].seconds["gates"] == pytest.approx(found["own"].seconds["gates"] * 64 / 7)
+    assert found["every"].memory > found["own"].memory == found["opd"].memory
 
 
 def test_more_of_everything_takes_more(tmp_path):
