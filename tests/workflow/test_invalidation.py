@@ -139,7 +139,7 @@ CHANGES = {
     "evaluation.engine": ("evaluation: {engine: vllm}", {"evaluate_model": 2, **dynamics(0, 4), **EVERY_STATE}),
     "evaluation.confidence": ("evaluation: {confidence: 0.9}", {**dynamics(0, 0), **TABLES}),
     "evaluation.reference": ("evaluation: {reference: line}", TABLES),
-    "a group": ("runs: {line: {group: searches}}", {**LOOKS, **TABLES, "plot_figure": 6}),
+    "a group": ("runs: {effopd: {group: searches}}", {**LOOKS, **TABLES, "plot_figure": 6}),
     "evaluation.baseline": ("evaluation: {baseline: effopd}", {**LOOKS, **TABLES}),
     "a label": ("runs: {effopd: {label: Jump}}", {**LOOKS, **FIGURES}),
     "one figure's width": ("figures: {accuracy_vs_steps: {width: 7.0}}", {**CONFIG, "plot_figure": 1}),

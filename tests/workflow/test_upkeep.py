@@ -231,7 +231,7 @@ COUNTS = {"states": "train_segment", "triggers": "select_candidate", "evaluation
 
 def test_status_of_a_finished_experiment(undisturbed):
     found = status(undisturbed.path("."))
-    assert found["workflow"] == {"running": False, "pid": None, "since": None, "jobs_done": 103, "jobs": 103}
+    assert found["workflow"] == {"running": False, "pid": None, "since": None, "jobs_done": 104, "jobs": 104}
     assert found["models"] == [
         {"model": "base", "kind": "pretrain", "trained": "yes", "evaluated": "yes"},
         {"model": "teacher", "kind": "grpo", "trained": "yes", "evaluated": "yes"},
@@ -346,7 +346,7 @@ def test_status_of_a_killed_workflow_shows_nothing_as_running(tmp_path):
     process.communicate()
     found = status(tmp_path / "results")
     assert found["workflow"]["running"] is False
-    assert 0 < found["workflow"]["jobs_done"] < found["workflow"]["jobs"] == 103
+    assert 0 < found["workflow"]["jobs_done"] < found["workflow"]["jobs"] == 104
     assert (found["running"], found["failed"]) == ([], [])
 
 
