@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_staged import EVERY_STEP
 from workflow_runs import BEFORE_STUDENTS, Workflow
 
 pytestmark = pytest.mark.slow
@@ -18,7 +20,10 @@ def run(undisturbed: Workflow, folder: Path, mode: str, shards: int) -> Workflow
     workflow.config |= {"seeds": [0], "execution": {"mode": mode, "shards": shards}}
     always = {"coefficients": [2], "gate": {"metric": "always"}}
     training = {"lora": {"rank": RANK, "alpha": ALPHA}, "lr": 1.0e-3}
-    workflow.config["runs"] = {"lora": {"training": training, "extrapolation": always}}
+    workflow.config["runs"] = {
+        "lora": {"training": training, "extrapolation": always},
+        "every": {"training": {**training, "steps": 2}, **EVERY_STEP},
+    }
     workflow.config["training"]["batch_size"] = 3
     workflow.config["evaluation"]["baseline"] = "lora"
     workflow.run("--until", "collect_run")
@@ -44,6 +49,9 @@ def test_lora_jumps_and_its_staged_artifacts_are_bitwise_the_colocated_ones(undi
     differing = [name for name in compared if ours[name] != theirs[name] and "/candidates.json" not in name]
     assert not differing
     assert len(compared) > 30
+
+    steps = pd.read_parquet(colocated.path("runs/every/seed0/metrics.parquet"))
+    assert (steps["coefficient"] != 0).any(), "no jump within a segment"
 
     folder, base = colocated.path("runs/lora/seed0"), load_file(colocated.path("models/base/model.safetensors"))
     before, product_before = base, dict.fromkeys(base, 0.0)
