@@ -448,7 +448,7 @@ def extrapolate(dtype: str | None, **arguments: Any) -> None:
 @main.command("describe-config")
 def describe_config() -> None:
     """Print the configuration's parameters as a Markdown table."""
-    from effopd.config import parameter_table
+    from effopd.config_table import parameter_table
 
     click.echo(parameter_table(), nl=False)
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from effopd.config import complete, main_group, merged, run_settings
+from effopd.config import complete
+from effopd.config_schema import main_group, merged, run_settings
 from effopd.engines import engine_module, teacher_module
 from effopd.extrapolation.predictors import METHODS
 from effopd.extrapolation.schedule import EVERY_STEP, powers_of_two, trigger_steps
@@ -320,6 +321,8 @@ class Plan:
         parts = {"engine": _engine(training), "teacher": code_digest(teacher_module(training["scored_by"]))}
         if "lora" in training:
             parts["lora"] = code_digest("effopd.lora")
+        if self.every_step(run):
+            parts["extrapolation"] = code_digest("effopd.step_extrapolation")
         return {
             "training": training,
             "extrapolation": self._extrapolation_within(run, start),

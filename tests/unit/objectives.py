@@ -8,7 +8,7 @@ from test_engine import PROMPTS, SEEDS, engine_of
 from tiny_models import make_model
 from transformers import PreTrainedModel
 
-from effopd.config import merged, schema
+from effopd.config_schema import merged, schema
 from effopd.engines.base import Sampling
 from effopd.logits import Head
 from effopd.rollouts import Rollouts

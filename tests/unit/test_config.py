@@ -9,7 +9,9 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from effopd.config import _fill, complete, merged, parameter_table, run_settings, schema
+from effopd.config import complete
+from effopd.config_schema import fill, merged, run_settings, schema
+from effopd.config_table import parameter_table
 from effopd.plan import Plan
 from effopd.runtime.errors import ConfigError
 from effopd.runtime.fingerprints import _closure, code_digest
@@ -170,7 +172,7 @@ def test_bad_tasks_get_one_line_with_key_value_and_remedy(task, message):
 
 def filled_task(**task):
     """The task section with its defaults, whatever the models."""
-    return _fill(with_task(**task), schema())["task"]
+    return fill(with_task(**task), schema())["task"]
 
 
 def test_every_example_of_the_documentation_is_a_task():

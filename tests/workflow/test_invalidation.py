@@ -212,6 +212,7 @@ MODULES = {
     "engines/endpoint_teacher.py": {},
     "extrapolation/search.py": BOTH_RUNS_AFTER_A_GATE,
     "extrapolation/gate.py": BOTH_RUNS_AFTER_A_GATE,
+    "step_extrapolation.py": {},  # no run of this experiment extrapolates after every step
     "extrapolation/predictors.py": {},  # nothing is predicted in this experiment (test_predictions.py)
     "stages/predict_weights.py": {},
     "integrations/transformers.py": {},
@@ -220,6 +221,7 @@ MODULES = {
     "sandbox/supervisor.py": {},
     "runtime/artifacts.py": {},
     "config.py": {},
+    "config_checks.py": {},
     "plan.py": {},
     "cli.py": {},
     "../snakemake_logger_plugin_effopd/__init__.py": {},

@@ -22,7 +22,7 @@ def runtime_options() -> dict[str, Any]:
     if text := os.environ.get(VARIABLE):
         announced: dict[str, Any] = json.loads(text)
         return announced
-    from effopd.config import section_defaults
+    from effopd.config_schema import section_defaults
 
     return section_defaults("runtime")
 

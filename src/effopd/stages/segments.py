@@ -10,9 +10,8 @@ state are made from is the state at which their segment starts, and the step.
 
 from __future__ import annotations
 
-import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,27 +20,24 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd import distillation
-from effopd.engines import teacher_module
-from effopd.engines.base import RolloutEngine, build_engine, longest_context
+from effopd.learner import Jump, Learner, renew, teacher_head_of, teacher_of
 from effopd.logits import Head
-from effopd.models import dtype_of, load_frozen, load_model, load_tokenizer, model_with, special_ids
+from effopd.models import load_tokenizer
 from effopd.prompts import load_tokens
 from effopd.rollouts import Rollouts
 from effopd.runtime.artifacts import Manifest, atomic_path, fingerprint_of, read_manifest, release, write_manifest
 from effopd.runtime.cost import cost_row
 from effopd.runtime.errors import ArtifactError
 from effopd.runtime.locks import exclusive
-from effopd.runtime.options import endpoint_of
 from effopd.runtime.progress import Progress, say
-from effopd.scoring import LocalTeacher, Scores, Teacher, WithReference
+from effopd.scoring import Scores
 from effopd.shares import WHOLE, Share
 from effopd.states import METRICS, OPTIMIZER, WEIGHTS, Point, ResumePoint, save_state
-from effopd.step_artifacts import ROLLOUTS, SCORES, Kind, Made, Rows
-from effopd.step_extrapolation import StepExtrapolation
-from effopd.trainer import Trainer, TrainerSettings
+from effopd.step_artifacts import ROLLOUTS, SCORES, Rows
+from effopd.step_sharing import make_or_reuse, put_together
+from effopd.trainer import Trainer
 
 RESUME_EVERY_SECONDS = 30.0
 
@@ -87,100 +83,6 @@ def _place(spec: dict[str, Any]) -> tuple[dict[str, Any], Share]:
     return place, Share(*spec["shard"]) if "shard" in spec else WHOLE
 
 
-class _Student:
-    """The student with a point's weights, and what goes with it to generate and train."""
-
-    def __init__(self, spec: dict[str, Any], student: Manifest, point: Point, device: torch.device) -> None:
-        self.training, self.extrapolation = spec["training"], spec["extrapolation"]
-        self.point, self.device, self.folder = point, device, student.path.parent
-        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(self.folder)
-        _, self.pad_id = special_ids(self.tokenizer)
-
-    def acting(self) -> PreTrainedModel:
-        """A model to generate with, in the precision of training."""
-        return model_with(self.folder, self.point.weights(), self.device, dtype_of(self.training["precision"]))
-
-    def engine(self, prompts: Sequence[Sequence[int]], acting: PreTrainedModel) -> RolloutEngine:
-        """An engine for completions of these prompts, which the caller closes."""
-        context = longest_context(prompts, self.training["max_new_tokens"])
-        batch_size = self.training["batch_size"]
-        return build_engine(self.training, acting, self.tokenizer, batch_size=batch_size, context=context)
-
-    def trainer(self, seed: int) -> Trainer:
-        """What trains it from the point on; `seed` draws the factors of LoRA."""
-        settings = TrainerSettings.of(self.training)
-        # What DeepSpeed will round or share out need not be on the GPU as a whole in float32.
-        start = torch.device("cpu") if settings.reshapes else self.device
-        model = model_with(self.folder, self.point.weights(), start)
-        trainer: Trainer
-        if "lora" in self.training:
-            kind = importlib.import_module("effopd.lora").LoraTrainer  # named only where it runs: no code of other runs
-            trainer = kind(model, settings, self.training["lora"], seed, self.device)
-        else:
-            trainer = Trainer(model, settings, self.device)
-        if optimizer := self.point.optimizer():
-            trainer.load_optimizer_state(optimizer)
-        if self.point.jumped:
-            trainer.forget_after_jump(self.extrapolation["moments"], self.point.jumped)
-        return trainer
-
-    def step_extrapolation(self, trainer: Trainer, teacher: Path, seed: int) -> StepExtrapolation | None:
-        """What extrapolates along each update from the trainer's present weights on, where the run does so."""
-        if "gate" not in self.extrapolation:
-            return None
-        return StepExtrapolation(
-            self.extrapolation,
-            self.training,
-            trainer=trainer,
-            student=self.folder,
-            teacher=teacher,
-            pad_id=self.pad_id,
-            seed=seed,
-            previous=float(self.point.manifest.result.get("coefficient", 1.0)),
-            device=self.device,
-        )
-
-
-def _renew(acting: PreTrainedModel, trainer: Trainer) -> None:
-    """Give the model that acts the trained weights, where it is not the very model in training."""
-    if acting is not trainer.model:
-        trainer.copy_weights_into(acting)
-
-
-def _teacher(
-    training: dict[str, Any], student: Path, teacher: Path, tokenizer: PreTrainedTokenizerFast, device: torch.device
-) -> Teacher:
-    """Who scores as the objective needs it: the teacher's folder, or the server that has it; with the untrained
-    student's folder as reference (ExOPD).
-    """
-    objective, support = training["objective"], training["objective"]["support"]
-    _, pad_id = special_ids(tokenizer)
-    top_k = objective["top_k"] if support == "top_k" else 0
-    scorer: Teacher
-    if training["scored_by"] == "endpoint":
-        kind = importlib.import_module(teacher_module("endpoint")).EndpointTeacher
-        scorer = kind(endpoint_of(training["teacher"]), tokenizer, top_k=top_k, vocabulary=len(tokenizer))
-    else:
-        scorer = LocalTeacher(
-            load_frozen(teacher, device),
-            pad_id=pad_id,
-            batch_size=training["batch_size"],
-            top_k=top_k,
-            vocabulary=len(tokenizer),
-            hidden_states=support == "full",
-        )
-    if objective["lambda"] == 1:
-        return scorer
-    base = load_model(student, device, dtype_of(training["precision"]))
-    reference = LocalTeacher(base, pad_id=pad_id, batch_size=training["batch_size"])
-    return WithReference(scorer, reference)
-
-
-def _teacher_head(training: dict[str, Any], teacher: Path, device: torch.device) -> Head | None:
-    """What an update on the full vocabulary needs of the teacher."""
-    return Head.of_folder(teacher, device) if training["objective"]["support"] == "full" else None
-
-
 def _at(point: Point, state: Path, step: int) -> None:
     if point.step != step:
         raise ArtifactError(f"{state} is at step {point.step} where step {step} is needed.")
@@ -211,10 +113,10 @@ def train_segment(
     prompts_manifest, point = read_manifest(prompts, "prompts"), Point.open(state, ledger)
     _at(point, state, first)
     segment = _Segment.of(spec, student_manifest, teacher_manifest, prompts_manifest, point)
-    learner = _Student(spec, student_manifest, point, device)
+    learner = Learner(spec, student_manifest, point, device)
     tokens = load_tokens(prompts_manifest, "train")
-    scorer = _teacher(training, student.parent, teacher.parent, learner.tokenizer, device)
-    teacher_head = _teacher_head(training, teacher.parent, device)
+    scorer = teacher_of(training, student.parent, teacher.parent, learner.tokenizer, device)
+    teacher_head = teacher_head_of(training, teacher.parent, device)
     trainer = learner.trainer(seed)
     acting = learner.acting() if training["zero_stage"] == 3 else trainer.model  # ZeRO 3 has taken that one apart
     share = Share(trainer.rank, trainer.ranks)
@@ -230,16 +132,14 @@ def train_segment(
             weights, optimizer, history = saved
             trainer.load_weights(weights)
             trainer.load_optimizer_state(optimizer)
-            _renew(acting, trainer)
+            renew(acting, trainer)
             rows, costs = history["metrics"], history["costs"]
             say(f"going on after step {first + len(rows)}")
         progress = Progress(f"steps {first + 1}-{last}: step", last, done=first + len(rows))
-        extrapolation = learner.step_extrapolation(trainer, teacher.parent, seed)
-        if extrapolation is not None and rows:
-            extrapolation.previous = rows[-1]["coefficient"]
+        jump = learner.jump(trainer, teacher.parent, seed, rows)
         saved_at = time.monotonic()
         for step in range(first + len(rows) + 1, last + 1):
-            rollouts, made = _make_or_reuse(
+            rollouts, made = make_or_reuse(
                 ROLLOUTS,
                 run_folder / f"rollouts/step{step}.json",
                 segment.spec(step=step),
@@ -250,7 +150,7 @@ def train_segment(
             )
             costs += made
             mine = rollouts.select(share.rows(len(rollouts), training["batch_size"]))
-            scores, made = _make_or_reuse(
+            scores, made = make_or_reuse(
                 SCORES,
                 run_folder / f"scores/step{step}.json",
                 segment.spec(step=step),
@@ -260,8 +160,8 @@ def train_segment(
                 partial(_scoring_cost, step),
             )
             costs += made
-            _update(learner, trainer, extrapolation, rollouts, scores, step, teacher_head, rows, costs)
-            _renew(acting, trainer)
+            _update(learner, trainer, jump, rollouts, scores, step, teacher_head, rows, costs)
+            renew(acting, trainer)
             progress.update(step, reverse_kl=rows[-1]["reverse_kl"])
             if step < last and trainer.broadcast(time.monotonic() - saved_at > RESUME_EVERY_SECONDS):
                 weights, optimizer = trainer.weights(), trainer.optimizer_state()
@@ -290,7 +190,7 @@ def generate_rollouts(
     student_manifest, prompts_manifest = read_manifest(student, "model"), read_manifest(prompts, "prompts")
     _at(point, state, spec["step"] - 1)
     segment = _Segment.of(spec, student_manifest, read_manifest(teacher, "model"), prompts_manifest, point)
-    learner = _Student(spec, student_manifest, point, device)
+    learner = Learner(spec, student_manifest, point, device)
     place, share = _place(spec)
     tokens = load_tokens(prompts_manifest, "train")
     with closing(learner.engine(tokens, learner.acting())) as engine:
@@ -316,7 +216,7 @@ def score_rollouts(
     own = {"student": student_manifest.fingerprint, "teacher": teacher_manifest.fingerprint}
     if generated.spec != segment.spec(**place) or not own.items() <= generated.parents.items():
         raise ArtifactError(f"{rollouts} are not the rollouts to score. Delete it and run the workflow again.")
-    scorer = _teacher(training, student.parent, teacher.parent, load_tokenizer(student.parent), device)
+    scorer = teacher_of(training, student.parent, teacher.parent, load_tokenizer(student.parent), device)
     working = time.perf_counter()
     scores = scorer.score(ROLLOUTS.open(generated))
     cost = _scoring_cost(spec["step"], scores, time.perf_counter() - working)
@@ -350,12 +250,12 @@ def update_policy(
     segment = _Segment.of(
         spec, student_manifest, read_manifest(teacher, "model"), read_manifest(prompts, "prompts"), point
     )
-    learner = _Student(spec, student_manifest, point, device)
+    learner = Learner(spec, student_manifest, point, device)
     trainer = learner.trainer(spec["seed"])
     with exclusive(out.parent) if trainer.first else nullcontext():
         if trainer.first:
             _release_state_before(point)
-        together = partial(_together, trainer, segment.spec(step=step), len(rollouts))
+        together = partial(put_together, trainer, segment.spec(step=step), len(rollouts))
         made, generation = together(ROLLOUTS, run_folder / f"rollouts/step{step}.json", segment.parents, rollouts)
         scored, scoring = together(
             SCORES, run_folder / f"scores/step{step}.json", segment.scored(segment.rollouts(step=step)), scores
@@ -366,66 +266,10 @@ def update_policy(
             rows = pd.read_parquet(point.manifest.file(METRICS)).to_dict("records")
             costs = list(point.manifest.recorded["cost"])
         costs += [*generation, *scoring]
-        teacher_head = _teacher_head(training, teacher.parent, device)
-        extrapolation = learner.step_extrapolation(trainer, teacher.parent, spec["seed"])
-        _update(learner, trainer, extrapolation, made, scored, step, teacher_head, rows, costs)
+        teacher_head = teacher_head_of(training, teacher.parent, device)
+        jump = learner.jump(trainer, teacher.parent, spec["seed"], rows)
+        _update(learner, trainer, jump, made, scored, step, teacher_head, rows, costs)
         _write_state(out, segment, step, trainer, rows, costs, started)
-
-
-def _make_or_reuse(
-    kind: Kind[Made],
-    path: Path,
-    spec: dict[str, Any],
-    parents: dict[str, str],
-    trainer: Trainer,
-    make: Callable[[], Made],
-    cost_of: Callable[[Made, float], Rows],
-) -> tuple[Made, Rows]:
-    """A step's artifact with its cost: what `path` holds where that is whole, else what all ranks' `make` amount to."""
-    started = time.time()
-    held = kind.held(path, fingerprint_of(kind.name, spec, parents)) if trainer.first else None
-    if (held := trainer.broadcast(held)) is not None:
-        return held
-    working = time.perf_counter()
-    made = kind.concatenate(trainer.gather(make()))
-    cost = cost_of(made, time.perf_counter() - working)
-    if trainer.first:
-        kind.write(made, path, spec, parents, cost, started)
-    return made, cost
-
-
-def _together(
-    trainer: Trainer,
-    spec: dict[str, Any],
-    shards: int,
-    kind: Kind[Made],
-    path: Path,
-    parents: dict[str, str],
-    parts: Sequence[Path],
-) -> tuple[Made, Rows]:
-    """A step's artifact from its shards, written to `path` unless it is there already (or is the one part itself)."""
-    started = time.time()
-    result = None
-    if trainer.first:
-        result = kind.held(path, fingerprint_of(kind.name, spec, parents))
-        if result is None and shards == 1:
-            raise ArtifactError(f"{path} is not what this step was made from. Delete it and run the workflow again.")
-        manifests = [read_manifest(part, kind.name) for part in parts] if shards > 1 else []
-        if result is None:
-            for number, manifest in enumerate(manifests):
-                if manifest.spec != {**spec, "shard": [number, shards]}:
-                    raise ArtifactError(
-                        f"{manifest.path} is not shard {number + 1} of {shards} of this step. "
-                        "Delete it and run the workflow again."
-                    )
-            made = kind.concatenate([kind.open(manifest) for manifest in manifests])
-            result = made, [row for manifest in manifests for row in manifest.recorded["cost"]]
-            kind.write(made, path, spec, parents, result[1], started)
-        for manifest in manifests:
-            release(manifest, manifest.files, "put together")
-    result = trainer.broadcast(result)
-    assert result is not None
-    return result
 
 
 def _release_state_before(point: Point) -> None:
@@ -439,9 +283,9 @@ def _release_state_before(point: Point) -> None:
 
 
 def _update(
-    learner: _Student,
+    learner: Learner,
     trainer: Trainer,
-    extrapolation: StepExtrapolation | None,
+    jump: Jump | None,
     rollouts: Rollouts,
     scores: Scores,
     step: int,
@@ -454,9 +298,9 @@ def _update(
     facts = distillation.update_policy(trainer, rollouts, scores, learner.training, step, learner.pad_id, teacher_head)
     seconds = time.perf_counter() - working
     costs.append(cost_row("update policy", step, seconds, trained=rollouts.completion_tokens))
-    if extrapolation is not None:
-        jump, cost = extrapolation(rollouts, step)
-        facts |= jump
+    if jump is not None:
+        decided, cost = jump(rollouts, step)
+        facts |= decided
         costs.append(cost)
     rows.append({"step": step, **facts})
 
