@@ -204,6 +204,21 @@ def test_moments_stay_and_accepted_weights_are_the_candidate(tokenizer, tmp_path
     assert all(torch.equal(a, b) for a, b in zip(held["moments"], moments(), strict=True))
 
 
+def test_after_every_step_a_line_search_starts_where_the_last_one_ended(tokenizer, tmp_path):
+    best = {1: 4.0, 2: 8.0, 3: -0.5, 4: 1.0}  # what a gate would find
+    callback = EffOPDCallback(
+        lambda model, step, coefficient: -abs(coefficient - best[step]),
+        triggers="every_step",
+        search="line",
+        accept=">",
+        parameters="all",
+    )
+    distil(tmp_path, tokenizer, PROMPTS, [callback], steps=4)
+    tried = [[trial["coefficient"] for trial in decision["trials"]] for decision in callback.decisions]
+    assert [decision["coefficient"] for decision in callback.decisions] == [4.0, 8.0, -0.5, 1.0]
+    assert [trials[0] for trials in tried] == [1.0, 4.0, 8.0, 1.0], "after a step back it starts at 1"
+
+
 def test_grpo_with_a_reward_function_for_both(tokenizer, tmp_path):
     """The gate takes the reward function of the trainer as it is."""
     asked = []
