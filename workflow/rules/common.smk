@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from effopd.estimates import dry_run_estimate
-from effopd.plan import FIGURES, LOCAL_THEORY_TABLES, TABLES, Plan
+from effopd.plan import Plan
+from effopd.plan_outline import FIGURES, LOCAL_THEORY_TABLES, TABLES
 from effopd.runtime import session
 from effopd.runtime.errors import UserError
 from effopd.runtime.launch import command as launch_command

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from effopd.plan import TABLES, Plan
+from effopd.plan import Plan
+from effopd.plan_outline import TABLES
 from effopd.runtime.artifacts import WHEN, Manifest
 from effopd.runtime.errors import UserError
 from effopd.runtime.inventory import Holding, Inventory, Place
