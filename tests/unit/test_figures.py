@@ -159,7 +159,7 @@ def many_runs(tmp_path):
     pd.DataFrame(rows).to_csv(tables / "comparison.csv", index=False)
     trials = [
         {"run": run, "seed": seed, "step": step, "metric": "reverse_kl", "coefficient": c, "value": 0.1 * c, "selected": c == 1}
-        for run in ("jump", "gate10", "rate1") for seed in (0, 1) for step in (1, 2) for c in (0, 1, 2)
+        for run in ("jump", "gate10", "rate1") for seed in (0, 1) for step in (1, 2, 3) for c in (0, 1, 2)
     ]  # fmt: skip
     pd.DataFrame(trials).to_csv(tables / "extrapolation.csv", index=False)
     pd.DataFrame({"model": ["base", "teacher"], "accuracy": [0.3, 0.9]}).to_csv(tables / "models.csv", index=False)
@@ -195,7 +195,7 @@ def test_figures_of_accuracy_show_the_main_group_alone(many_runs, figure):
 
 def test_the_gates_figure_shows_runs_that_have_ledgers_and_their_names_apart(many_runs):
     made = drawn("gate_vs_coefficient", many_runs)
-    assert len(made.axes) == 2  # two triggers of the one main run that has any
+    assert len(made.axes) == 2  # kept steps of the one main run that has any; 3 is none
     plt.close(made)
     table = pd.read_csv(many_runs / "tables/extrapolation.csv")
     others = pd.concat([table[table["run"] == "jump"].assign(run=run) for run in GROUPS["main"]])

@@ -28,7 +28,7 @@ COMPARISON = {
     ),
     "gate_vs_coefficient": (
         "What the gate saw",
-        "Gate value of the current weights (0) and of each candidate tried, for each run and trigger. The selected "
+        "Gate value of the current weights (0) and of each candidate tried, for each run at kept steps. The selected "
         "coefficient is filled. For accuracy higher is better, for the reverse KL lower.",
     ),
 }

@@ -58,9 +58,10 @@ def reverse_kl_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
 
 
 def gate_vs_coefficient(spec: dict[str, Any], results: Path) -> Figure:
-    """A row a run, a column a trigger, a line a seed; the coefficient that was selected is filled."""
+    """A row a run, a column a kept step, a line a seed; the coefficient that was selected is filled."""
     trials = _of_main(spec, pd.read_csv(results / "tables/extrapolation.csv"))
-    trials = trials[trials["value"].notna()]
+    kept = pd.read_csv(results / "tables/evaluation.csv")["step"]
+    trials = trials[trials["value"].notna() & trials["step"].isin(kept)]  # not all of those that jump after every step
     runs, steps = list(trials["run"].unique()), sorted(trials["step"].unique())
     if not runs:
         figure, axes = plt.subplots(layout="constrained")
