@@ -16,7 +16,7 @@ from effopd.models import save_tensors, weights_of
 from effopd.stages.write_explorer import explorer_data, write_explorer
 
 SPEC = {
-    "runs": ["opd", "jump"], "seeds": [0], "labels": {"opd": "Plain", "jump": "Jump </script>"}, "models": ["teacher"],
+    "runs": ["opd", "jump"], "groups": [["main", ["opd", "jump"]]], "seeds": [0], "labels": {"opd": "Plain", "jump": "Jump </script>"}, "models": ["teacher"],
     "baseline": "opd", "confidence": 0.95,
 }  # fmt: skip
 

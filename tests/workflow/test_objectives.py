@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
-from workflow_runs import Workflow
+from workflow_runs import Workflow, effopd
 
 pytestmark = pytest.mark.slow
 
@@ -52,3 +52,10 @@ def test_staged_artifacts_of_every_objective_are_bitwise_the_colocated_ones(tmp_
         assert metrics["completion_length"][0] <= 4
         cost = pd.read_parquet(colocated.path(f"runs/{name}/seed0/cost.parquet"))
         assert cost["scored_tokens"].sum() == metrics["tokens"][0] * (2 if name == "exopd" else 1)
+    # Trained, nobody asks for them again, and the wide ones go.
+    colocated.run("results/config.yaml")
+    effopd(colocated, "prune", "--apply")
+    there = {name for name in OBJECTIVES if colocated.path(f"runs/{name}/seed0/scores/step1.safetensors").exists()}
+    assert there == {"exopd"}
+    assert "(2 of their files were pruned)" in effopd(colocated, "verify")
+    assert colocated.planned("--until", "collect_run") == {}

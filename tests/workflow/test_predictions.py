@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from workflow_runs import ROOT, Workflow
+from workflow_runs import ROOT, Workflow, effopd
 
 pytestmark = pytest.mark.slow
 
@@ -44,11 +44,6 @@ def predicted(undisturbed, finished) -> Workflow:
 @pytest.fixture
 def copy(predicted, tmp_path) -> Workflow:
     return predicted.copy(tmp_path)
-
-
-def effopd(workflow, *arguments):
-    command = [str(Path(sys.executable).with_name("effopd")), *arguments]
-    return subprocess.run(command, cwd=workflow.folder, capture_output=True, text=True, check=True).stdout
 
 
 def test_predictions_are_runs_in_every_table_and_pay_for_their_choice(predicted):

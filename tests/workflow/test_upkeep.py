@@ -6,30 +6,18 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from workflow_runs import BEFORE_STUDENTS, Workflow
+from workflow_runs import BEFORE_STUDENTS, Workflow, effopd
 
 from effopd.runtime.artifacts import read_manifest, write_manifest
 from effopd.runtime.locks import claim_results, exclusive
 from effopd.runtime.status import status
 
 pytestmark = pytest.mark.slow
-
-
-def effopd(workflow, *arguments, status=0):
-    """Run a verb in the workflow's folder and return what it says."""
-    command = [str(Path(sys.executable).with_name("effopd")), *arguments]
-    done = subprocess.run(command, cwd=workflow.folder, capture_output=True, text=True)
-    output = done.stdout + done.stderr
-    assert done.returncode == status, output
-    assert "Traceback" not in output
-    return output
 
 
 def lacking(before, after):
@@ -129,6 +117,7 @@ def test_what_staged_execution_leaves_behind_is_freed(staged):
         "optimizer moments before the last 2 triggers": 2,
         "states between kept ones": 4,
         "shards of steps that are put together": 0,
+        "wide scores of trained steps": 0,
         "weights of predictions that are evaluated": 0,
         "resume points of finished jobs": 0,
         "unfinished writes of dead jobs": 0,

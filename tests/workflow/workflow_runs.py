@@ -155,3 +155,13 @@ def _digest(path: Path) -> str:
     else:
         content = path.read_bytes()
     return hashlib.sha256(content).hexdigest()
+
+
+def effopd(workflow: Workflow, *arguments: str, status: int = 0) -> str:
+    """Run a verb in the workflow's folder and return what it says."""
+    command = [str(Path(sys.executable).with_name("effopd")), *arguments]
+    done = subprocess.run(command, cwd=workflow.folder, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    assert done.returncode == status, output
+    assert "Traceback" not in output
+    return output

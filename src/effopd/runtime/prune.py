@@ -46,8 +46,9 @@ def prune(results: Path, optimizers: int, apply: bool) -> list[str]:
     """Find what the retention policy frees and, with `apply`, free it. Returns lines that say what.
 
     Kept are the weights of all kept states, and the optimizer moments of the last `optimizers` triggers of each run and
-    seed (of the kept states, where a run has no triggers) and wherever training may have to go on. Raises UserError
-    where there is no results folder, or where a workflow or one of its jobs is at work on it.
+    seed (of the kept states, where a run has no triggers) and wherever training may have to go on. Scores that hold
+    more than sampled tokens (top-k, hidden states) go once their segment is trained. Raises UserError where there is no
+    results folder, or where a workflow or one of its jobs is at work on it.
     """
     plan = Plan.of_results(results)
     if not apply:
@@ -72,6 +73,7 @@ def plan_pruning(results: Path, plan: Plan, optimizers: int, parts: bool) -> lis
     moments = Freed(f"optimizer moments before the last {optimizers} triggers")
     between = Freed("states between kept ones")
     shards = Freed("shards of steps that are put together")
+    wide = Freed("wide scores of trained steps")
     resumes = Freed("resume points of finished jobs")
     predicted = Freed("weights of predictions that are evaluated")
     unfinished = Freed("unfinished writes of dead jobs")
@@ -91,6 +93,12 @@ def plan_pruning(results: Path, plan: Plan, optimizers: int, parts: bool) -> lis
                 for shard in manifests_below(folder, f"{kind}/*.shard*.json"):
                     if _is_put_together(shard):
                         shards.add(shard, shard.files)
+            if plan.runs[run]["training"]["objective"]["support"] != "sampled":
+                for scores in manifests_below(folder, "scores/step*.json"):
+                    step = scores.spec["step"]
+                    end = next((b for b in plan.boundaries(run) if b >= step), None)
+                    if "shard" not in scores.spec and end is not None and inventory.states[run, seed, end].current:
+                        wide.add(scores, scores.files)
     for place, evaluation in inventory.prediction_evaluations.items():
         if (prediction := inventory.predictions[place].manifest) is not None and evaluation.current:
             predicted.add(prediction, [WEIGHTS])
@@ -99,7 +107,7 @@ def plan_pruning(results: Path, plan: Plan, optimizers: int, parts: bool) -> lis
         resumes.loose += [path for path in resume_points if path.with_name(finished).is_file()]
     if parts:
         unfinished.loose += sorted(results.rglob(".*.part"))
-    return [moments, between, shards, predicted, resumes, unfinished]
+    return [moments, between, shards, wide, predicted, resumes, unfinished]
 
 
 def _steps_with_optimizer(inventory: Inventory, run: str, seed: int, there: list[int], optimizers: int) -> set[int]:
