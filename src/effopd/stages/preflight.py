@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -174,7 +175,10 @@ def _check_models(
 ) -> None:
     """Load one model after the other, have each answer the sample, and compare what they compute."""
     training, size = spec["training"], spec["training"]["batch_size"]
-    sampling = Sampling(training["temperature"], min(training["max_new_tokens"], spec["preflight"]["max_new_tokens"]))
+    seen = [subject.positions for subject in subjects.values() if subject.positions is not None]
+    room = max(1, min(seen) - max(map(len, sample.tokens))) if seen else math.inf  # `lengths` speaks of too little
+    limit = int(min(training["max_new_tokens"], spec["preflight"]["max_new_tokens"], room))
+    sampling = Sampling(training["temperature"], limit)
     tokenizer = subjects["student"].tokenizer
     _, pad_id = special_ids(tokenizer)
 
