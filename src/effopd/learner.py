@@ -63,10 +63,13 @@ class Learner:
             trainer.forget_after_jump(self.extrapolation["moments"], self.point.jumped)
         return trainer
 
-    def jump(self, trainer: Trainer, teacher: Path, seed: int, rows: Rows) -> Jump | None:
+    def jump(
+        self, trainer: Trainer, teacher: Path, seed: int, rows: Rows, scorer: Teacher | None = None
+    ) -> Jump | None:
         """What extrapolates along each update from the trainer's present weights on, where the run does so.
 
-        `rows` are the metrics of the steps since the point.
+        `rows` are the metrics of the steps since the point. The teacher is the scorer's, where it has one here, and
+        else loaded from its folder.
         """
         if "gate" not in self.extrapolation:
             return None
@@ -77,7 +80,7 @@ class Learner:
             self.training,
             trainer=trainer,
             student=self.folder,
-            teacher=teacher,
+            teacher=lambda: _model_of(scorer) or load_frozen(teacher, self.device),
             pad_id=self.pad_id,
             seed=seed,
             previous=float(previous.get("coefficient", 1.0)),
@@ -119,6 +122,12 @@ def teacher_of(
     base = load_model(student, device, dtype_of(training["precision"]))
     reference = LocalTeacher(base, pad_id=pad_id, batch_size=training["batch_size"])
     return WithReference(scorer, reference)
+
+
+def _model_of(scorer: Teacher | None) -> PreTrainedModel | None:
+    """The teacher in this process that a scorer asks, if any."""
+    scorer = scorer.teacher if isinstance(scorer, WithReference) else scorer
+    return scorer.model if isinstance(scorer, LocalTeacher) else None
 
 
 def teacher_head_of(training: dict[str, Any], teacher: Path, device: torch.device) -> Head | None:

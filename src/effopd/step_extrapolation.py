@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_refuse
 from effopd.extrapolation.gate import BLIND, GateValue, blind_value, gate_rows
 from effopd.extrapolation.search import first_step, search
-from effopd.models import Weights, dtype_of, load_frozen, load_model, load_weights_into
+from effopd.models import Weights, dtype_of, load_model, load_weights_into
 from effopd.rollouts import Rollouts
 from effopd.runtime.cost import cost_row
 from effopd.scoring import ReverseKL
@@ -28,9 +30,9 @@ from effopd.trainer import Trainer
 class StepExtrapolation:
     """Extrapolates along each update of a trainer, right after it.
 
-    `student` and `teacher` are model folders, the first for a model that tries candidates beside the one in training.
-    `previous` is the coefficient that the step before was extrapolated by: a line search starts there. Made before the
-    first step, for all ranks together.
+    `student` is a model folder, for a model that tries candidates beside the one in training; `teacher` gives the model
+    that they are compared with, and is called unless the gate looks at no weights. `previous` is the coefficient that
+    the step before was extrapolated by: a line search starts there. Made before the first step, for all ranks together.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class StepExtrapolation:
         *,
         trainer: Trainer,
         student: Path,
-        teacher: Path,
+        teacher: Callable[[], PreTrainedModel],
         pad_id: int,
         seed: int,
         previous: float,
@@ -52,7 +54,7 @@ class StepExtrapolation:
         self.moving = moving_or_refuse(self.anchor, extrapolation["parameters"])
         if self.gate["metric"] not in BLIND:
             self.probe = load_model(student, device, dtype_of(training["precision"]))
-            self.teacher = load_frozen(teacher, device)
+            self.teacher = teacher()
 
     def __call__(self, rollouts: Rollouts, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Extrapolate along the update that the trainer has just made of `rollouts`. Returns metrics and a cost row.

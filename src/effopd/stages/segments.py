@@ -136,7 +136,7 @@ def train_segment(
             rows, costs = history["metrics"], history["costs"]
             say(f"going on after step {first + len(rows)}")
         progress = Progress(f"steps {first + 1}-{last}: step", last, done=first + len(rows))
-        jump = learner.jump(trainer, teacher.parent, seed, rows)
+        jump = learner.jump(trainer, teacher.parent, seed, rows, scorer)
         saved_at = time.monotonic()
         for step in range(first + len(rows) + 1, last + 1):
             rollouts, made = make_or_reuse(
