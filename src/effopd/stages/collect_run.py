@@ -10,6 +10,8 @@ import pandas as pd
 from effopd.runtime.artifacts import atomic_path, read_manifest
 from effopd.runtime.progress import say
 
+SHOWN = 12  # coefficients in the line that says what a run did
+
 
 def collect_run(spec: dict[str, Any], run_folder: Path, out: Path) -> None:
     """Write metrics.parquet to `out` and cost.parquet beside it, from the run's states and ledgers."""
@@ -30,6 +32,8 @@ def collect_run(spec: dict[str, Any], run_folder: Path, out: Path) -> None:
             table.to_parquet(temporary, index=False)
     if spec["every_step"]:
         jumps = [f"{coefficient:g}" for coefficient in pd.concat(metrics)["coefficient"]]
+    if len(jumps) > SHOWN:
+        jumps = [*jumps[: SHOWN // 2], "...", *jumps[-SHOWN // 2 :]]
     kls = pd.concat(metrics)["reverse_kl"]
     accepted = f"; accepted coefficients {' '.join(jumps)}" if jumps else ""
     say(f"done: {len(kls)} steps, reverse KL of the rollouts {kls.iloc[0]:.3f} -> {kls.iloc[-1]:.3f}{accepted}")
