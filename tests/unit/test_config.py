@@ -255,7 +255,7 @@ def test_a_run_overrides_only_what_it_names():
         "paired": True,
     }
     assert settings["training"] == config["training"]
-    assert run_settings(config, "opd_tuned")["training"]["lr"] == 2e-4
+    assert run_settings(config, "opd_tuned")["training"]["lr"] == 8e-4
 
 
 def test_what_a_run_alone_has_is_filled_in_too():
