@@ -6,6 +6,7 @@ instant.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -311,63 +312,12 @@ def compare_local_theory(device: str, threads: int, **arguments: Any) -> None:
     run(device=_device(device, threads), **arguments)
 
 
-_RESULTS = _path("results", "The results folder.")
-
-
-@_stage("make-local-theory-tables", _RESULTS)
-def make_local_theory_tables(spec: dict[str, Any], out: Path, results: Path) -> None:
-    """Make the tables of the local theory."""
-    from effopd.stages.make_local_theory_tables import make_local_theory_tables as run
-
-    run(spec, results, out)
-
-
 @_stage("collect-run", _path("run-folder", "The run's folder for one seed."))
 def collect_run(spec: dict[str, Any], out: Path, run_folder: Path) -> None:
     """Gather a run's metrics (a row a step) and cost ledger (a row a stage call)."""
     from effopd.stages.collect_run import collect_run as run
 
     run(spec, run_folder, out)
-
-
-@_stage("make-tables", _RESULTS)
-def make_tables(spec: dict[str, Any], out: Path, results: Path) -> None:
-    """Make the tables of the comparison."""
-    from effopd.stages.make_tables import make_tables as run
-
-    run(spec, results, out)
-
-
-@_stage("make-dynamics-tables", _RESULTS)
-def make_dynamics_tables(spec: dict[str, Any], out: Path, results: Path) -> None:
-    """Make the tables on the weights."""
-    from effopd.stages.make_dynamics_tables import make_dynamics_tables as run
-
-    run(spec, results, out)
-
-
-@_stage("plot-figure", _RESULTS)
-def plot_figure(spec: dict[str, Any], out: Path, results: Path) -> None:
-    """Draw one figure, as SVG at --out and as PNG beside it."""
-    from effopd.stages.plot_figure import plot_figure as run
-
-    run(spec, results, out)
-
-
-@_stage("compare-with-paper", _RESULTS)
-def compare_with_paper(spec: dict[str, Any], out: Path, results: Path) -> None:
-    """Put the paper's numbers on the weights beside this experiment's."""
-    from effopd.stages.compare_with_paper import compare_with_paper as run
-
-    run(spec, results, out)
-
-
-@_stage("write-explorer", _RESULTS)
-def write_explorer(spec: dict[str, Any], out: Path, results: Path) -> None:
-    """Write the interactive page on the weights."""
-    from effopd.stages.write_explorer import write_explorer as run
-
-    run(spec, results, out)
 
 
 @_stage("write-config")
@@ -378,12 +328,27 @@ def write_config(spec: dict[str, Any], out: Path) -> None:
     run(spec, out)
 
 
-@_stage("write-report", _RESULTS)
-def write_report(spec: dict[str, Any], out: Path, results: Path) -> None:
-    """Write the HTML report."""
-    from effopd.stages.write_report import write_report as run
+def _stage_of_results(verb: str, text: str) -> None:
+    """A verb that runs the stage of its name on a results folder."""
+    name = verb.replace("-", "_")
 
-    run(spec, results, out)
+    def run(spec: dict[str, Any], out: Path, results: Path) -> None:
+        getattr(importlib.import_module(f"effopd.stages.{name}"), name)(spec, results, out)
+
+    run.__doc__ = text
+    _stage(verb, _path("results", "The results folder."))(run)
+
+
+for _verb, _text in {
+    "make-tables": "Make the tables of the comparison.",
+    "make-dynamics-tables": "Make the tables on the weights.",
+    "make-local-theory-tables": "Make the tables of the local theory.",
+    "plot-figure": "Draw one figure, as SVG at --out and as PNG beside it.",
+    "compare-with-paper": "Put the paper's numbers on the weights beside this experiment's.",
+    "write-explorer": "Write the interactive page on the weights.",
+    "write-report": "Write the HTML report.",
+}.items():
+    _stage_of_results(_verb, _text)
 
 
 @main.command("analyze")

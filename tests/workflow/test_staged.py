@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workflow_runs import BEFORE_STUDENTS, Workflow
+from workflow_runs import BEFORE_STUDENTS, Workflow, kill_and_resume
 
 pytestmark = pytest.mark.slow
 
@@ -81,3 +81,10 @@ def test_every_candidate_is_paid_for_and_the_ledger_reads_as_if_they_were_tried_
         ["0", "2", "4", "6", "8", "10"]
     )
     assert not staged.path("runs/line/seed0/extrapolation/1/candidates").exists(), "a line search is one job"
+
+
+def test_a_killed_segment_that_jumps_after_every_step_goes_on_from_its_resume_point(colocated, tmp_path, monkeypatch):
+    workflow = colocated.copy(tmp_path)
+    contents = workflow.contents()
+    kill_and_resume(workflow, "every", monkeypatch)
+    assert workflow.contents() == contents

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
-from workflow_runs import ROOT, Workflow
+from workflow_runs import ROOT, Workflow, kill_and_resume
 
 pytestmark = pytest.mark.slow
 
@@ -194,41 +193,8 @@ def test_a_killed_segment_replays_its_rollouts(copy):
 
 def test_a_killed_segment_goes_on_from_its_resume_point(copy, monkeypatch):
     """Steps before the resume point are not even replayed, and the state is bitwise the undisturbed one."""
-    from effopd import distillation
-    from effopd.stages import segments
-
-    contents, out = copy.contents(), copy.path("runs/opd/seed0/state/4/state.json")
-    spec = json.loads(out.read_text())["spec"]
-    update, steps = distillation.update_policy, []
-
-    def one_update_then_a_kill(trainer, rollouts, scores, training, step, pad_id, teacher_head):
-        if steps == [3]:
-            raise KeyboardInterrupt
-        steps.append(step)
-        return update(trainer, rollouts, scores, training, step, pad_id, teacher_head)
-
-    def train():
-        segments.train_segment(
-            spec,
-            student=copy.path("models/base/manifest.json"),
-            teacher=copy.path("models/teacher/manifest.json"),
-            prompts=copy.path("data/arithmetic/prompts-base/manifest.json"),
-            state=copy.path("runs/opd/seed0/state/2/state.json"),
-            ledger=None,
-            out=out,
-            run_folder=out.parents[2],
-            device=torch.device("cpu"),
-        )
-
-    out.unlink()
-    monkeypatch.setattr(segments, "RESUME_EVERY_SECONDS", -1.0)
-    monkeypatch.setattr(distillation, "update_policy", one_update_then_a_kill)
-    with pytest.raises(KeyboardInterrupt):
-        train()
-    assert out.with_name("resume.safetensors").is_file()
-    steps.clear()
-    train()
-    assert steps == [4]
+    contents = copy.contents()
+    kill_and_resume(copy, "opd", monkeypatch)
     assert copy.contents() == contents
 
 

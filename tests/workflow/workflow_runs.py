@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
+import torch
 import yaml
 from preloaded import Process, Starter
 from safetensors import SafetensorError
@@ -165,3 +167,42 @@ def effopd(workflow: Workflow, *arguments: str, status: int = 0) -> str:
     assert done.returncode == status, output
     assert "Traceback" not in output
     return output
+
+
+def kill_and_resume(workflow: Workflow, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train the last segment of a finished run (steps 3 and 4, seed 0) again: killed after one step, then to the end."""
+    from effopd import distillation
+    from effopd.stages import segments
+
+    out = workflow.path(f"runs/{run}/seed0/state/4/state.json")
+    spec = json.loads(out.read_text())["spec"]
+    update, steps = distillation.update_policy, list[int]()
+
+    def one_update_then_a_kill(trainer, rollouts, scores, training, step, pad_id, teacher_head):
+        if steps == [3]:
+            raise KeyboardInterrupt
+        steps.append(step)
+        return update(trainer, rollouts, scores, training, step, pad_id, teacher_head)
+
+    def train() -> None:
+        segments.train_segment(
+            spec,
+            student=workflow.path("models/base/manifest.json"),
+            teacher=workflow.path("models/teacher/manifest.json"),
+            prompts=workflow.path("data/arithmetic/prompts-base/manifest.json"),
+            state=workflow.path(f"runs/{run}/seed0/state/2/state.json"),
+            ledger=None,
+            out=out,
+            run_folder=out.parents[2],
+            device=torch.device("cpu"),
+        )
+
+    out.unlink()
+    monkeypatch.setattr(segments, "RESUME_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(distillation, "update_policy", one_update_then_a_kill)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert out.with_name("resume.safetensors").is_file()
+    steps.clear()
+    train()
+    assert steps == [4]
