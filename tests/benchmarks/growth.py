@@ -25,7 +25,8 @@ if __name__ == "__main__" and any(name not in os.environ for name in MALLOC):  #
 import torch
 from matplotlib import pyplot as plt
 from scipy.stats import linregress
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from shared import random_student
+from transformers import Qwen3ForCausalLM
 
 from effopd.config_schema import section_defaults
 from effopd.distillation import generate_rollouts, update_policy
@@ -47,21 +48,16 @@ class Shape:
     rollouts: int = 32
 
     def model(self, seed: int) -> Qwen3ForCausalLM:
-        torch.manual_seed(seed)
-        config = Qwen3Config(
-            vocab_size=self.vocabulary,
-            hidden_size=self.width,
-            intermediate_size=3 * self.width,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=self.width // 4,
+        return random_student(
+            seed,
+            width=self.width,
+            layers=4,
+            heads=4,
+            vocabulary=self.vocabulary,
             max_position_embeddings=4096,
             tie_word_embeddings=False,
-            bos_token_id=None,
             eos_token_id=None,
         )
-        return Qwen3ForCausalLM(config).eval()
 
 
 VARIED = {  # the size that is plotted, and the shapes

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from shared import random_student, resident_bytes
+from transformers import Qwen3ForCausalLM
 
 from effopd.lora import LoraTrainer
 from effopd.losses import negative_log_likelihood, token_logprobs
@@ -30,18 +29,7 @@ VOCABULARY, STEPS = 4096, 3
 
 
 def make_model() -> Qwen3ForCausalLM:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        tie_word_embeddings=True,
-    )
-    return Qwen3ForCausalLM(config)
+    return random_student(0, width=512, layers=8, heads=8, vocabulary=VOCABULARY, tie_word_embeddings=True)
 
 
 def loss_of(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -49,22 +37,18 @@ def loss_of(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     return negative_log_likelihood(token_logprobs(logits, tokens[:, 1:].flatten()), tokens[:, 1:].numel())
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 def turn(side: str, options: argparse.Namespace, answers: multiprocessing.Queue) -> None:
     """Put (parameters, CPU seconds of a step, bytes above the model) of one side."""
     torch.set_num_threads(1)
     model = make_model()
     tokens = torch.randint(VOCABULARY, (options.sequences, options.tokens + 1))
-    parameters, before = sum(parameter.numel() for parameter in model.parameters()), resident()
+    parameters, before = sum(parameter.numel() for parameter in model.parameters()), resident_bytes()
     most, running, seconds = 0, True, []
 
     def watch() -> None:
         nonlocal most
         while running:
-            most = max(most, resident())
+            most = max(most, resident_bytes())
             time.sleep(0.003)
 
     watcher = threading.Thread(target=watch)

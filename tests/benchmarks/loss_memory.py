@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from shared import resident_bytes
 
 from effopd.chunked_loss import HeadAndLoss
 from effopd.logits import Head
@@ -82,21 +81,17 @@ def timed(case: Case, side: str) -> float:
     return time.process_time() - started
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 def peak_of(side: str, sizes: tuple[int, int, int], threads: int, answers: multiprocessing.Queue) -> None:
     """Put the most bytes of resident memory that the side took above what was there."""
     torch.set_num_threads(threads)
     case = Case(*sizes)
     torch.mm(torch.ones(64, 64), torch.ones(64, 64)).sum()  # the libraries' own buffers
-    before, most, running = resident(), 0, True
+    before, most, running = resident_bytes(), 0, True
 
     def watch() -> None:
         nonlocal most
         while running:
-            most = max(most, resident())
+            most = max(most, resident_bytes())
             time.sleep(0.003)
 
     watcher = threading.Thread(target=watch)

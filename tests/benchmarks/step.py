@@ -29,7 +29,8 @@ if __name__ == "__main__" and any(name not in os.environ for name in MALLOC):  #
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
+from shared import random_student
+from transformers import PreTrainedModel, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
 from effopd.distillation import generate_rollouts, update_policy
@@ -97,23 +98,18 @@ class Bench:
         )
 
     def _model(self, seed: int) -> PreTrainedModel:
-        torch.manual_seed(seed)
-        config = Qwen3Config(
-            vocab_size=len(self.tokenizer),
-            hidden_size=64,
-            intermediate_size=192,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
+        return random_student(
+            seed,
+            width=64,
+            layers=4,
+            heads=4,
+            vocabulary=len(self.tokenizer),
             max_position_embeddings=128,
             tie_word_embeddings=False,
             initializer_range=0.1,
             eos_token_id=self.eos_id,
             pad_token_id=self.pad_id,
-            bos_token_id=None,
         )
-        return Qwen3ForCausalLM(config).eval()
 
     def _engine(self, model: PreTrainedModel) -> TransformersEngine:
         return TransformersEngine(model, eos_id=self.eos_id, pad_id=self.pad_id, batch_size=BATCH)
