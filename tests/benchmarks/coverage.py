@@ -9,7 +9,7 @@ single answers all vary (a crossed random-effects model). Four intervals side by
 - crossed: `effopd.statistics.crossed_interval`, which the tables use.
 """
 
-import sys
+import argparse
 
 import numpy as np
 
@@ -60,7 +60,9 @@ def coverage(seeds: int, deviations: tuple[float, float, float], experiments: in
 
 
 if __name__ == "__main__":
-    experiments = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", type=int, nargs="?", default=2000, help="Experiments of each case (2000).")
+    experiments = parser.parse_args().experiments
     print(f"coverage of 95 % intervals, {experiments} experiments, {PROBLEMS} problems")
     for seeds in (3, 5, 10):
         for case, deviations in CASES.items():

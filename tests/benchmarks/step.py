@@ -54,6 +54,7 @@ CONFIG = {
         "weight_decay": 0,
     },
     "runs": {"opd": {"extrapolation": {"triggers": "none"}}},
+    "task": {"splits": {"train": 4096, "validation": 256, "test": 8}, "corpus": {"size": 8}},
 }
 Timing = tuple[float, float]  # seconds, CPU seconds
 
@@ -80,10 +81,7 @@ class Bench:
     """Models and prompts, and each side of each comparison."""
 
     def __init__(self, steps: int) -> None:
-        section = {"name": "arithmetic", "min_terms": 3, "max_terms": 6, "seed": 0}
-        section["splits"] = {"train": 4096, "validation": 256, "test": 8}
-        section["corpus"] = {"size": 8, "slips": 0.15, "direct_answers": 0.3, "direct_error": 0.8}
-        task = build_task(section)
+        task = build_task(Plan(CONFIG).config["task"])
         tables, _ = task.make_tables()
         self.tokenizer = task.make_tokenizer()
         self.tokenizer.padding_side = "left"
