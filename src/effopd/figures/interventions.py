@@ -22,8 +22,7 @@ def accuracy_vs_norm(spec: dict[str, Any], results: Path) -> Figure:
     """Accuracy and reverse KL against the distance to the base: along the final update, and in training."""
     table = _variants(results)
     names = {"equal_norm": "along the final update: base + a ΔW", "path": "along training"}
-    parts = {name: table[table["analysis"] == kind] for kind, name in names.items() if kind in set(table["analysis"])}
-    figure, grid = _grid(spec, parts, "norm")
+    figure, grid = _grid(spec, _parts(table, "analysis", names), "norm")
     smallest = table.loc[table["norm"] > 0, "norm"].min()
     for axes in grid.ravel():
         _from_zero(axes, smallest, table["norm"].max())
@@ -38,9 +37,7 @@ def sliding_window(spec: dict[str, Any], results: Path) -> Figure:
     base = table[table["variant"] == "base"]
     windows = table[table["analysis"] == "window"]
     names = {"attention": "attention only", "mlp": "MLP only", "layer": "whole layers"}
-    parts = {name: windows[windows["part"] == part] for part, name in names.items()}
-    parts = {name: rows for name, rows in parts.items() if len(rows)}
-    figure, grid = _grid(spec, parts, "layer")
+    figure, grid = _grid(spec, _parts(windows, "part", names), "layer")
     for axes_row, metric in zip(grid, METRICS, strict=True):
         for axes in axes_row:
             if len(base):
@@ -57,7 +54,7 @@ def reconstruction(spec: dict[str, Any], results: Path) -> Figure:
     table = _variants(results)
     table = table[table["analysis"] == "reconstruction"]
     names = {"top": "leading directions, rescaled", "bottom": "last directions"}
-    parts = {name: table[table["part"] == part] for part, name in names.items() if part in set(table["part"])}
+    parts = _parts(table, "part", names)
     figure, grid = _grid(spec, parts, "amount")
     for axes in grid.ravel():
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -70,6 +67,12 @@ def reconstruction(spec: dict[str, Any], results: Path) -> Figure:
     for axes in grid[-1]:
         axes.set_xlabel("share of the directions kept")
     return figure
+
+
+def _parts(table: pd.DataFrame, column: str, names: dict[str, str]) -> dict[str, pd.DataFrame]:
+    """The rows of each kind in a column, by the kind's name; those that there are none of are left out."""
+    parts = {name: table[table[column] == kind] for kind, name in names.items()}
+    return {name: rows for name, rows in parts.items() if len(rows)}
 
 
 def norm_scaling(spec: dict[str, Any], results: Path) -> Figure:
