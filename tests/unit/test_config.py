@@ -346,3 +346,35 @@ def test_extending_a_run_leaves_the_specs_of_its_earlier_segments():
 def test_every_overlay_is_a_configuration(overlay):
     plan = Plan.of_files([ROOT / "config/config.yaml", ROOT / f"config/{overlay}.yaml"])
     assert plan.points()
+
+
+OVERLAYS = sorted(path.name for path in (ROOT / "config").glob("*.yaml") if path.name != "config.yaml")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_configuration_beside_the_embedded_experiment_is_a_plan(overlay):
+    plan = Plan.of_files([ROOT / "config/config.yaml", ROOT / "config" / overlay])
+    assert plan.config["evaluation"]["baseline"] in plan.runs
+
+
+def leaves(settings, prefix=""):
+    """A mapping's values by their dotted paths."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def test_ablations_of_the_comparison_change_one_thing_at_a_time():
+    plan = Plan.of_files([ROOT / "config/config.yaml", ROOT / "config/comparison.yaml"])
+    groups = {run: settings["group"] for run, settings in plan.config["runs"].items()}
+    assert {"main", "learning rate", "gate", "every step", "objective", "LoRA", "teacher"} == set(groups.values())
+    compared_with = {"every step": "effopd_every", "gate": "effopd"}
+    changed = {}
+    for run, group in groups.items():
+        if group in compared_with:
+            own, other = (dict(leaves(plan.runs[name])) for name in (run, compared_with[group]))
+            changed[run] = {key for key in own if own[key] != other[key]} - {"training.steps"}
+    assert len(changed) > 10
+    assert all(len(keys) == 1 for keys in changed.values()), changed
