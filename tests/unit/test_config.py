@@ -56,6 +56,9 @@ def edited(path: str, value):
         ("models.base", {"kind": "pretrained", "path": "./a", "trust_remote_code": True}, "`models.teacher.init` is 'base', whose code is its own"),
         ("training.precision", "bfloat16", "`training.precision` is 'bfloat16', which needs DeepSpeed's own float32 master weights. Set `training.zero_stage` to 1 or more"),
         ("models.teacher.offload_optimizer", True, "`models.teacher.offload_optimizer` is True, which needs DeepSpeed's own float32 master weights. Set `models.teacher.zero_stage`"),
+        ("runs.effopd.extrapolation", {"triggers": "every_step"}, "`extrapolation.gate`.source is 'train', and with `runs.effopd.extrapolation.triggers` `every_step` nothing is generated for a gate. Write `source: rollouts`"),
+        ("runs.effopd_every.extrapolation.anchor", "raw", "`runs.effopd_every.extrapolation.anchor` is 'raw', and with `runs.effopd_every.extrapolation.triggers` `every_step` each update is measured from the weights"),
+        ("extrapolation.moments", "halved", "`extrapolation.moments` is 'halved'; it must be one of kept, reset, scaled."),
         ("training.lora", {"rank": 0}, "`training.lora.rank` is 0; it must be at least 1."),
         ("training.lora", {"dropout": 0.1}, "`training.lora.dropout` is not a key. Known keys: rank, alpha, parameters."),
         ("training", {"lora": {}, "zero_stage": 2}, "`training.zero_stage` is 2, and LoRA (`training.lora`) trains whole float32 models"),
@@ -311,6 +314,9 @@ def test_boundaries_and_triggers():
     assert plan.triggers("opd") == ()
     assert plan.boundaries("opd_tuned") == (1, 2, 4, 8, 16, 20)
     assert [plan.previous_boundary("effopd", s) for s in (1, 2, 64)] == [0, 1, 32]
+    # After every step: states are kept at powers of two alone, and no trigger is a job of its own.
+    assert plan.boundaries("effopd_every") == plan.boundaries("effopd")
+    assert (plan.every_step("effopd_every"), plan.triggers("effopd_every")) == (True, ())
 
 
 def test_predictions_start_where_their_method_has_enough_states():
