@@ -45,6 +45,12 @@ AFTER_A_GATE = {
     "evaluate_candidates": 6, "select_candidate": 6, "train_segment": 4, "evaluate": 6, "collect_run": 2,
     **dynamics(1, 1), **TABLES,
 }  # fmt: skip
+AFTER_A_JUMP = {
+    **AFTER_A_GATE,
+    "evaluate_candidates": 4,
+    "select_candidate": 4,
+    "evaluate": 4,
+}  # its first gate stays, too
 BOTH_RUNS_AFTER_A_GATE = {
     "evaluate_candidates": 12, "select_candidate": 12, "train_segment": 8, "evaluate": 12, "collect_run": 4,
     **dynamics(2, 2), **TABLES,
@@ -123,6 +129,10 @@ CHANGES = {
     "a seed less": ("seeds: [0]", TABLES),
     "a run more": ("runs: {another: {training: {lr: 2.0e-4}, extrapolation: {triggers: none}}}", NEW_RUN),
     # extrapolation
+    "moments of one run": ("runs: {effopd: {extrapolation: {moments: scaled}}}", AFTER_A_JUMP),
+    "a jump after every step": (
+        "runs: {effopd: {extrapolation: {triggers: every_step, gate: {metric: reverse_kl, source: rollouts}}}}", NEW_RUN,
+    ),
     "coefficients": ("extrapolation: {coefficients: [2, 4]}", BOTH_RUNS_AFTER_A_GATE),
     "search": ("runs: {effopd: {extrapolation: {search: all}}}", AFTER_A_GATE),
     "accept": ("runs: {effopd: {extrapolation: {accept: '>'}}}", AFTER_A_GATE),
