@@ -11,7 +11,7 @@ from typing import Any
 from effopd.config_schema import listed, run_settings
 from effopd.extrapolation.gate import BLIND
 from effopd.extrapolation.predictors import METHODS
-from effopd.extrapolation.schedule import EVERY_STEP, trigger_steps
+from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, trigger_steps
 from effopd.shares import batches_of
 from effopd.tasks.arithmetic import SPLIT_SHARES
 from effopd.tasks.sources import is_local
@@ -236,10 +236,12 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
     coefficients = extrapolation["coefficients"]
     if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
         yield f"{key('extrapolation', 'coefficients')} is {coefficients}; it must increase. Sort it and drop repeats."
-    try:
-        trigger_steps(extrapolation["triggers"], training["steps"])
-    except ValueError as error:
-        yield f"{key('extrapolation', 'triggers')}: {error}"
+    schedules = ("extrapolation", "triggers", trigger_steps), ("training", "kept_steps", kept_steps)
+    for section, name, steps_of in schedules:
+        try:
+            steps_of(settings[section][name], training["steps"])
+        except ValueError as error:
+            yield f"{key(section, name)}: {error}"
     if extrapolation["triggers"] == EVERY_STEP:
         yield from _every_step_problems(extrapolation, partial(key, "extrapolation"))
     yield from _gate_problems(config["task"], extrapolation["gate"], key("extrapolation", "gate"))
@@ -247,6 +249,9 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
 
 def _gate_problems(task: Mapping[str, Any], gate: Mapping[str, Any], of_gate: str) -> Iterator[str]:
     """What a gate's keys get wrong; `of_gate` names the section in full."""
+    low, high = (gate["difficulty"].get(bound) for bound in ("min", "max"))
+    if low is not None and high is not None and low > high:
+        yield f"{of_gate}.difficulty is {gate['difficulty']}, which no problem can be. Swap `min` and `max`."
     if gate["source"] != "rollouts":
         where, available = _split_rows(task, gate["source"])
         if available is not None and gate["examples"] > available:
@@ -254,6 +259,11 @@ def _gate_problems(task: Mapping[str, Any], gate: Mapping[str, Any], of_gate: st
                 f"{of_gate}.examples is {gate['examples']}, more than its source holds (`{where}`: {available}). Lower "
                 "it, or enlarge the source."
             )
+    elif gate["difficulty"]:
+        yield (
+            f"{of_gate}.difficulty is {gate['difficulty']}, and the source `rollouts` is what the step trained on. "
+            "Leave it out, or choose another source."
+        )
     elif gate["metric"] == "accuracy" or gate["samples"] > 1:
         name, value = ("metric", gate["metric"]) if gate["metric"] == "accuracy" else ("samples", gate["samples"])
         yield (

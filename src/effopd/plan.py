@@ -65,7 +65,8 @@ class Plan(Outline):
 
     def _segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
         """What the artifacts of a step have in common with the others of its segment."""
-        training = {key: value for key, value in self.runs[run]["training"].items() if key != "steps"}
+        elsewhere = ("steps", "kept_steps")  # they decide which segments there are
+        training = {key: value for key, value in self.runs[run]["training"].items() if key not in elsewhere}
         start = self.previous_boundary(run, int(step))
         parts = {"engine": _engine(training), "teacher": code_digest(teacher_module(training["scored_by"]))}
         if "lora" in training:

@@ -16,7 +16,7 @@ import yaml
 from effopd.config import complete
 from effopd.config_schema import main_group, merged, run_settings
 from effopd.extrapolation.predictors import METHODS
-from effopd.extrapolation.schedule import EVERY_STEP, powers_of_two, trigger_steps
+from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, trigger_steps
 from effopd.pretrained import local_model_files
 from effopd.runtime.errors import ConfigError
 from effopd.runtime.fingerprints import digest
@@ -102,9 +102,10 @@ class Outline:
 
     @cache  # noqa: B019
     def boundaries(self, run: str) -> tuple[int, ...]:
-        """The steps at which a run leaves a state that is kept and evaluated: powers of two, triggers and the last."""
-        steps = self.runs[run]["training"]["steps"]
-        return tuple(sorted({*powers_of_two(steps), *self.triggers(run), steps}))
+        """The steps at which a run leaves a state that is kept and evaluated: `kept_steps`, triggers and the last."""
+        training = self.runs[run]["training"]
+        kept = kept_steps(training["kept_steps"], training["steps"])
+        return tuple(sorted({*kept, *self.triggers(run), training["steps"]}))
 
     def previous_boundary(self, run: str, step: int) -> int:
         """The boundary before a boundary; 0 is the untrained student."""

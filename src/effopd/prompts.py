@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,5 +113,6 @@ def load_prompts(prompts: Manifest, split: str) -> Prompts:
 
 def load_problems(data: Manifest, split: str) -> list[Problem]:
     """The problems of a split."""
-    table = pd.read_parquet(data.file(f"{split}.parquet"), columns=["problem", "answer"])
-    return [Problem(text, answer) for text, answer in zip(table["problem"], table["answer"], strict=True)]
+    table = pd.read_parquet(data.file(f"{split}.parquet"), columns=["problem", "answer", "difficulty"])
+    rows = table.itertuples(index=False, name=None)
+    return [Problem(text, answer, None if math.isnan(level) else level) for text, answer, level in rows]

@@ -72,6 +72,9 @@ def edited(path: str, value):
         ("models.teacher", {"kind": "ppo", "init": "base", "zero_stage": 2, "ranks": 3}, "`models.teacher.prompts_per_step` is 32, and with ZeRO 2 every rank must have as many prompts in each minibatch. Make it a multiple of 6"),
         ("training.zero_stage", 4, "`training.zero_stage` is 4; it must be one of 0, 1, 2, 3."),
         ("models.base.stepz", 4, "`models.base.stepz` is not a key. Did you mean `steps`?"),
+        ("training.kept_steps", [16, 4], "`training.kept_steps`: [16, 4] must increase. Sort the list"),
+        ("extrapolation.gate.difficulty", {"min": 4, "max": 3}, "`extrapolation.gate`.difficulty is {'min': 4, 'max': 3}, which no problem can be."),
+        ("extrapolation.gate", {"source": "rollouts", "metric": "reverse_kl", "difficulty": {"min": 4}}, "difficulty is {'min': 4}, and the source `rollouts` is what the step trained on."),
         ("extrapolation.coefficients", [2, 6, 4], "`extrapolation.coefficients` is [2, 6, 4]; it must increase."),
         ("extrapolation.gate.source", "rollouts", "`extrapolation.gate`.metric is 'accuracy', and with source `rollouts` candidates answer nothing"),
         ("extrapolation.gate.examples", 10**6, "`extrapolation.gate`.examples is 1000000, more than its source holds (`task.splits.train`: 8192)."),
@@ -314,6 +317,8 @@ def test_boundaries_and_triggers():
     assert plan.triggers("opd") == ()
     assert plan.boundaries("opd_tuned") == (1, 2, 4, 8, 16, 20)
     assert [plan.previous_boundary("effopd", s) for s in (1, 2, 64)] == [0, 1, 32]
+    assert Plan(edited("training.kept_steps", [4, 16])).boundaries("opd_tuned") == (4, 16, 64)
+    assert Plan(edited("training.kept_steps", [4, 5])).boundaries("effopd") == (1, 2, 4, 5, 8, 16, 32, 64)
     # After every step: states are kept at powers of two alone, and no trigger is a job of its own.
     assert plan.boundaries("effopd_every") == plan.boundaries("effopd")
     assert (plan.every_step("effopd_every"), plan.triggers("effopd_every")) == (True, ())
@@ -343,15 +348,11 @@ def test_what_cannot_change_a_result_is_in_no_spec():
 
 
 def test_extending_a_run_leaves_the_specs_of_its_earlier_segments():
-    longer = Plan(edited("training", {"steps": 128}))
+    longer, more_kept = Plan(edited("training", {"steps": 128})), Plan(edited("training.kept_steps", [32, 40]))
     where = {"run": "effopd", "seed": "1", "step": "64"}
     assert Plan(GOOD).spec("train_segment", **where) == longer.spec("train_segment", **where)
-
-
-@pytest.mark.parametrize("overlay", ["quick", "harder", "middle"])
-def test_every_overlay_is_a_configuration(overlay):
-    plan = Plan.of_files([ROOT / "config/config.yaml", ROOT / f"config/{overlay}.yaml"])
-    assert plan.points()
+    where["step"] = "32"
+    assert Plan(GOOD).spec("train_segment", **where) == more_kept.spec("train_segment", **where)
 
 
 OVERLAYS = sorted(path.name for path in (ROOT / "config").glob("*.yaml") if path.name != "config.yaml")
@@ -381,6 +382,7 @@ def test_ablations_of_the_comparison_change_one_thing_at_a_time():
     for run, group in groups.items():
         if group in compared_with:
             own, other = (dict(leaves(plan.runs[name])) for name in (run, compared_with[group]))
-            changed[run] = {key for key in own if own[key] != other[key]} - {"training.steps"}
+            changed[run] = {key for key in {**own, **other} if own.get(key) != other.get(key)}
+            changed[run] -= {"training.steps", "training.kept_steps"}
     assert len(changed) > 10
     assert all(len(keys) == 1 for keys in changed.values()), changed

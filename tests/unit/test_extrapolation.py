@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
-from effopd.extrapolation.schedule import powers_of_two, trigger_steps
+from effopd.extrapolation.schedule import kept_steps, powers_of_two, trigger_steps
 from effopd.extrapolation.search import LONGEST_STEP, first_step, search
 
 COEFFICIENTS = [2, 4, 6, 8, 10]
@@ -27,6 +27,14 @@ def test_triggers():
         trigger_steps([4, 12], 8)
     with pytest.raises(ValueError, match="must increase"):
         trigger_steps([4, 4], 8)
+
+
+def test_kept_steps():
+    assert kept_steps("powers_of_two", 48) == [1, 2, 4, 8, 16, 32]
+    assert kept_steps([3, 5], 9) == [3, 5]
+    assert kept_steps([], 9) == []
+    with pytest.raises(ValueError, match="12 is beyond the last step"):
+        kept_steps([4, 12], 8)
 
 
 def checkpoints(dtype=torch.float32):

@@ -14,7 +14,7 @@ from effopd.stages.evaluate_candidates import Gate
 from effopd.tasks.base import Problem
 from effopd.verification import encode_prompts
 
-PROBLEMS = [Problem(f"{a}+{b}+{c}=", f"{a + b + c}") for a in range(3) for b in range(4) for c in range(5)]
+PROBLEMS = [Problem(f"{a}+{b}+{c}=", f"{a + b + c}", c) for a in range(3) for b in range(4) for c in range(5)]
 
 
 @pytest.fixture
@@ -25,7 +25,15 @@ def gate_of(tmp_path, tokenizer):
         save_model(model.config, weights_of(model), tokenizer, tmp_path / name)
 
     def make(rollouts=None, **settings):
-        gate = {"metric": "reverse_kl", "examples": 12, "source": "train", "samples": 1, "paired": True, **settings}
+        gate = {
+            "metric": "reverse_kl",
+            "examples": 12,
+            "source": "train",
+            "samples": 1,
+            "paired": True,
+            "difficulty": {},
+        }
+        gate |= settings
         spec = {
             "seed": 0,
             "step": 4,
@@ -49,6 +57,17 @@ def test_paired_candidates_meet_the_same_random_numbers_and_unpaired_ones_their_
         first, second = gate.score(weights, 0.0), gate.score(weights, 2.0)
         assert (first == second) == paired
         assert (gate.values[0]["per_item"] == gate.values[1]["per_item"]) == paired
+
+
+def test_a_gate_draws_from_problems_of_the_difficulty_asked_for(gate_of):
+    drawn = gate_of(difficulty={"min": 2, "max": 3}).rows
+    assert len(drawn) == 12
+    assert {PROBLEMS[row].difficulty for row in drawn} == {2, 3}
+    assert {PROBLEMS[row].difficulty for row in gate_of(difficulty={"max": 0}).rows} == {0}
+    with pytest.raises(ConfigError, match="is 13, and the train split holds 12 problems of the `difficulty` asked for"):
+        gate_of(difficulty={"min": 4}, examples=13)
+    with pytest.raises(ConfigError, match="holds 0 problems of"):
+        gate_of(difficulty={"min": 9})
 
 
 def test_the_reverse_kl_gate_prefers_the_teachers_own_weights_and_counts_its_tokens(gate_of):

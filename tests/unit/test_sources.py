@@ -115,6 +115,20 @@ def test_nested_columns_and_chat_prompts(tmp_path):
         assert json.loads(table["answer"].iloc[0])["kind"] == "stdin"
 
 
+def test_how_hard_a_problem_is_goes_with_it(tmp_path):
+    file = write(tmp_path / "a.csv", ROWS)
+    levels = {row["question"]: row["difficulty"] for row in ROWS}
+    columns = {"problem": "question", "answer": "final_answer"}
+    for more, expected in (({}, None), ({"difficulty": "difficulty"}, levels)):
+        train = {"sources": [source(files=[file], columns=columns | more)]}
+        table, _ = tables_of({"train": train, "validation": {"share": 0.1}, "test": {"share": 0.1}})
+        found = table["train"].set_index("problem")["difficulty"]
+        assert found.isna().all() if expected is None else (found == [expected[p] for p in found.index]).all()
+    with pytest.raises(UserError, match="column `topic` holds 'sums', and a number is asked of it"):
+        train = {"sources": [source(files=[file], columns=columns | {"difficulty": "topic"})]}
+        tables_of({"train": train, "validation": {"share": 0.1}, "test": {"share": 0.1}})
+
+
 def test_rows_are_chosen_by_conditions(tmp_path):
     hard = source(files=[write(tmp_path / "a.csv", ROWS)], where={"difficulty": {"min": 6, "max": 8}})
     tables, facts = tables_of({"train": {"sources": [hard]}, "validation": {"share": 0.3}, "test": {"share": 0.3}})
@@ -124,9 +138,7 @@ def test_rows_are_chosen_by_conditions(tmp_path):
     assert wanted({"x": float("nan")}, {"x": {"min": 0}}) is False
     assert wanted({"x": 3, "y": "a"}, {"x": {"equals": 3}, "y": {"equals": "a"}}) is True
     assert wanted({"x": "3"}, {"x": {"equals": 3}}) is True
-    with pytest.raises(
-        UserError, match="column `topic` holds 'sums', which is no number, and `where` compares it with one"
-    ):
+    with pytest.raises(UserError, match="column `topic` holds 'sums', and a number is asked of it"):
         wanted(ROWS[0], {"topic": {"min": 1}})
 
 

@@ -118,9 +118,9 @@ def test_verdicts_on_many_completions_are_those_on_each(task):
 
 def test_digits_are_drawn_as_ever_and_larger_terms_are_as_right():
     tables, _ = build_task(TASK_SECTION).make_tables()
-    found = {
-        name: hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16] for name, table in tables.items()
-    }
+    assert (tables["train"]["difficulty"] == tables["train"]["problem"].str.count("[+]") + 1).all()
+    texts = {name: table.drop(columns="difficulty", errors="ignore") for name, table in tables.items()}
+    found = {name: hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16] for name, table in texts.items()}
     assert found == {
         "train": "535fd31cd9ea59b4",
         "validation": "6ed53124cc6a4767",

@@ -1,4 +1,4 @@
-"""When to extrapolate."""
+"""When to extrapolate, and which states to keep."""
 
 from __future__ import annotations
 
@@ -31,9 +31,22 @@ def trigger_steps(setting: str | Sequence[int], steps: int) -> list[int]:
                 f"Use {below} or {2 * below}, or list the triggers."
             )
         return powers_of_two(steps)
-    triggers = [int(step) for step in setting]
-    if any(later <= earlier for earlier, later in itertools.pairwise(triggers)):
-        raise ValueError(f"{triggers} must increase. Sort the list and drop repeats.")
-    if triggers[-1] > steps:
-        raise ValueError(f"{triggers[-1]} is beyond the last step ({steps}). Drop it or raise `training.steps`.")
-    return triggers
+    return _listed_steps(setting, steps)
+
+
+def kept_steps(setting: str | Sequence[int], steps: int) -> list[int]:
+    """The steps of a run of `steps` steps whose state is kept, besides triggers and the last one.
+
+    `setting` is "powers_of_two" or a list. Raises ValueError where a list does not fit the steps; the message says what
+    to do.
+    """
+    return powers_of_two(steps) if setting == "powers_of_two" else _listed_steps(setting, steps)
+
+
+def _listed_steps(setting: Sequence[int] | str, steps: int) -> list[int]:
+    listed = [int(step) for step in setting]
+    if any(later <= earlier for earlier, later in itertools.pairwise(listed)):
+        raise ValueError(f"{listed} must increase. Sort the list and drop repeats.")
+    if listed and listed[-1] > steps:
+        raise ValueError(f"{listed[-1]} is beyond the last step ({steps}). Drop it or raise `training.steps`.")
+    return listed

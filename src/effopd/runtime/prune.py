@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from effopd.extrapolation.schedule import powers_of_two
+from effopd.extrapolation.schedule import kept_steps
 from effopd.plan import Plan
 from effopd.runtime.artifacts import Manifest, release
 from effopd.runtime.errors import ArtifactError, UserError
@@ -122,7 +122,7 @@ def _steps_with_optimizer(inventory: Inventory, run: str, seed: int, there: list
     if not kept_there:
         return set()
     chosen = [step for step in kept_there if step in triggers] or kept_there
-    lasting = {*powers_of_two(boundaries[-1]), *triggers}
+    lasting = {*kept_steps(plan.runs[run]["training"]["kept_steps"], boundaries[-1]), *triggers}
     kept = {*chosen[-optimizers:], kept_there[-1], *[step for step in kept_there if step in lasting][-1:]}
     for step, following in itertools.pairwise(boundaries):
         done = following in there and inventory.states[run, seed, following].current

@@ -168,15 +168,7 @@ class Gate:
         self.engine: RolloutEngine | None = None
         if self.settings["metric"] in BLIND:
             return
-        examples = self.settings["examples"]
-        if isinstance(source, Rollouts):
-            examples = min(examples, len(source))
-        elif examples > len(source):
-            raise ConfigError(
-                f"config: `extrapolation.gate.examples` is {examples}, and the {self.settings['source']} split holds "
-                f"{len(source)} problems. Lower it or enlarge the split."
-            )
-        self.rows = gate_rows(spec["seed"], self.settings["source"], len(source), examples, self.settings["samples"])
+        self.rows = self._draw(source)
         self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(student.parent)
         self.source = source.select(self.rows)
         self.model = load_model(student.parent, device, dtype_of(spec["precision"]))
@@ -190,6 +182,25 @@ class Gate:
             self.engine = build_engine(
                 spec["engine"], self.model, self.tokenizer, batch_size=len(self.rows), context=context
             )
+
+    def _draw(self, source: Prompts | Rollouts) -> list[int]:
+        """The rows of the source that the gate asks about. Raises ConfigError where there are too few."""
+        eligible, examples = list(range(len(source))), self.settings["examples"]
+        if isinstance(source, Rollouts):
+            examples = min(examples, len(eligible))
+        elif wanted := self.settings["difficulty"]:
+            low, high = wanted.get("min", -math.inf), wanted.get("max", math.inf)
+            levels = [problem.difficulty for problem in source.problems]
+            eligible = [row for row, level in enumerate(levels) if level is not None and low <= level <= high]
+        if examples > len(eligible):
+            chosen = " of the `difficulty` asked for" if self.settings["difficulty"] else ""
+            raise ConfigError(
+                f"config: `extrapolation.gate.examples` is {examples}, and the {self.settings['source']} split holds "
+                f"{len(eligible)} problems{chosen}. Lower it, or choose from more problems."
+            )
+        seed, samples = self.spec["seed"], self.settings["samples"]
+        drawn = gate_rows(seed, self.settings["source"], len(eligible), examples, samples)
+        return [eligible[row] for row in drawn]
 
     def score(self, weights: Weights, coefficient: float) -> float:
         """The score of a candidate (0: the current weights), higher is better."""

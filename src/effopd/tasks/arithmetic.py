@@ -49,7 +49,9 @@ class ArithmeticTask(Task):
                 problems.append(problem)
             if len(problems) == size:
                 break
-        return pd.DataFrame({"problem": problems, "answer": [str(sum(_terms(p))) for p in problems]})
+        terms = [_terms(problem) for problem in problems]
+        answers, counts = [str(sum(t)) for t in terms], [float(len(t)) for t in terms]
+        return pd.DataFrame({"problem": problems, "answer": answers, "difficulty": counts})
 
     def make_corpus(self) -> pd.DataFrame:
         """Text to pretrain on: columns `prompt` and `completion`."""

@@ -31,6 +31,7 @@ class Problem:
 
     text: str  # what is asked, without instruction or chat template
     answer: str  # the reference: a number or formula, a letter, or tests as JSON
+    difficulty: float | None = None  # where the data says: a level, a number of terms
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Task(ABC):
     def make_tables(self) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
         """The data, and facts on how it came to be.
 
-        A table for each of train, validation and test, with columns `problem` and `answer` (the fields of `Problem`);
+        A table for each of train, validation and test, with columns `problem`, `answer` and `difficulty` (the fields of
+        `Problem`);
         tasks that a model can be pretrained on add `corpus`, with columns `prompt` and `completion`.
         """
 

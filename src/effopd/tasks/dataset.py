@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from effopd.runtime.errors import UserError
 from effopd.tasks.base import Problem, Task
-from effopd.tasks.sources import Row, rows_of, source_name, wanted
+from effopd.tasks.sources import Row, number_at, rows_of, source_name, wanted
 from effopd.tasks.splits import Item, content_hash, make_splits
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class DatasetTask(Task):
         """
 
     def make_tables(self) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-        """The splits, with columns `problem`, `answer` and `source`; no two of their problems are the same.
+        """The splits, with columns `problem`, `answer`, `difficulty` and `source`; no two problems are the same.
 
         The facts count what was read and dropped: by source, the rows that `where` or a missing value left out; by
         split, duplicates, problems that a split held out before it holds, and those beyond its `rows`.
@@ -62,6 +63,7 @@ class DatasetTask(Task):
                 {
                     "problem": [item.problem.text for item in kept],
                     "answer": [item.problem.answer for item in kept],
+                    "difficulty": pd.Series([item.problem.difficulty for item in kept], dtype=float),
                     "source": [item.source for item in kept],
                 }
             )
@@ -87,6 +89,8 @@ class DatasetTask(Task):
                 except UnusableRowError as error:
                     unusable[str(error)] += 1
                     continue
+                if "difficulty" in source["columns"]:
+                    problem = replace(problem, difficulty=number_at(row, source["columns"]["difficulty"]))
                 items.append(Item(problem, content_hash(content), name))
         except UserError as error:
             raise UserError(f"source {name}: {error}") from error

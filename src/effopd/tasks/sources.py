@@ -163,13 +163,21 @@ def wanted(row: Row, conditions: Mapping[str, Mapping[str, Any]]) -> bool:
             return False
         if not ("min" in condition or "max" in condition):
             continue
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise UserError(
-                f"column `{column}` holds {value!r}, which is no number, and `where` compares it with one. "
-                "Use `equals`, or name another column."
-            ) from None
-        if not condition.get("min", -math.inf) <= number <= condition.get("max", math.inf):
+        number = number_at(row, column)
+        if number is None or not condition.get("min", -math.inf) <= number <= condition.get("max", math.inf):
             return False
     return True
+
+
+def number_at(row: Row, column: str) -> float | None:
+    """A column's value as a number, None where there is none. Raises UserError where it is something else."""
+    value = value_at(row, column)
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"column `{column}` holds {value!r}, and a number is asked of it (`where` with `min` or `max`, or "
+            "`columns.difficulty`). Use `equals`, or name another column."
+        ) from None
