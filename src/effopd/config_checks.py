@@ -182,6 +182,11 @@ def _reinforcement_problems(model: Mapping[str, Any], key: Callable[[str], str])
             f"{key('prompts_per_step')} is {prompts}, and with ZeRO {model['zero_stage']} every rank must have as many "
             f"prompts in each minibatch. Make it a multiple of {parts * ranks} (`minibatches` x `ranks`)."
         )
+    if (stopping := model.get("early_stopping")) and stopping["every"] > model["steps"]:
+        yield (
+            f"{key('early_stopping')}.every is {stopping['every']}, more than `steps` ({model['steps']}): nothing "
+            "would be evaluated. Lower it, or leave `early_stopping` out."
+        )
     if model.get("overlong_buffer", 0) >= model["max_new_tokens"]:
         yield (
             f"{key('overlong_buffer')} is {model['overlong_buffer']}, not less than `max_new_tokens` "

@@ -72,6 +72,7 @@ def edited(path: str, value):
         ("models.teacher", {"kind": "ppo", "init": "base", "zero_stage": 2, "ranks": 3}, "`models.teacher.prompts_per_step` is 32, and with ZeRO 2 every rank must have as many prompts in each minibatch. Make it a multiple of 6"),
         ("training.zero_stage", 4, "`training.zero_stage` is 4; it must be one of 0, 1, 2, 3."),
         ("models.base.stepz", 4, "`models.base.stepz` is not a key. Did you mean `steps`?"),
+        ("models.teacher.early_stopping", {"every": 500}, "`models.teacher.early_stopping`.every is 500, more than `steps` (220)"),
         ("training.kept_steps", [16, 4], "`training.kept_steps`: [16, 4] must increase. Sort the list"),
         ("extrapolation.gate.difficulty", {"min": 4, "max": 3}, "`extrapolation.gate`.difficulty is {'min': 4, 'max': 3}, which no problem can be."),
         ("extrapolation.gate", {"source": "rollouts", "metric": "reverse_kl", "difficulty": {"min": 4}}, "difficulty is {'min': 4}, and the source `rollouts` is what the step trained on."),

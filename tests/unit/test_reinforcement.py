@@ -11,13 +11,16 @@ from tiny_models import make_model
 from transformers import AutoModelForCausalLM
 
 from effopd import logits
+from effopd.early_stopping import METRIC, EarlyStopping, best_step
+from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.models import special_ids, weights_of
 from effopd.plan import Plan
 from effopd.prompts import Prompts
-from effopd.reinforcement.draws import Source, draw_minibatches
+from effopd.reinforcement.draws import Source, Validation, draw_minibatches
 from effopd.reinforcement.updates import Updates
 from effopd.reinforcement.value_head import PARAMETERS, attach_value_head
+from effopd.runtime.errors import ConfigError
 from effopd.stages import model_folder
 from effopd.stages.make_data import make_data
 from effopd.stages.pretrain_model import pretrain_model
@@ -224,6 +227,71 @@ def base(tmp_path_factory):
         return out
 
     return train
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "taken", "over"),
+    [((), 6, False), ((0.2,), 2, False), ((0.2, 0.3, 0.1), 4, False), ((0.3, 0.3, 0.2), 2, True)],
+)
+def test_training_is_over_after_evaluations_without_gain(accuracies, taken, over):
+    rows = [{"step": step} for step in range(1, 7)]
+    for number, accuracy in enumerate(accuracies, 1):
+        rows[2 * number - 1][METRIC] = accuracy
+    assert best_step(rows) == taken
+    assert EarlyStopping(2, 2, lambda trainer: 0.0).over(rows) == over
+
+
+@pytest.mark.parametrize(("way", "zero_stage"), [("grpo", 0), ("ppo", 3)])
+def test_the_model_is_that_of_the_best_evaluation(base, tmp_path, monkeypatch, way, zero_stage):
+    """Through, and killed after the best step is known: the same bits as the checkpoint of that step."""
+    seen = [0.1, 0.4, 0.2, 0.4, 0.9]
+    told = []
+
+    def accuracy(validation, trainer):
+        first = told[-1] if told else None
+        told.append(validation.source.engine.generate(validation.asked.tokens, validation.seeds, Sampling(1.0, 8)))
+        assert first is None or [len(p) for p in first.prompts] == [len(p) for p in told[-1].prompts]
+        return seen[len(told) - 1]
+
+    stopping = {"every": 1, "patience": 2, "problems": 5}
+    settings = {**WAYS[way], "steps": 8, "zero_stage": zero_stage, "early_stopping": stopping}
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "accuracy", accuracy)
+        through = base(tmp_path / "through", **settings)
+    facts = pd.read_parquet(through / "training.parquet")
+    assert facts[METRIC].tolist() == seen[:4]
+    manifest = json.loads((through / "manifest.json").read_text())
+    assert manifest["result"]["steps"] == 2
+    assert {path.name for path in (through / "checkpoints").iterdir()} == {"step1.safetensors", "step2.safetensors"}
+    assert not (through / "best.safetensors").exists()
+    model, kept = load_file(through / "model.safetensors"), load_file(through / "checkpoints/step2.safetensors")
+    assert model.keys() == kept.keys()
+    assert all(torch.equal(model[name], kept[name]) for name in model)
+
+    monkeypatch.setattr(model_folder, "RESUME_EVERY_SECONDS", 0.0)
+    told.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "accuracy", accuracy)
+        patch.setattr(model_folder, "save_model", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            base(tmp_path / "killed", **settings)
+    told[:] = told[:3]  # its resume point is of step 3
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "accuracy", accuracy)
+        resumed = load_file(base(tmp_path / "killed", **settings) / "model.safetensors")
+    assert all(torch.equal(model[name], resumed[name]) for name in model)
+
+
+def test_the_validation_accuracy_is_the_mean_reward_of_one_answer_each(base, tmp_path):
+    stopping = {"every": 2, "patience": 1, "problems": 16}
+    facts = pd.read_parquet(base(tmp_path, kind="grpo", steps=4, early_stopping=stopping) / "training.parquet")
+    evaluated = facts.set_index("step")[METRIC]
+    assert evaluated.isna().tolist() == [True, False, True, False]
+    assert ((evaluated.dropna() * 16) % 1 == 0).all()
+    with pytest.raises(
+        ConfigError, match="`early_stopping.problems` of a model is 17, and the validation split holds 16"
+    ):
+        base(tmp_path / "many", kind="grpo", steps=4, early_stopping={**stopping, "problems": 17})
 
 
 @pytest.mark.parametrize("way", ["dapo", "ppo"])

@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from effopd.engines.base import RolloutEngine, Sampling
 from effopd.prompts import Prompts
-from effopd.randomness import epoch_order, seed_of
+from effopd.randomness import epoch_order, generator, seed_of
 from effopd.reinforcement.losses import informative_groups
 from effopd.rollouts import Rollouts
+from effopd.runtime.errors import ConfigError
 from effopd.tasks.base import Task
 from effopd.trainer import Trainer
 from effopd.verification import verify_rollouts
@@ -76,6 +77,34 @@ class Source:
         rollouts = self.engine.generate(asked.tokens, seeds, sampling)
         rewards = verify_rollouts(self.task, self.tokenizer, asked.problems, rollouts)["reward"]
         return Groups(list(positions), rollouts, torch.tensor(rewards))
+
+
+class Validation:
+    """Problems of the validation split, and the accuracy of a source's engine on them: one answer each.
+
+    Every evaluation meets the same problems with the same random numbers.
+    """
+
+    def __init__(self, source: Source, prompts: Prompts, problems: int) -> None:
+        """Draw `problems` of the split. Raises ConfigError where it holds fewer."""
+        if problems > len(prompts):
+            raise ConfigError(
+                f"config: `early_stopping.problems` of a model is {problems}, and the validation split holds "
+                f"{len(prompts)}. Lower it or enlarge the split."
+            )
+        self.source, seed = source, source.settings["seed"]
+        rows = sorted(generator(seed, "early stopping").choice(len(prompts), problems, replace=False).tolist())
+        self.asked, self.seeds = prompts.select(rows), [seed_of(seed, "early stopping", row) for row in rows]
+
+    def accuracy(self, trainer: Trainer) -> float:
+        """Mean reward over all ranks, each of which answers its share."""
+        share = trainer.share_of(range(len(self.seeds)))
+        asked, source = self.asked.select(share), self.source
+        seeds = [self.seeds[position] for position in share]
+        sampling = Sampling(source.settings["temperature"], source.settings["max_new_tokens"])
+        rollouts = source.engine.generate(asked.tokens, seeds, sampling)
+        rewards = verify_rollouts(source.task, source.tokenizer, asked.problems, rollouts)["reward"]
+        return trainer.sum_over_ranks(float(sum(rewards))) / len(self.seeds)
 
 
 def draw_minibatches(trainer: Trainer, source: Source, step: int) -> tuple[list[Groups], dict[str, float]]:

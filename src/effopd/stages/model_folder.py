@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from effopd.models import Weights, save_model, save_tensors
+from effopd.early_stopping import METRIC, EarlyStopping, best_step
+from effopd.models import Weights, load_tensors, save_model, save_tensors
 from effopd.runtime.artifacts import atomic_path, fingerprint_of, read_manifest, write_manifest
 from effopd.runtime.locks import exclusive
 from effopd.runtime.progress import Progress, say
@@ -33,18 +34,20 @@ def train_into_folder(
     what: str,
     shown: Sequence[str],
     aside: Collection[str] = (),
+    stopping: EarlyStopping | None = None,
 ) -> None:
     """Train a model and write it as a Hugging Face folder with the manifest `out`.
 
     `train_step(trainer, step)` does one step (from 1) and returns its metrics, which go to training.parquet; those
     named in `shown` are said on the way. After the steps in `checkpoints` the weights are kept as
     checkpoints/step<n>.safetensors. Parameters named in `aside` are trained with the model and saved nowhere but in
-    resume points. A killed attempt goes on from the last resume point, a few seconds back, to bitwise
-    the same model. Under several ranks the first writes.
+    resume points. With `stopping` the model is that of the best evaluated step, training may end before its last step,
+    and result["steps"] is the step that was taken. A killed attempt goes on from the last resume point, a few seconds
+    back, to bitwise the same model. Under several ranks the first writes.
     """
     started = time.time()
     folder, steps = out.parent, spec["model"]["steps"]
-    kept = {f"checkpoints/step{step}.safetensors": step for step in sorted(checkpoints)}
+    best = folder / "best.safetensors"
     config = model.config
     trainer = Trainer(model, TrainerSettings.of(spec["model"]))
     with exclusive(folder) if trainer.first else nullcontext():
@@ -64,13 +67,21 @@ def train_into_folder(
         last_saved = time.monotonic()
         for step in range(len(rows) + 1, steps + 1):
             facts = train_step(trainer, step)
+            if stopping and stopping.due(step):
+                facts[METRIC] = stopping.evaluate(trainer)
             rows.append({"step": step, **facts})
-            if step in checkpoints:
-                weights = trainer.weights()
-                if trainer.first:
-                    save_tensors(folder / f"checkpoints/step{step}.safetensors", _without(weights, aside))
+            places = [folder / f"checkpoints/step{step}.safetensors"] if step in checkpoints else []
+            places += [best] if METRIC in facts and best_step(rows) == step else []
+            if places:
+                weights = _without(trainer.weights(), aside)
+                for place in places if trainer.first else ():
+                    save_tensors(place, weights)
             if trainer.first:
-                progress.update(step, **{name: facts[name] for name in shown})
+                progress.update(step, **{name: facts[name] for name in (*shown, METRIC) if name in facts})
+            if stopping and stopping.over(rows):
+                if trainer.first:
+                    say(f"{what}: {stopping.patience} evaluations without gain, stopped after step {step}")
+                break
             if trainer.broadcast(time.monotonic() - last_saved > RESUME_EVERY_SECONDS) and step < steps:
                 weights, optimizer = trainer.weights(), trainer.optimizer_state()
                 if trainer.first:
@@ -79,19 +90,26 @@ def train_into_folder(
         weights = _without(trainer.weights(), aside)
         if not trainer.first:
             return
+        taken = best_step(rows)
+        if taken < len(rows):
+            weights = load_tensors(best)
         save_model(config, weights, tokenizer, folder)
         with atomic_path(folder / "training.parquet") as temporary:
             pd.DataFrame(rows).to_parquet(temporary, index=False)
-        own = {path.name: path for path in sorted(folder.glob("[!.]*.*")) if path not in (out, resume.path)}
+        own = {path.name: path for path in sorted(folder.glob("[!.]*.*")) if path not in (out, resume.path, best)}
+        for step in (step for step in checkpoints if taken < step <= len(rows)):
+            (folder / f"checkpoints/step{step}.safetensors").unlink(missing_ok=True)
+        kept = [f"checkpoints/step{step}.safetensors" for step in sorted(checkpoints) if step <= taken]
         files = own | {name: folder / name for name in kept}
         result = {
-            "steps": steps,
+            "steps": taken,
             "parameters": sum(tensor.numel() for tensor in weights.values()),
             "last_step": rows[-1],
         }
         write_manifest(out, kind="model", spec=spec, parents=parents, files=files, result=result, started=started)
         resume.discard()
-        say("done: " + ", ".join(f"{name} {rows[-1][name]:.3f}" for name in shown) + f" after {steps} steps")
+        best.unlink(missing_ok=True)
+        say("done: " + ", ".join(f"{name} {rows[-1][name]:.3f}" for name in shown) + f" after {len(rows)} steps")
 
 
 def _without(weights: Weights, names: Collection[str]) -> Weights:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from effopd.early_stopping import EarlyStopping
 from effopd.engines.base import build_engine, longest_context
 from effopd.extrapolation.schedule import powers_of_two
 from effopd.models import dtype_of, load_model, load_tokenizer, special_ids
 from effopd.prompts import load_prompts
-from effopd.reinforcement.draws import Source, draw_minibatches
+from effopd.reinforcement.draws import Source, Validation, draw_minibatches
 from effopd.reinforcement.updates import Updates
 from effopd.reinforcement.value_head import PARAMETERS, attach_value_head
 from effopd.runtime.artifacts import read_manifest
@@ -43,13 +44,27 @@ def train_rl(spec: dict[str, Any], prompts: Path, init: Path, out: Path, device:
     source = Source(settings, training, task, tokenizer, engine)
     updates = Updates(settings, acting, reference, special_ids(tokenizer)[1], device)
 
-    def train_step(trainer: Trainer, step: int) -> dict[str, float]:
+    def hand_over(trainer: Trainer) -> None:
         if partitioned:
             trainer.copy_weights_into(acting)
         engine.sync_weights()
+
+    def train_step(trainer: Trainer, step: int) -> dict[str, float]:
+        hand_over(trainer)
         minibatches, drawn = draw_minibatches(trainer, source, step)
         lr = warmed_up(settings["lr"], step, settings["warmup_steps"])
         return {**drawn, **updates(trainer, minibatches, lr)}
+
+    stopping = None
+    if "early_stopping" in settings:
+        chosen = settings["early_stopping"]
+        asked = Validation(source, load_prompts(prompts_manifest, "validation"), chosen["problems"])
+
+        def evaluate(trainer: Trainer) -> float:
+            hand_over(trainer)
+            return asked.accuracy(trainer)
+
+        stopping = EarlyStopping(chosen["every"], chosen["patience"], evaluate)
 
     with closing(engine):
         train_into_folder(
@@ -63,4 +78,5 @@ def train_rl(spec: dict[str, Any], prompts: Path, init: Path, out: Path, device:
             what="reinforcement learning step",
             shown=("reward",),
             aside=PARAMETERS if critic else (),
+            stopping=stopping,
         )
