@@ -128,7 +128,7 @@ def estimate(configfiles: tuple[Path, ...]) -> None:
 
     The assumptions are the section `estimate` of the configuration; docs/preflight.md says how it is reckoned.
     """
-    from effopd.estimates import estimate as run
+    from effopd.estimates.experiment import estimate as run
     from effopd.plan import Plan
 
     plan = Plan.of_files(configfiles)

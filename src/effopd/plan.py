@@ -60,6 +60,7 @@ class Plan(Outline):
             "prompt": self.config["task"].get("prompt"),
             "task": self._verifier(),
             "staged": self.staged,
+            "second_student": any(self.tries_within_steps(run) for run in runs),
             "states": [[run, seed, step] for run, seed, step in self.points() if run in runs],
         }
 

@@ -15,8 +15,9 @@ import yaml
 
 from effopd.config import complete
 from effopd.config_schema import main_group, merged, run_settings
+from effopd.extrapolation.gate import BLIND
 from effopd.extrapolation.predictors import METHODS
-from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, trigger_steps
+from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, powers_of_two, trigger_steps
 from effopd.pretrained import local_model_files
 from effopd.runtime.errors import ConfigError
 from effopd.runtime.fingerprints import digest
@@ -99,6 +100,10 @@ class Outline:
     def every_step(self, run: str) -> bool:
         """Whether a run extrapolates after every step, inside the job that does the step."""
         return bool(self.runs[run]["extrapolation"]["triggers"] == EVERY_STEP)
+
+    def tries_within_steps(self, run: str) -> bool:
+        """Whether that job tries candidates on a student of its own: so it does where its gate looks at weights."""
+        return self.every_step(run) and self.runs[run]["extrapolation"]["gate"]["metric"] not in BLIND
 
     @cache  # noqa: B019
     def boundaries(self, run: str) -> tuple[int, ...]:
@@ -249,6 +254,15 @@ class Outline:
             return folder
         taught = (run for run, settings in self.runs.items() if settings["training"]["teacher"] == name)
         return next(taught, str(self.config["evaluation"]["baseline"]))
+
+    def subject_steps(self, subject: str) -> tuple[int, ...]:
+        """The steps whose weights a subject kept: of a model those of its checkpoints and its last; 1 where unknown."""
+        folder, name = subject.split("/")
+        if folder != "models":
+            return self.boundaries(folder)
+        steps = self.config["models"][name].get("steps", 1)
+        checkpoints = powers_of_two(steps) if self.model_stage(name) == "train_rl" else []
+        return tuple(sorted({*checkpoints, steps}))
 
     def dynamics_tables(self) -> list[str]:
         """The names of the tables in results/tables/ on the weights."""

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 FLOAT32, BFLOAT16 = 4, 2
+
+
+def width_of(dtype: str) -> int:
+    """Bytes of a number of that type, `float32` or `bfloat16`."""
+    return BFLOAT16 if dtype == "bfloat16" else FLOAT32
 
 
 def state_bytes(parameters: float, factors: float | None = None) -> float:
@@ -27,7 +35,7 @@ def update_bytes(parameters: float, ranks: int, zero_stage: int, precision: str,
     is offloaded not at all.
     """
     share = parameters / ranks
-    weights = (BFLOAT16 if precision == "bfloat16" else FLOAT32) * (share if zero_stage == 3 else parameters)
+    weights = width_of(precision) * (share if zero_stage == 3 else parameters)
     gradients = FLOAT32 * (share if zero_stage >= 2 else parameters)
     if zero_stage == 0:
         return weights + gradients + 2 * FLOAT32 * parameters
@@ -39,10 +47,49 @@ def activation_bytes(positions: float, hidden_size: int, layers: int, precision:
 
     17 numbers a position, layer and unit of width; with checkpointing one, and all 17 of a single layer.
     """
-    width = BFLOAT16 if precision == "bfloat16" else FLOAT32
-    return width * positions * hidden_size * ((layers + 17) if checkpointing else 17 * layers)
+    return width_of(precision) * positions * hidden_size * ((layers + 17) if checkpointing else 17 * layers)
 
 
 def logits_bytes(positions: float, vocabulary: int, at_once: float) -> float:
     """The logits of a batch, at most `at_once` of them, in float32: log-softmax and the gradients of both too."""
     return 4 * FLOAT32 * min(positions * vocabulary, at_once)
+
+
+def trained_bytes(
+    settings: Mapping[str, Any],
+    *,
+    parameters: float,
+    hidden_size: int,
+    layers: int,
+    positions: float,
+    factors: float | None = None,
+) -> float:
+    """A model in training on each rank's device: the model, its optimizer and the activations of so many positions.
+
+    `settings` are those of a run's training or of a model that the workflow trains, `factors` the numbers in LoRA's.
+    Logits, which come a chunk at a time, and engines are left out.
+    """
+    precision = settings["precision"]
+    if factors is not None:
+        held = lora_update_bytes(parameters, factors)
+    else:
+        offload = settings["offload_optimizer"]
+        held = update_bytes(parameters, settings["ranks"], settings["zero_stage"], precision, offload)
+    return held + activation_bytes(positions, hidden_size, layers, precision, settings["gradient_checkpointing"])
+
+
+def beside_update_bytes(
+    training: Mapping[str, Any], *, parameters: float, teacher: float, staged: bool, second_student: bool
+) -> float:
+    """The models that each rank's device holds beside the student at a run's update; `teacher` is the bytes of its.
+
+    Colocated, they are the teacher where it scores here, the untrained student where rewards are extrapolated (ExOPD),
+    and under ZeRO 3 a whole student that generates. Where candidates are tried within steps, a second student
+    (`second_student`) does that, and the teacher is there in any case.
+    """
+    student = width_of(training["precision"]) * parameters
+    students = int(second_student)
+    if not staged:
+        students += (training["objective"]["lambda"] != 1) + (training["zero_stage"] == 3)
+    scores_here = not staged and training["scored_by"] == "local"
+    return students * student + (teacher if scores_here or second_student else 0)

@@ -1,11 +1,12 @@
-"""How the cost of a step of on-policy distillation grows: with parameters, length, vocabulary and rollouts.
+"""How the cost of on-policy distillation grows: with parameters, length, vocabulary, rollouts and steps.
 
     python tests/benchmarks/growth.py [--repeats 3] [--plot growth.png]
 
 Random students and teachers of one shape, random prompts, completions that all reach the limit, float32, one thread.
-From a middle shape one size is changed at a time, in four points. Printed are CPU seconds (medians) of a step's rollouts,
-scores and update, and the exponent b of seconds ~ size^b: the slope of the logarithms, by least squares. Sides are
-measured in turn, so that a busy machine disturbs all points alike.
+From a middle shape one size is changed at a time, in four points. Printed are CPU seconds (medians) of a step's
+rollouts, scores and update (of several in a row, where their number is what grows), and the exponent b of
+seconds ~ size^b: the slope of the logarithms, by least squares. Sides are measured in turn, so that a busy machine
+disturbs all points alike.
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ PARTS = ("rollouts", "scores", "update")
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step's cost depends on."""
+    """What the cost depends on."""
 
     width: int = 128
     tokens: int = 32  # a completion
     vocabulary: int = 512
     rollouts: int = 32
+    steps: int = 1  # in a row
 
     def model(self, seed: int) -> Qwen3ForCausalLM:
         return random_student(
@@ -62,9 +64,10 @@ class Shape:
 
 VARIED = {  # the size that is plotted, and the shapes
     "parameters": [Shape(width=width) for width in (64, 128, 256, 512)],
-    "completion length": [Shape(tokens=tokens) for tokens in (16, 64, 256, 1024)],
-    "vocabulary": [Shape(vocabulary=entries) for entries in (512, 4096, 32768, 131072)],
+    "completion tokens": [Shape(tokens=tokens) for tokens in (16, 64, 256, 1024)],
+    "vocabulary entries": [Shape(vocabulary=entries) for entries in (512, 4096, 32768, 131072)],
     "rollouts": [Shape(rollouts=count) for count in (8, 32, 128, 512)],
+    "steps": [Shape(steps=count) for count in (1, 4, 16, 64)],
 }
 
 
@@ -77,10 +80,10 @@ def main() -> None:
     print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     curves = {name: measured(shapes, options.repeats) for name, shapes in VARIED.items()}
     for name, points in curves.items():
-        print(f"\n{name:>17}  " + "  ".join(f"{part:>9}" for part in PARTS))
+        print(f"\n{name:>18}  " + "  ".join(f"{part:>9}" for part in PARTS))
         for size, seconds in points:
-            print(f"{size:17,}  " + "  ".join(f"{seconds[part]:9.3f}" for part in PARTS))
-        print("         exponent  " + "  ".join(f"{exponent(points, part):9.2f}" for part in PARTS))
+            print(f"{size:18,}  " + "  ".join(f"{seconds[part]:9.3f}" for part in PARTS))
+        print("          exponent  " + "  ".join(f"{exponent(points, part):9.2f}" for part in PARTS))
     if options.plot:
         draw(curves, options.plot)
 
@@ -91,9 +94,10 @@ Points = list[tuple[int, dict[str, float]]]
 def measured(shapes: list[Shape], repeats: int) -> Points:
     """(size, CPU seconds of each part) of each shape; the shapes are taken in turn."""
     benches = [Bench(shape) for shape in shapes]
-    rows = [[bench.step() for bench in benches] for _ in range(repeats + 1)][1:]  # the first warms up
+    rows = [[bench.measure() for bench in benches] for _ in range(repeats + 1)][1:]  # the first warms up
     medians = [{part: statistics.median(row[i][part] for row in rows) for part in PARTS} for i in range(len(shapes))]
-    names = [field for field in ("tokens", "vocabulary", "rollouts") if len({getattr(s, field) for s in shapes}) > 1]
+    fields = ("tokens", "vocabulary", "rollouts", "steps")
+    names = [field for field in fields if len({getattr(shape, field) for shape in shapes}) > 1]
     sizes = [getattr(b.shape, names[0]) if names else b.parameters for b in benches]
     return list(zip(sizes, medians, strict=True))
 
@@ -118,6 +122,11 @@ class Bench:
         self.prompts = torch.randint(1, shape.vocabulary, (shape.rollouts, PROMPT_TOKENS), generator=draw).tolist()
         self.steps = 0
 
+    def measure(self) -> dict[str, float]:
+        """CPU seconds of each part, of as many steps as the shape says."""
+        rows = [self.step() for _ in range(self.shape.steps)]
+        return {part: sum(row[part] for row in rows) for part in PARTS}
+
     def step(self) -> dict[str, float]:
         self.steps += 1
         times = [time.process_time()]
@@ -136,7 +145,7 @@ def exponent(points: Points, part: str) -> float:
 
 
 def draw(curves: dict[str, Points], path: str) -> None:
-    figure, grid = plt.subplots(1, len(curves), figsize=(11, 3.2), sharey=True, layout="constrained")
+    figure, grid = plt.subplots(1, len(curves), figsize=(13, 3.2), sharey=True, layout="constrained")
     for axes, (name, points) in zip(grid, curves.items(), strict=True):
         for part, colour, marker in zip(PARTS, ("#0072b2", "#e69f00", "#009e73"), "osD", strict=True):
             sizes, seconds = zip(*((size, times[part]) for size, times in points), strict=True)
@@ -144,7 +153,7 @@ def draw(curves: dict[str, Points], path: str) -> None:
             axes.loglog(sizes, seconds, color=colour, marker=marker, label=label)
         axes.set_xlabel(name)
         axes.legend(frameon=False, fontsize=8, title="part, exponent", title_fontsize=8)
-    grid[0].set_ylabel("CPU seconds a step")
+    grid[0].set_ylabel("CPU seconds")
     figure.savefig(path, dpi=160)
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from estimate_tables import DOCS
 from tiny_models import FAMILIES, make_family
 
 from effopd.architecture import Architecture, of_config
 from effopd.config import complete
-from effopd.estimates import Hardware, dry_run_estimate, estimate, estimate_run
+from effopd.estimates.experiment import dry_run_estimate, estimate
+from effopd.estimates.hardware import Hardware
+from effopd.estimates.parts import of_interventions, of_model, of_prediction, of_run, of_validations
 from effopd.plan import Plan
 from effopd.runtime.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config/paper"
 TRAINED = ("teacher_grpo", "teacher_dapo", "teacher_ppo")
-ROWS = sorted(path.stem for path in PAPER.glob("*.yaml") if path.stem not in ("math", "code", *TRAINED))
+ROWS = sorted(path.stem for path in PAPER.glob("*.yaml") if path.stem not in ("math", "code", "every_step", *TRAINED))
 TO_SUPPLY = {
     "qwen3_8b_base_ppo", "qwen3_8b_base_dapo", "qwen3_14b_base_dapo", "qwen3_14b_grpo",
 }  # fmt: skip
@@ -27,6 +32,11 @@ PUBLISHED = {
     "qwen3_8b_base_ppo": 8.191e9, "qwen3_8b_base_dapo": 8.191e9, "qwen3_14b_base_dapo": 14.768e9, "qwen3_14b_grpo": 14.768e9,
     "qwen2.5_7b_orz": 7.6156e9, "qwen2.5_32b_dapo": 32.7639e9,
 }  # fmt: skip
+
+
+MODELS = {"base": {"kind": "pretrain"}, "teacher": {"kind": "grpo", "init": "base"}}
+SHAPE = Architecture(64, 192, 4, 4, 2, 16, 100, True)
+MEASURED = 442e6  # bytes
 
 
 def plan_of(row, domain="math", *more):
@@ -57,9 +67,13 @@ def test_the_papers_configurations_are_complete(row, domain, pinned):
     assert plan.runs["effopd"]["extrapolation"]["gate"]["examples"] == 50
     found = estimate(plan)
     assert found.timed
-    assert not found.notes
+    # two models of 32 billion parameters on one GPU need more than 80 GB
+    assert [note.partition(":")[0] for note in found.notes] == (
+        ["opd", "effopd", "model base", "model teacher"] if "32b" in row else []
+    )
     assert 10 < found.gpu_hours < 10_000
-    assert all(run.memory < 60e9 for run in found.runs)
+    assert [part.name for part in found.parts] == ["opd", "effopd", "model base", "model teacher"]
+    assert all(part.memory < 80e9 for part in found.parts if part.memory is not None)
     shape = Architecture(**plan.config["estimate"]["architectures"]["base"])
     assert shape.parameters == pytest.approx(PUBLISHED[row], rel=2e-3)
 
@@ -88,6 +102,18 @@ def test_a_commit_that_is_to_be_added_is_asked_for():
     for row in TO_PIN:
         with pytest.raises(ConfigError, match=r"`models.teacher.revision` is missing"):
             plan_of(row)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_the_docs_say_what_the_command_prints(path):
+    text = path.read_text()
+    assert DOCS[path](text) == text, f"{path.name} is stale: run `python tests/unit/estimate_tables.py`"
+
+
+def test_estimates_are_light_to_import():
+    """Snakemake reads them before every run."""
+    code = "import sys, effopd.estimates.experiment; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_null_takes_a_key_out():
@@ -145,9 +171,9 @@ def test_decoding_reads_weights_and_cache():
 
 
 def test_the_embedded_experiment_takes_disk_and_no_gpu_hours():
-    """As counted from its states: the README has what a run of it left."""
+    """As its folder had it (docs/preflight.md)."""
     found = estimate(Plan.of_files([ROOT / "config/config.yaml"]))
-    assert found.disk == pytest.approx(442e6, rel=0.1)
+    assert found.disk == pytest.approx(MEASURED, rel=0.1)
     assert found.line() == f"{found.disk / 1e6:.0f} MB of disk"
 
 
@@ -159,13 +185,84 @@ def test_gates_on_own_rollouts_generate_nothing_and_every_step_holds_a_second_st
         "own": {"extrapolation": {"gate": own}},
         "every": {"extrapolation": {"triggers": "every_step", "gate": own}},
     }
-    models = {"base": {"kind": "pretrain"}, "teacher": {"kind": "grpo", "init": "base"}}
-    plan = Plan({"models": models, "runs": runs})
-    shape = Architecture(64, 192, 4, 4, 2, 16, 100, True)
-    found = {run: estimate_run(plan, run, shape, shape) for run in runs}
-    assert 0 == found["opd"].seconds["gates"] < found["own"].seconds["gates"] < found["fresh"].seconds["gates"]
-    assert found["every"].seconds["gates"] == pytest.approx(found["own"].seconds["gates"] * 64 / 7)
-    assert found["every"].memory > found["own"].memory == found["opd"].memory
+    plan = Plan({"models": MODELS, "runs": runs})
+    found = {run: of_run(plan, run, SHAPE, SHAPE) for run in runs}
+    gates = {run: part.gpu_seconds["gates"] for run, part in found.items()}
+    assert 0 == gates["opd"] < gates["own"] < gates["fresh"]
+    assert gates["every"] == pytest.approx(gates["own"] * 64 / 7)
+    second = 4 * SHAPE.parameters
+    assert found["every"].memory - second == found["own"].memory == found["opd"].memory
+
+
+def of_kind(kind, **settings):
+    """The estimate of a model of that kind, of a configuration that says no more than `settings`."""
+    plan = Plan({"models": {**MODELS, "other": {"kind": kind, "init": "base", **settings}}, "runs": {"opd": {}}})
+    return of_model(plan, "other", SHAPE, SHAPE)
+
+
+def test_what_reinforcement_learning_takes():
+    once = of_kind("grpo", steps=8, measure_kl=False)
+    assert once.gpu_seconds["scores"] == 0  # one update a step: the engine's log-probs are those of the policy
+    assert once.disk == 4 * SHAPE.parameters * 5  # after 1, 2, 4 and 8 steps, and the model
+    with_kl = of_kind("grpo", steps=8)
+    forward = with_kl.gpu_seconds["scores"]  # by the model that training started from
+    assert with_kl.gpu_seconds["updates"] == once.gpu_seconds["updates"] == pytest.approx(3 * forward)
+    assert with_kl.memory == once.memory + 4 * SHAPE.parameters
+    several = of_kind("grpo", steps=8, minibatches=4, epochs=2)
+    assert several.gpu_seconds["scores"] == pytest.approx(2 * forward)  # of the policy before the first update, too
+    assert several.gpu_seconds["updates"] == pytest.approx(6 * forward)
+    assert several.memory < with_kl.memory  # a quarter of the rollouts at a time
+    stopped = of_kind("grpo", steps=8, early_stopping={"every": 4, "problems": 64})
+    assert stopped.gpu_seconds["evaluation"] > with_kl.gpu_seconds["evaluation"]
+    critic = of_kind("ppo", steps=8, minibatches=1, epochs=1, measure_kl=False)
+    assert critic.gpu_seconds["scores"] == pytest.approx(forward)  # its values before the update
+
+
+def test_dapo_draws_more_than_it_trains_on():
+    """As often as `estimate.draws` says, and at most `max_draws` times."""
+    fixed = of_kind("grpo", steps=8, minibatches=2, measure_kl=False)
+    twice, once = of_kind("dapo", steps=8, measure_kl=False), of_kind("dapo", steps=8, max_draws=1, measure_kl=False)
+    assert twice.gpu_seconds["rollouts"] == pytest.approx(2 * fixed.gpu_seconds["rollouts"], rel=0.5)
+    assert twice.gpu_seconds["rollouts"] > once.gpu_seconds["rollouts"] == pytest.approx(fixed.gpu_seconds["rollouts"])
+    assert twice.gpu_seconds["updates"] == pytest.approx(fixed.gpu_seconds["updates"])
+
+
+def test_a_base_that_is_trained_here_takes_its_updates():
+    plan = Plan({"models": MODELS, "runs": {"opd": {}}})
+    part = of_model(plan, "base", SHAPE, SHAPE)
+    assert set(part.gpu_seconds) == {"updates", "evaluation"}
+    assert part.disk == 4 * SHAPE.parameters
+
+
+def test_predictions_are_gated_and_evaluated():
+    """And states are validated once, however many predictions ask for their accuracy."""
+    predictions = {
+        "expo": {"run": "opd", "method": "expo"},
+        "alpha": {"run": "opd", "method": "alpha"},
+        "again": {"run": "opd", "method": "alpha", "coefficients": [1]},
+    }
+    config = {"models": MODELS, "runs": {"opd": {}}, "predictions": predictions}
+    plan, fewer = Plan(config), Plan({**config, "predictions": {"alpha": predictions["alpha"]}})
+    run, expo = of_run(plan, "opd", SHAPE, SHAPE), of_prediction(plan, "expo", SHAPE, SHAPE)
+    share = len(plan.prediction_steps("expo")) / len(plan.boundaries("opd"))
+    assert expo.gpu_seconds["evaluation"] == pytest.approx(share * run.gpu_seconds["evaluation"])
+    assert expo.disk == 4 * SHAPE.parameters * 3 * len(plan.prediction_steps("expo"))  # with three seeds
+    alpha, again = (of_prediction(plan, name, SHAPE, SHAPE) for name in ("alpha", "again"))
+    assert again.gpu_seconds["gates"] == pytest.approx(alpha.gpu_seconds["gates"] * 2 / 6)  # candidates and none
+    validated = of_validations(plan, "opd", SHAPE)
+    assert validated.gpu_seconds["gates"] == of_validations(fewer, "opd", SHAPE).gpu_seconds["gates"] > 0
+    assert of_validations(Plan({**config, "predictions": {}}), "opd", SHAPE).gpu_seconds == {}
+
+
+def test_interventions_are_as_many_as_the_stage_plans():
+    """Base, final, 4 on the path; a window around each of 4 layers, of attention and of MLPs: of an evaluation each."""
+    runs = {"opd": {"training": {"steps": 16}}}
+    plan = Plan({"models": MODELS, "runs": runs, "dynamics": {"problems": 1024, "interventions": ["path", "window"]}})
+    a_state = of_run(plan, "opd", SHAPE, SHAPE).gpu_seconds["evaluation"] / len(plan.points())
+    part = of_interventions(plan, "opd/seed0", SHAPE, SHAPE)
+    assert part.gpu_seconds["evaluation"] == pytest.approx(14 * a_state)
+    of_teacher = of_interventions(plan, "models/teacher", SHAPE, SHAPE)  # kept after 1, 2, 4, ..., 128 and 220 steps
+    assert of_teacher.gpu_seconds["evaluation"] == pytest.approx((2 + 8 + 8) * a_state)
 
 
 def test_more_of_everything_takes_more(tmp_path):
@@ -176,11 +273,13 @@ def test_more_of_everything_takes_more(tmp_path):
         path.write_text(text)
         return estimate(plan_of("justrl_1.5b", "math", path))
 
-    by_run = {run.run: run for run in base.runs}
-    assert by_run["opd"].seconds["gates"] == 0 < by_run["effopd"].seconds["gates"]
-    assert by_run["opd"].disk < by_run["effopd"].disk
-    twice = with_overlay("seeds: [42, 43]")
-    assert (twice.gpu_hours, twice.disk) == (2 * base.gpu_hours, 2 * base.disk)
+    parts = {part.name: part for part in base.parts}
+    assert parts["opd"].gpu_seconds["gates"] == 0 < parts["effopd"].gpu_seconds["gates"]
+    assert parts["opd"].disk < parts["effopd"].disk
+    twice = {part.name: part for part in with_overlay("seeds: [42, 43]").parts}
+    for name in ("opd", "effopd"):
+        assert (twice[name].gpu_hours, twice[name].disk) == (2 * parts[name].gpu_hours, 2 * parts[name].disk)
+    assert twice["model base"] == parts["model base"]  # whatever the seeds
     assert with_overlay("training: {max_new_tokens: 32768}").gpu_hours > 2 * base.gpu_hours
     assert with_overlay("training: {horizon: {tokens: 4096}}").gpu_hours < base.gpu_hours
     beside = with_overlay("training: {zero_stage: 0, precision: float32, gradient_checkpointing: false}")
@@ -193,7 +292,7 @@ def test_a_size_that_is_not_known_is_asked_for(tmp_path):
     path = tmp_path / "overlay.yaml"
     path.write_text("estimate: {architectures: {teacher: null}}")
     plan = plan_of("justrl_1.5b", "math", path)
-    assert estimate(plan).runs == []
+    assert estimate(plan).parts == []
     lines = dry_run_estimate(plan)
     assert lines[0].startswith("nothing can be said before the models are there")
     assert lines[1] == "opd: the size of teacher is not known yet. Add it to `estimate.architectures`."

@@ -35,7 +35,14 @@ from effopd.runtime.artifacts import read_json, write_manifest
 from effopd.runtime.errors import PreflightError
 from effopd.runtime.options import VARIABLE
 from effopd.scoring import LocalTeacher, measure_reverse_kl
-from effopd.sizes import activation_bytes, logits_bytes, lora_update_bytes, state_bytes, update_bytes
+from effopd.sizes import (
+    activation_bytes,
+    beside_update_bytes,
+    logits_bytes,
+    lora_update_bytes,
+    state_bytes,
+    update_bytes,
+)
 from effopd.stages.make_data import make_data
 from effopd.stages.preflight import OF_STUDENT, OF_TEACHER, preflight
 from effopd.stages.tokenize_prompts import tokenize_prompts
@@ -313,6 +320,38 @@ def test_the_memory_of_an_update(ranks, stage, precision, offload, gigabytes):
     assert update_bytes(1e9, ranks, stage, precision, offload) == pytest.approx(gigabytes * 1e9)
 
 
+def test_the_models_beside_the_one_that_is_trained():
+    """The teacher, and students: one that tries candidates, one that generates under ZeRO 3, one for ExOPD's base."""
+    training = Plan(CONFIG).runs["opd"]["training"]
+
+    def beside(*, staged=False, second_student=False, **settings):
+        found = {**training, **settings}
+        return beside_update_bytes(found, parameters=1, teacher=100, staged=staged, second_student=second_student)
+
+    assert beside() == 100
+    assert beside(second_student=True) == beside(second_student=True, staged=True) == 104
+    assert beside(staged=True) == beside(scored_by="endpoint") == 0
+    assert beside(zero_stage=3, precision="bfloat16") == 102
+    assert beside(objective={**training["objective"], "lambda": 1.25}) == 104
+
+
+def test_where_candidates_are_tried_within_steps_the_checks_count_a_second_student(workplace):
+    pair = workplace.model("student", 0), workplace.model("teacher", 1)
+
+    def measured(**spec):
+        workplace.check(*pair, **spec)
+        checks = read_json(workplace.folder / "preflight/pair.checks.json")["recorded"]["checks"]
+        return next(check["measured"] for check in checks if check["check"] == "memory")
+
+    alone, with_second = measured(), measured(second_student=True)
+    assert alone != with_second
+    every = {"triggers": "every_step", "gate": {"metric": "reverse_kl", "source": "rollouts"}}
+    for extrapolation, second in ((every, True), ({**every, "gate": {"metric": "always"}}, False), ({}, False)):
+        plan = Plan({**CONFIG, "runs": {"opd": {}, "other": {"extrapolation": extrapolation}}})
+        (pair,) = plan.preflights()  # both runs share their checks
+        assert json.loads(plan.spec("preflight", pair=pair))["second_student"] is second
+
+
 def test_checkpointing_saves_most_of_the_activations():
     kept = activation_bytes(16384, 1536, 28, "bfloat16", False)
     assert kept == pytest.approx(34 * 16384 * 1536 * 28)  # 34 bytes, as in the paper that counted them
@@ -356,7 +395,7 @@ def workplace(tmp_path):
             write_manifest(folder / "manifest.json", kind="model", spec={"seed": seed}, parents={}, started=time.time())
             return folder / "manifest.json"
 
-        def check(self, student, teacher, **overrides):
+        def check(self, student, teacher, second_student=False, **overrides):
             prompts = results / "data/arithmetic/prompts-student/manifest.json"
             tokenize_prompts({"prompt": None}, data, student, prompts)
             training = Plan(CONFIG).runs["opd"]["training"] | {"max_new_tokens": 8, "batch_size": 4}
@@ -366,6 +405,7 @@ def workplace(tmp_path):
                 "prompt": None,
                 "task": TASK_SECTION,
                 "staged": False,
+                "second_student": second_student,
                 "states": [["opd", 0, 1], ["opd", 0, 2]],
                 "code": "",
             }

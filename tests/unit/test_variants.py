@@ -9,7 +9,8 @@ from tiny_models import make_model
 
 from effopd.dynamics.checkpoints import Parameter, parameter_place
 from effopd.dynamics.reconstruction import frobenius_norm
-from effopd.dynamics.variants import BASE, FINAL, early_step, variants, weights_digest, windows
+from effopd.dynamics.variant_weights import variant_parameter, weights_digest
+from effopd.dynamics.variants import BASE, FINAL, early_step, variants, windows
 from effopd.models import weights_of
 
 STEPS = [1, 2, 4, 8, 16]
@@ -33,13 +34,17 @@ WEIGHTS = {0: weights_of(make_model(0)), **{step: moved(step, 1e-4 * step) for s
 PARAMETERS = [Parameter(name, tuple(w.shape), *parameter_place(name)) for name, w in WEIGHTS[0].items()]
 
 
-def build(settings=SETTINGS, teacher_norm=lambda parameter: 7.0):
-    planned = variants(settings, STEPS, PARAMETERS, teacher_norm)
+def build(settings=SETTINGS, teacher_norm=None):
+    planned = variants(settings, STEPS, 2, own_head=True)
     assert len({variant.name for variant in planned}) == len(planned)
-    return {
-        variant.name: {p.name: variant.build(lambda step, q: WEIGHTS[step][q.name], p) for p in PARAMETERS}
-        for variant in planned
-    }
+
+    def read(step, parameter):
+        return WEIGHTS[step][parameter.name]
+
+    def weights(variant):
+        return {p.name: variant_parameter(variant, p, read, final=16, teacher_norm=teacher_norm) for p in PARAMETERS}
+
+    return {variant.name: weights(variant) for variant in planned}
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +131,7 @@ def test_reconstructions_against_numpy(built):
 
 def test_the_leading_part_at_the_teachers_norm():
     settings = {**SETTINGS, "interventions": ["reconstruction"]}
-    built = build({**settings, "reconstruction": {"top": [10], "bottom": [], "norm": "teacher"}})
+    built = build({**settings, "reconstruction": {"top": [10], "bottom": []}}, lambda parameter: 7.0)
     for parameter in PARAMETERS:
         delta = built["reconstruction top 10 %"][parameter.name].double() - WEIGHTS[0][parameter.name].double()
         own = frobenius_norm(WEIGHTS[16][parameter.name].double() - WEIGHTS[0][parameter.name].double())

@@ -188,7 +188,7 @@ MODULES = {
     "stages/preflight.py": {},
     "preflight/tokens.py": {},
     "sizes.py": {},
-    "estimates.py": {},
+    "estimates/parts.py": {},
     "stages/segments.py": EVERY_RUN,
     "stages/evaluate_candidates.py": BOTH_RUNS_AFTER_A_GATE,
     "stages/select_candidate.py": {**BOTH_RUNS_AFTER_A_GATE, "evaluate_candidates": 8},  # at step 1 nothing precedes it
@@ -200,6 +200,7 @@ MODULES = {
     "stages/make_dynamics_tables.py": {**dynamics(0, 0), **REPORT},
     "dynamics/spectra.py": {**dynamics(4, 4), **REPORT},
     "dynamics/variants.py": {**dynamics(0, 4), **REPORT},
+    "dynamics/variant_weights.py": {**dynamics(0, 4), **REPORT},
     "dynamics/report.py": REPORT,
     "stages/plot_figure.py": {"plot_figure": 5, **WEIGHT_FIGURES, **REPORT},
     "stages/write_explorer.py": {"write_explorer": 1, **REPORT},

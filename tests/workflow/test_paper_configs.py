@@ -25,7 +25,7 @@ def dry_run(folder, row):
 def test_a_dry_run_counts_jobs_gpu_hours_and_disk(tmp_path):
     found = dry_run(tmp_path, "justrl_1.5b")
     assert found.returncode == 0, found.stderr
-    assert "estimate: 82 GPU hours, 349.2 GB of disk for the whole experiment" in found.stderr
+    assert "estimate: 85 GPU hours, 349.2 GB of disk for the whole experiment" in found.stderr
     jobs = next(line for line in found.stderr.splitlines() if " jobs: " in line).split(" jobs: ")[1].split(", ")
     assert {"2 fetch_model", "1 make_data", "1 preflight", "14 train_segment", "14 evaluate"} <= set(jobs)
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from effopd.estimates import dry_run_estimate
+from effopd.estimates.experiment import dry_run_estimate
 from effopd.plan import Plan
 from effopd.plan_outline import FIGURES, LOCAL_THEORY_TABLES, TABLES
 from effopd.runtime import session

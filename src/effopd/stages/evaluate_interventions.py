@@ -21,7 +21,8 @@ from effopd.dynamics.checkpoints import Parameter
 from effopd.dynamics.kept import Kept, model_checkpoint, read_whole
 from effopd.dynamics.reconstruction import frobenius_norm, update
 from effopd.dynamics.representation import representation_cosines
-from effopd.dynamics.variants import FINAL, Variant, variants, weights_digest
+from effopd.dynamics.variant_weights import Norm, variant_parameter, weights_digest
+from effopd.dynamics.variants import FINAL, Variant, variants
 from effopd.engines.base import Sampling, build_engine, longest_context
 from effopd.evaluation import Measurement, measure
 from effopd.models import dtype_of, load_frozen, load_model, load_tokenizer, special_ids
@@ -67,9 +68,12 @@ def evaluate_interventions(
             say("finished meanwhile")  # by a job that outlived its killed workflow, while this one waited
             return
         journal = Journal(work / "partial.jsonl", fingerprint)
-        bench = _Bench(spec, kept, base, teacher, prompts, device)
-        teacher_norm = partial(_update_norm, kept, model_checkpoint(teacher_manifest))
-        planned = variants(spec["dynamics"], list(kept.trained), bench.parameters, teacher_norm)
+        rescaled = spec["dynamics"].get("reconstruction", {}).get("norm") == "teacher"
+        teacher_norm = partial(_update_norm, kept, model_checkpoint(teacher_manifest)) if rescaled else None
+        bench = _Bench(spec, kept, base, teacher, prompts, teacher_norm, device)
+        layers = 1 + max((p.layer for p in bench.parameters if p.layer is not None), default=-1)
+        own_head = any(p.module == "lm_head" for p in bench.parameters)
+        planned = variants(spec["dynamics"], list(kept.trained), layers, own_head)
         with closing(bench.engine):
             bench.evaluate(planned, journal)
             if "representation" in spec["dynamics"]["interventions"]:
@@ -90,10 +94,18 @@ class _Bench:
     """One warm engine in which variant after variant is measured on the same problems with the same draws."""
 
     def __init__(
-        self, spec: dict[str, Any], kept: Kept, base: Path, teacher: Path, prompts: Path, device: torch.device
+        self,
+        spec: dict[str, Any],
+        kept: Kept,
+        base: Path,
+        teacher: Path,
+        prompts: Path,
+        teacher_norm: Norm | None,
+        device: torch.device,
     ) -> None:
         settings = spec["evaluation"]
         self.kept, self.parameters, self.device = kept, kept.parameters(), device
+        self.teacher_norm = teacher_norm
         self.base, self.teacher_folder, self.batch_size = base.parent, teacher.parent, settings["batch_size"]
         test = load_prompts(read_manifest(prompts, "prompts"), "test")
         problems = range(min(len(test), spec["dynamics"]["problems"]))
@@ -113,7 +125,9 @@ class _Bench:
         """A variant's weights, and how far they are from the base's."""
         weights, squares = {}, 0.0
         for parameter in self.parameters:
-            built = variant.build(self._read, parameter)
+            built = variant_parameter(
+                variant, parameter, self._read, final=self.kept.last, teacher_norm=self.teacher_norm
+            )
             squares += frobenius_norm(update(self._read(0, parameter), built)) ** 2
             weights[parameter.name] = built.cpu()
         return weights, squares**0.5

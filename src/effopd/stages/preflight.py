@@ -39,7 +39,7 @@ from effopd.runtime.errors import PreflightError
 from effopd.runtime.options import endpoint_of
 from effopd.runtime.progress import say
 from effopd.scoring import LocalTeacher, Teacher, measure_logprobs, measure_reverse_kl
-from effopd.sizes import activation_bytes, logits_bytes, lora_update_bytes, state_bytes, update_bytes
+from effopd.sizes import beside_update_bytes, logits_bytes, state_bytes, trained_bytes
 from effopd.tasks.base import Task, build_task
 from effopd.verification import verify_rollouts
 
@@ -227,9 +227,13 @@ def _check_models(
         "teacher_accuracy", check_accuracy, student.rewards, teacher.rewards, (student.finished, teacher.finished),
         sampling.max_new_tokens,
     )  # fmt: skip
-    needed = _update_memory(training, parameters, factors, subjects["student"], longest)
-    if not spec["staged"] and training["scored_by"] == "local":  # then the teacher is held beside the student
-        needed += sum(parameter.nbytes for parameter in model.parameters())
+    needed = _update_memory(training, parameters, factors, subjects["student"], longest) + beside_update_bytes(
+        training,
+        parameters=parameters,
+        teacher=sum(parameter.nbytes for parameter in model.parameters()),
+        staged=spec["staged"],
+        second_student=spec["second_student"],
+    )
     available, kind = available_memory(device)
     processes = training["ranks"] if device.type == "cpu" else 1  # that share what is available
     checks.run("memory", check_memory, processes * needed, available, kind)
@@ -239,18 +243,16 @@ def _update_memory(
     training: dict[str, Any], parameters: int, factors: int | None, student: _Subject, longest: int
 ) -> float:
     """Bytes of an update on each rank's device: the model with its optimizer, activations and logits."""
-    sequences = training.get("micro_batch", training["batch_size"])
-    positions = sequences * (longest + training["max_new_tokens"])
-    if factors is not None:
-        held = lora_update_bytes(parameters, factors)
-    else:
-        held = update_bytes(
-            parameters, training["ranks"], training["zero_stage"], training["precision"], training["offload_optimizer"]
-        )
-    activations = activation_bytes(
-        positions, student.hidden_size, student.layers, training["precision"], training["gradient_checkpointing"]
+    positions = training.get("micro_batch", training["batch_size"]) * (longest + training["max_new_tokens"])
+    held = trained_bytes(
+        training,
+        parameters=parameters,
+        hidden_size=student.hidden_size,
+        layers=student.layers,
+        positions=positions,
+        factors=factors,
     )
-    return held + activations + logits_bytes(positions, student.rows, LOGITS_AT_ONCE)
+    return held + logits_bytes(positions, student.rows, LOGITS_AT_ONCE)
 
 
 def _states_to_write(results: Path, states: Sequence[Sequence[Any]]) -> int:
