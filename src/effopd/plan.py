@@ -59,8 +59,7 @@ class Plan(Outline):
             "training": self._preflight_settings(runs[0]),
             "prompt": self.config["task"].get("prompt"),
             "task": self._verifier(),
-            "staged": self.staged,
-            "second_student": any(self.tries_within_steps(run) for run in runs),
+            "beside": list(max(self.beside_update(run) for run in runs)),
             "states": [[run, seed, step] for run, seed, step in self.points() if run in runs],
         }
 

@@ -101,9 +101,19 @@ class Outline:
         """Whether a run extrapolates after every step, inside the job that does the step."""
         return bool(self.runs[run]["extrapolation"]["triggers"] == EVERY_STEP)
 
-    def tries_within_steps(self, run: str) -> bool:
-        """Whether that job tries candidates on a student of its own: so it does where its gate looks at weights."""
-        return self.every_step(run) and self.runs[run]["extrapolation"]["gate"]["metric"] not in BLIND
+    def beside_update(self, run: str) -> tuple[int, bool]:
+        """How many whole students each process of an update holds beside the one in training, and whether the teacher.
+
+        Where candidates are tried within steps by a gate that looks at weights, a student does that, and the teacher is
+        asked. Colocated, there are the teacher where it scores here, the untrained student where rewards are
+        extrapolated (ExOPD), and under ZeRO 3 a student that generates.
+        """
+        training, gate = self.runs[run]["training"], self.runs[run]["extrapolation"]["gate"]
+        tried = self.every_step(run) and gate["metric"] not in BLIND
+        if self.staged:
+            return int(tried), tried
+        students = tried + (training["objective"]["lambda"] != 1) + (training["zero_stage"] == 3)
+        return students, tried or training["scored_by"] == "local"
 
     @cache  # noqa: B019
     def boundaries(self, run: str) -> tuple[int, ...]:

@@ -78,18 +78,9 @@ def trained_bytes(
     return held + activation_bytes(positions, hidden_size, layers, precision, settings["gradient_checkpointing"])
 
 
-def beside_update_bytes(
-    training: Mapping[str, Any], *, parameters: float, teacher: float, staged: bool, second_student: bool
-) -> float:
-    """The models that each rank's device holds beside the student at a run's update; `teacher` is the bytes of its.
+def beside_bytes(precision: str, parameters: float, students: int, teacher: float) -> float:
+    """Models beside the student at a run's update: further students in its precision, and a teacher of so many bytes.
 
-    Colocated, they are the teacher where it scores here, the untrained student where rewards are extrapolated (ExOPD),
-    and under ZeRO 3 a whole student that generates. Where candidates are tried within steps, a second student
-    (`second_student`) does that, and the teacher is there in any case.
+    Which these are: effopd.plan_outline.Outline.beside_update.
     """
-    student = width_of(training["precision"]) * parameters
-    students = int(second_student)
-    if not staged:
-        students += (training["objective"]["lambda"] != 1) + (training["zero_stage"] == 3)
-    scores_here = not staged and training["scored_by"] == "local"
-    return students * student + (teacher if scores_here or second_student else 0)
+    return students * width_of(precision) * parameters + teacher

@@ -13,10 +13,11 @@ from tiny_models import TASK_SECTION, make_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from effopd.architecture import of_config
+from effopd.architecture import Architecture, of_config
 from effopd.config_schema import schema
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
+from effopd.estimates.parts import of_run
 from effopd.lora import factors_size
 from effopd.models import save_model, weights_of
 from effopd.plan import Plan
@@ -37,10 +38,10 @@ from effopd.runtime.options import VARIABLE
 from effopd.scoring import LocalTeacher, measure_reverse_kl
 from effopd.sizes import (
     activation_bytes,
-    beside_update_bytes,
     logits_bytes,
     lora_update_bytes,
     state_bytes,
+    trained_bytes,
     update_bytes,
 )
 from effopd.stages.make_data import make_data
@@ -50,6 +51,7 @@ from effopd.tasks.arithmetic import CHARACTERS, EOS, PAD
 from effopd.tasks.base import Problem, Verdict
 
 CPU = torch.device("cpu")
+SHAPE = Architecture(64, 192, 4, 4, 2, 16, 100, True)
 PROBLEMS = [Problem("7+8+5=", "20"), Problem("1+2+3=", "6"), Problem("9+9=", "18")]
 PROMPTS = [[9, 12, 10, 12, 7, 13], [3, 12, 4, 12, 5, 13], [11, 12, 11, 13]]
 CONFIG = {"models": {"base": {"kind": "pretrain"}, "teacher": {"kind": "grpo", "init": "base"}}, "runs": {"opd": {}}}
@@ -320,36 +322,50 @@ def test_the_memory_of_an_update(ranks, stage, precision, offload, gigabytes):
     assert update_bytes(1e9, ranks, stage, precision, offload) == pytest.approx(gigabytes * 1e9)
 
 
-def test_the_models_beside_the_one_that_is_trained():
-    """The teacher, and students: one that tries candidates, one that generates under ZeRO 3, one for ExOPD's base."""
-    training = Plan(CONFIG).runs["opd"]["training"]
-
-    def beside(*, staged=False, second_student=False, **settings):
-        found = {**training, **settings}
-        return beside_update_bytes(found, parameters=1, teacher=100, staged=staged, second_student=second_student)
-
-    assert beside() == 100
-    assert beside(second_student=True) == beside(second_student=True, staged=True) == 104
-    assert beside(staged=True) == beside(scored_by="endpoint") == 0
-    assert beside(zero_stage=3, precision="bfloat16") == 102
-    assert beside(objective={**training["objective"], "lambda": 1.25}) == 104
+EVERY = {"triggers": "every_step", "gate": {"metric": "reverse_kl", "source": "rollouts"}}
 
 
-def test_where_candidates_are_tried_within_steps_the_checks_count_a_second_student(workplace):
+@pytest.mark.parametrize(
+    ("run", "execution", "beside"),
+    [
+        ({}, {}, [0, True]),  # the teacher, which scores
+        ({}, {"mode": "staged"}, [0, False]),
+        ({"training": {"scored_by": "endpoint"}}, {}, [0, False]),
+        ({"extrapolation": EVERY}, {}, [1, True]),  # a student that tries candidates
+        ({"extrapolation": EVERY}, {"mode": "staged"}, [1, True]),
+        ({"extrapolation": EVERY, "training": {"scored_by": "endpoint"}}, {}, [1, True]),
+        ({"extrapolation": {**EVERY, "gate": {"metric": "always", "source": "rollouts"}}}, {}, [0, True]),
+        ({"training": {"zero_stage": 3}}, {}, [1, True]),  # one that generates
+        ({"training": {"objective": {"lambda": 1.25}}}, {}, [1, True]),  # ExOPD's base
+    ],
+)
+def test_the_models_beside_the_one_that_is_trained(run, execution, beside):
+    plan = Plan({**CONFIG, "runs": {"opd": run}, "execution": execution})
+    assert list(plan.beside_update("opd")) == beside
+    assert json.loads(plan.spec("preflight", pair=plan.preflight("opd")))["beside"] == beside
+    found = of_run(plan, "opd", SHAPE, SHAPE)
+    alone = trained_bytes(
+        plan.runs["opd"]["training"],
+        parameters=SHAPE.parameters,
+        hidden_size=SHAPE.hidden_size,
+        layers=SHAPE.layers,
+        positions=128 * (200 + 24),
+    )
+    assert found.memory - alone == 4 * SHAPE.parameters * sum(beside)
+
+
+def test_runs_that_share_their_checks_are_checked_for_the_one_that_takes_most(workplace):
+    plan = Plan({**CONFIG, "runs": {"opd": {}, "every": {"extrapolation": EVERY}}})
+    (name,) = plan.preflights()
+    assert json.loads(plan.spec("preflight", pair=name))["beside"] == [1, True]
     pair = workplace.model("student", 0), workplace.model("teacher", 1)
 
-    def measured(**spec):
-        workplace.check(*pair, **spec)
+    def measured(beside):
+        workplace.check(*pair, beside=beside)
         checks = read_json(workplace.folder / "preflight/pair.checks.json")["recorded"]["checks"]
         return next(check["measured"] for check in checks if check["check"] == "memory")
 
-    alone, with_second = measured(), measured(second_student=True)
-    assert alone != with_second
-    every = {"triggers": "every_step", "gate": {"metric": "reverse_kl", "source": "rollouts"}}
-    for extrapolation, second in ((every, True), ({**every, "gate": {"metric": "always"}}, False), ({}, False)):
-        plan = Plan({**CONFIG, "runs": {"opd": {}, "other": {"extrapolation": extrapolation}}})
-        (pair,) = plan.preflights()  # both runs share their checks
-        assert json.loads(plan.spec("preflight", pair=pair))["second_student"] is second
+    assert len({measured(beside) for beside in ((0, False), (0, True), (1, True))}) == 3
 
 
 def test_checkpointing_saves_most_of_the_activations():
@@ -395,17 +411,18 @@ def workplace(tmp_path):
             write_manifest(folder / "manifest.json", kind="model", spec={"seed": seed}, parents={}, started=time.time())
             return folder / "manifest.json"
 
-        def check(self, student, teacher, second_student=False, **overrides):
+        def check(self, student, teacher, beside=(0, True), **overrides):
             prompts = results / "data/arithmetic/prompts-student/manifest.json"
             tokenize_prompts({"prompt": None}, data, student, prompts)
-            training = Plan(CONFIG).runs["opd"]["training"] | {"max_new_tokens": 8, "batch_size": 4}
+            plan = Plan(CONFIG)
+            training = json.loads(plan.spec("preflight", pair=plan.preflight("opd")))["training"]
+            training |= {"max_new_tokens": 8, "batch_size": 4}
             spec = {
                 "preflight": {"problems": 6, "max_new_tokens": 16, "accept": [], **overrides.pop("preflight", {})},
                 "training": {**training, **overrides},
                 "prompt": None,
                 "task": TASK_SECTION,
-                "staged": False,
-                "second_student": second_student,
+                "beside": list(beside),
                 "states": [["opd", 0, 1], ["opd", 0, 2]],
                 "code": "",
             }

@@ -11,7 +11,7 @@ from effopd.dynamics.variants import variants
 from effopd.estimates.work import DERIVATIVE_PASSES, Work
 from effopd.extrapolation.schedule import powers_of_two
 from effopd.plan import Plan
-from effopd.sizes import FLOAT32, activation_bytes, beside_update_bytes, optimizer_bytes, trained_bytes, width_of
+from effopd.sizes import FLOAT32, activation_bytes, beside_bytes, optimizer_bytes, trained_bytes, width_of
 
 BYTES_A_TOKEN = 12  # of rollouts and scores on disk: a token id and two log-probs
 LOCAL_THEORY = "local theory"
@@ -67,13 +67,9 @@ def of_run(plan: Plan, run: str, student: Architecture, teacher: Architecture) -
         layers=student.layers,
         positions=training.get("micro_batch", training["batch_size"]) * (longest_prompt(plan) + longest),
         factors=factors,
-    ) + beside_update_bytes(
-        training,
-        parameters=parameters,
-        teacher=frozen,
-        staged=plan.staged,
-        second_student=plan.tries_within_steps(run),
     )
+    students, asked = plan.beside_update(run)
+    memory += beside_bytes(training["precision"], parameters, students, asked * frozen)
     judging = width_of(training["precision"]) * parameters + frozen
     gpu_seconds = {stage: seeds * value for stage, value in seconds.items()}
     return Part(run, gpu_seconds, seeds * disk, training["ranks"], memory, judging)
@@ -97,8 +93,8 @@ def of_model(plan: Plan, name: str, model: Architecture, reference: Architecture
         positions=sequences * (longest_prompt(plan) + completion),
     )
     if settings["kind"] != "pretrain":  # what generates under ZeRO 3, and what the KL divergence is from
-        beside = (settings["zero_stage"] == 3) + _has_reference(settings)
-        memory += beside * width_of(settings["precision"]) * model.parameters
+        students = (settings["zero_stage"] == 3) + _has_reference(settings)
+        memory += beside_bytes(settings["precision"], model.parameters, students, 0)
     disk = kept * FLOAT32 * model.parameters
     evaluation += trained.get("evaluation", 0)
     return Part(f"model {name}", {**trained, "evaluation": evaluation}, disk, settings["ranks"], memory, judging)

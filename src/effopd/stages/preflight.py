@@ -39,7 +39,7 @@ from effopd.runtime.errors import PreflightError
 from effopd.runtime.options import endpoint_of
 from effopd.runtime.progress import say
 from effopd.scoring import LocalTeacher, Teacher, measure_logprobs, measure_reverse_kl
-from effopd.sizes import beside_update_bytes, logits_bytes, state_bytes, trained_bytes
+from effopd.sizes import beside_bytes, logits_bytes, state_bytes, trained_bytes
 from effopd.tasks.base import Task, build_task
 from effopd.verification import verify_rollouts
 
@@ -227,13 +227,10 @@ def _check_models(
         "teacher_accuracy", check_accuracy, student.rewards, teacher.rewards, (student.finished, teacher.finished),
         sampling.max_new_tokens,
     )  # fmt: skip
-    needed = _update_memory(training, parameters, factors, subjects["student"], longest) + beside_update_bytes(
-        training,
-        parameters=parameters,
-        teacher=sum(parameter.nbytes for parameter in model.parameters()),
-        staged=spec["staged"],
-        second_student=spec["second_student"],
-    )
+    students, asked = spec["beside"]
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    needed = _update_memory(training, parameters, factors, subjects["student"], longest)
+    needed += beside_bytes(training["precision"], parameters, students, asked * held)
     available, kind = available_memory(device)
     processes = training["ranks"] if device.type == "cpu" else 1  # that share what is available
     checks.run("memory", check_memory, processes * needed, available, kind)
