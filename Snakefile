@@ -9,6 +9,7 @@ configfile: "config/config.yaml"
 
 
 wildcard_constraints:
+    task=r"[a-z][a-z0-9_]*",
     model=r"[a-z][a-z0-9_]*",
     run=r"[a-z][a-z0-9_]*",
     pair=r"[a-z][a-z0-9_]*-[a-z][a-z0-9_]*-[0-9a-f]{8}",
@@ -28,6 +29,7 @@ include: "workflow/rules/preflight.smk"
 include: f"workflow/rules/{PLAN.config['execution']['mode']}.smk"
 include: "workflow/rules/extrapolation.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/other_tasks.smk"
 include: "workflow/rules/predictions.smk"
 include: "workflow/rules/dynamics.smk"
 include: "workflow/rules/local_theory.smk"
@@ -42,6 +44,7 @@ localrules:
     write_config,
     collect_run,
     make_tables,
+    make_task_table,
     make_dynamics_tables,
     make_local_theory_tables,
     plot_figure,
@@ -57,6 +60,7 @@ rule all:
         "results/report.html",
         kept_artifacts(),
         rules.make_tables.output,
+        task_table(),
         rules.make_dynamics_tables.output,
         dynamics_pages(),
         expand("results/figures/{figure}.{kind}", figure=PLAN.figures(), kind=["svg", "png"]),

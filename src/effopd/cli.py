@@ -97,12 +97,16 @@ _ANCHOR = _path("anchor", "Manifest of the state (or model) at the previous trig
 _ANCHOR_LEDGER = _path("anchor-ledger", "Ledger of the previous trigger, if there was one.", required=False)
 
 
-@_stage("make-data", click.argument("files", nargs=-1, type=PATH))
-def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...]) -> None:
-    """Make the task's splits and pretraining corpus; FILES are the local files that it reads."""
+@_stage(
+    "make-data",
+    click.argument("files", nargs=-1, type=PATH),
+    _path("training", "Manifest of the data that is trained on, no problem of which is kept.", required=False),
+)
+def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...], training: Path | None) -> None:
+    """Make a task's splits and pretraining corpus; FILES are the local files that it reads."""
     from effopd.stages.make_data import make_data as run
 
-    run(spec, out, files)
+    run(spec, out, files, training)
 
 
 @_stage("tokenize-prompts", _DATA, _path("model", "Manifest of the model whose tokenizer to use."))
@@ -341,6 +345,7 @@ def _stage_of_results(verb: str, text: str) -> None:
 
 for _verb, _text in {
     "make-tables": "Make the tables of the comparison.",
+    "make-task-table": "Make the table of the other tasks.",
     "make-dynamics-tables": "Make the tables on the weights.",
     "make-local-theory-tables": "Make the tables of the local theory.",
     "plot-figure": "Draw one figure, as SVG at --out and as PNG beside it.",

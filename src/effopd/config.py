@@ -21,6 +21,8 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     _validate(filled)
     for run in filled["runs"].values():
         run.setdefault("group", main_group())
+    for other in filled["evaluation"]["tasks"].values():
+        other["task"] = _to_evaluate_on(other["task"])
     for problem in problems(filled):
         raise ConfigError(f"config: {problem}")
     return filled
@@ -31,6 +33,12 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nulls(child) for key, child in value.items() if child is not None}
     return copy.deepcopy(value)
+
+
+def _to_evaluate_on(task: dict[str, Any]) -> dict[str, Any]:
+    """What is used of a task that nothing is trained on: not its other splits, nor a corpus."""
+    used = {key: value for key, value in task.items() if key != "corpus"}
+    return {**used, "splits": {"test": task["splits"]["test"]}}
 
 
 def _validate(config: Mapping[str, Any]) -> None:

@@ -16,12 +16,16 @@ from effopd.shares import batches_of
 from effopd.tasks.arithmetic import SPLIT_SHARES
 from effopd.tasks.sources import is_local
 
-RESERVED_RUN_NAMES = ("models",)  # results/evaluation/models/ holds the models' own evaluations
+RESERVED_RUN_NAMES = ("models", "tasks")  # folders of results/evaluation/ that are no run's
 
 
 def problems(config: Mapping[str, Any]) -> Iterator[str]:
     """What a schema cannot say: names that must exist, numbers that must fit each other. A line for each."""
-    yield from _task_problems(config["task"])
+    yield from _task_problems(config["task"], "task")
+    for name, other in config["evaluation"]["tasks"].items():
+        if name == config["task"]["name"]:
+            yield f"`evaluation.tasks.{name}`: results/data/{name} is the data that is trained on. Choose another name."
+        yield from _task_problems(other["task"], f"evaluation.tasks.{name}.task")
     yield from _model_problems(config)
     for run in config["runs"]:
         if run in RESERVED_RUN_NAMES:
@@ -56,16 +60,23 @@ def _dynamics_problems(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"`dynamics.{key}` names {unknown!r}, which is none of {listed(known)}. Name one of them, or {word}."
 
 
-def _task_problems(task: Mapping[str, Any]) -> Iterator[str]:
+def _task_problems(task: Mapping[str, Any], key: str) -> Iterator[str]:
+    """What the section `key` of a task gets wrong: `task`, or another one that is only evaluated on."""
     if task["name"] == "arithmetic":
         if task["max_terms"] < task["min_terms"]:
             least, most = task["min_terms"], task["max_terms"]
-            yield f"`task.max_terms` is {most}, less than `task.min_terms` ({least}). Raise it."
+            yield f"`{key}.max_terms` is {most}, less than `{key}.min_terms` ({least}). Raise it."
         else:
-            yield from _held_out_problems(task)
+            yield from _held_out_problems(task, key)
         return
+    trained_on = key == "task"
+    for name in ("train", "validation") if trained_on else ():
+        if name not in task["splits"]:
+            yield f"`{key}.splits.{name}` is missing. Add it."
     for name, split in task["splits"].items():
-        place = f"task.splits.{name}"
+        place = f"{key}.splits.{name}"
+        if "share" in split and not trained_on:
+            yield f"`{place}.share`: nothing is trained on this task that a share could be of. Give `sources`."
         if ("sources" in split) == ("share" in split):
             yield f"`{place}` needs either `sources` or a `share` of the training problems. Give one of them."
         if name == "train" and "share" in split:
@@ -81,19 +92,19 @@ def _task_problems(task: Mapping[str, Any]) -> Iterator[str]:
                 )
     shares = sum(split.get("share", 0) for split in task["splits"].values())
     if shares >= 1:
-        yield f"`task.splits`: the shares sum to {shares:g}, which leaves training nothing. Lower them."
+        yield f"`{key}.splits`: the shares sum to {shares:g}, which leaves training nothing. Lower them."
 
 
-def _held_out_problems(task: Mapping[str, Any]) -> Iterator[str]:
+def _held_out_problems(task: Mapping[str, Any], key: str) -> Iterator[str]:
     """Held-out problems are distinct, and small numbers of small terms make few."""
     lengths = range(task["min_terms"], task["max_terms"] + 1)
     distinct = sum((task["largest_term"] + 1) ** length for length in lengths)
-    for split in ("validation", "test"):
+    for split in ("validation", "test") if key == "task" else ("test",):
         most = int(0.8 * distinct * SPLIT_SHARES[split] / 100)  # leaves room for chance
         if (size := task["splits"][split]) > most:
             yield (
-                f"`task.splits.{split}` is {size}, and only about {most} distinct problems of these terms belong to "
-                "it. Lower it, or raise `task.max_terms` or `task.largest_term`."
+                f"`{key}.splits.{split}` is {size}, and only about {most} distinct problems of these terms belong to "
+                f"it. Lower it, or raise `{key}.max_terms` or `{key}.largest_term`."
             )
 
 

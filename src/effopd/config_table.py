@@ -38,6 +38,8 @@ def _rows(prefix: str, node: Mapping[str, Any]) -> Iterator[tuple[str, str, str,
                 node = run_schema()[own]
                 yield f"runs.<name>.{own}", _kind(node), _shown_default(node), node["description"]
             yield "runs.<name>.training, runs.<name>.extrapolation", "mapping", "", child["description"]
+        elif name == "evaluation.tasks.<name>.task":  # its keys are those of `task`
+            yield name, "mapping", "", child["description"]
         elif isinstance(child.get("additionalProperties"), dict):
             yield from _rows(f"{name}.<name>.", child["additionalProperties"])
         else:

@@ -35,13 +35,13 @@ class Plan(Outline):
         part = getattr(self, f"_{stage}")(**wildcards)
         return canonical_json({**part, "code": code_digest(f"effopd.stages.{MODULES.get(stage, stage)}")})
 
-    def _make_data(self) -> dict[str, Any]:
-        settings = {key: value for key, value in self.config["task"].items() if key not in ("prompt", "sandbox")}
-        return {"task": {**settings, "code": self._task_code()}}
+    def _make_data(self, task: str | None = None) -> dict[str, Any]:
+        settings = {key: value for key, value in self.task(task).items() if key not in ("prompt", "sandbox")}
+        return {"task": {**settings, "code": self._task_code(task)}}
 
-    def _tokenize_prompts(self, model: str) -> dict[str, Any]:
+    def _tokenize_prompts(self, model: str, task: str | None = None) -> dict[str, Any]:
         """The prompts do not depend on the model's name: a model's tokenizer is a parent."""
-        return {"prompt": self.config["task"].get("prompt")}
+        return {"prompt": self.task(task).get("prompt")}
 
     def _pretrain_model(self, model: str) -> dict[str, Any]:
         return {"model": self.config["models"][model], "task": self._verifier()}
@@ -138,21 +138,25 @@ class Plan(Outline):
         keys = ("coefficients", "search", "accept", "anchor", "parameters")
         return {"extrapolation": {key: extrapolation[key] for key in keys}, "seed": int(seed), "step": int(step)}
 
-    def _evaluate(self, max_new_tokens: int, precision: str | None, split: str = "test") -> dict[str, Any]:
+    def _evaluate(
+        self, max_new_tokens: int, precision: str | None, split: str = "test", task: str | None = None
+    ) -> dict[str, Any]:
         section = self.config["evaluation"]
         evaluation = {k: section[k] for k in ("temperature", "samples", "seed", "batch_size")}
         evaluation |= {"max_new_tokens": max_new_tokens, "precision": precision, "split": split}
-        return {"evaluation": evaluation, "engine": _engine(section), "task": self._verifier()}
+        if task is not None:
+            evaluation["samples"] = section["tasks"][task].get("samples", section["samples"])
+        return {"evaluation": evaluation, "engine": _engine(section), "task": self._verifier(task)}
 
-    def evaluate_run_spec(self, run: str, split: str = "test") -> str:
+    def evaluate_run_spec(self, run: str, split: str = "test", task: str | None = None) -> str:
         training = self.runs[run]["training"]
         limit, precision = training["max_new_tokens"], training["precision"]
-        return self.spec("evaluate", max_new_tokens=limit, precision=precision, split=split)
+        return self.spec("evaluate", max_new_tokens=limit, precision=precision, split=split, task=task)
 
-    def evaluate_model_spec(self) -> str:
+    def evaluate_model_spec(self, task: str | None = None) -> str:
         """Models are evaluated with the longest completions that any run allows, and as they are held when frozen."""
         lengths = [settings["training"]["max_new_tokens"] for settings in self.runs.values()]
-        return self.spec("evaluate", max_new_tokens=max(lengths), precision=None)
+        return self.spec("evaluate", max_new_tokens=max(lengths), precision=None, task=task)
 
     def _analyze_weights(self, subject: str) -> dict[str, Any]:
         return {"tolerance": self.config["dynamics"]["tolerance"]}
@@ -228,6 +232,16 @@ class Plan(Outline):
         own = {"predictions": predictions, "models": models, "references": self.references, "confidence": confidence}
         return {**self._outline(), **own}
 
+    def _make_task_table(self) -> dict[str, Any]:
+        runs = [{"run": run, "student": self.roles(run)[0], "step": self.boundaries(run)[-1]} for run in self.runs]
+        return {
+            "tasks": self.other_tasks,
+            "models": list(self.config["models"]),
+            "runs": runs,
+            "seeds": self.seeds,
+            "confidence": self.config["evaluation"]["confidence"],
+        }
+
     def _linearize_student(self, student: str, teacher: str) -> dict[str, Any]:
         """The contexts are as long as the longest completions of the runs in question."""
         runs = [run for run in self.dynamics_runs if self.roles(run) == (student, teacher)]
@@ -298,14 +312,15 @@ class Plan(Outline):
             "template": _template_digest("report.html.jinja"),
         }
 
-    def _verifier(self) -> dict[str, Any]:
-        """What of the task the verifier depends on."""
-        settings = {key: self.config["task"][key] for key in ("name", "sandbox") if key in self.config["task"]}
-        return {**settings, "code": self._task_code()}
+    def _verifier(self, task: str | None = None) -> dict[str, Any]:
+        """What of a task the verifier depends on."""
+        section = self.task(task)
+        settings = {key: section[key] for key in ("name", "sandbox") if key in section}
+        return {**settings, "code": self._task_code(task)}
 
-    def _task_code(self) -> str:
-        """The code of the task in use; stages name it only when they run."""
-        return code_digest(task_module(self.config["task"]["name"]))
+    def _task_code(self, task: str | None = None) -> str:
+        """The code of a task in use; stages name it only when they run."""
+        return code_digest(task_module(self.task(task)["name"]))
 
 
 def _engine(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -286,11 +286,31 @@ class Outline:
         """The configuration as written to results/config.yaml: everything that results depend on."""
         return {section: value for section, value in self.config.items() if section not in ("runtime", "estimate")}
 
-    def data_files(self) -> list[str]:
-        """The local files that the data is made from. Raises ConfigError where one does not exist."""
-        if self.config["task"]["name"] == "arithmetic":
+    @property
+    def task_name(self) -> str:
+        """The folder in results/data/ of the task that is trained on."""
+        return str(self.config["task"]["name"])
+
+    @property
+    def other_tasks(self) -> list[str]:
+        """The names of the tasks that models and last states are evaluated on beside it."""
+        return list(self.config["evaluation"]["tasks"])
+
+    def task(self, name: str | None = None) -> Mapping[str, Any]:
+        """The section of a task by the folder of its data; by default of the one that is trained on."""
+        other = self.config["evaluation"]["tasks"].get(name)
+        section: Mapping[str, Any] = self.config["task"] if other is None else other["task"]
+        return section
+
+    def last_points(self) -> list[tuple[str, int, int]]:
+        """(run, seed, step) of the last state of every run and seed: those that are evaluated on other tasks."""
+        return [(run, seed, self.boundaries(run)[-1]) for run, seed in itertools.product(self.runs, self.seeds)]
+
+    def data_files(self, task: str | None = None) -> list[str]:
+        """The local files that a task's data is made from. Raises ConfigError where one does not exist."""
+        if self.task(task)["name"] == "arithmetic":
             return []
-        splits = self.config["task"]["splits"].values()
+        splits = self.task(task)["splits"].values()
         return [str(path) for split in splits for source in split.get("sources", ()) for path in local_files(source)]
 
     def reference_teacher(self) -> str:

@@ -23,8 +23,8 @@ HEARTBEAT_SECONDS, LONGEST_SILENCE_SECONDS = 10.0, 320.0
 SHOWN = 4  # running jobs that a heartbeat names
 # What each rule is called while it runs; rules that are not here are over before anybody could read their name.
 DOING = {
-    "make_data": "data:",
-    "tokenize_prompts": "prompts of {model}:",
+    "make_data": "data of {task}:",
+    "tokenize_prompts": "{task} prompts of {model}:",
     "fetch_model": "{model}:",
     "pretrain_model": "{model}:",
     "train_rl": "{model}:",
@@ -36,6 +36,8 @@ DOING = {
     "evaluate_candidates": "{run} seed {seed}: gate at step {step},",
     "evaluate_candidate": "{run} seed {seed}: gate at step {step}, coefficient {coefficient},",
     "evaluate": "{run} seed {seed}: evaluation at step {step},",
+    "evaluate_on_task": "{run} seed {seed}: evaluation on {task},",
+    "evaluate_model_on_task": "{model}: evaluation on {task},",
     "validate_state": "{run} seed {seed}: validation at step {step},",
     "predict_weights": "{prediction} seed {seed}: prediction from step {step},",
     "evaluate_prediction": "{prediction} seed {seed}: evaluation at step {step},",
@@ -59,7 +61,7 @@ STATUS = re.compile(r"SLURM status is: '(?P<status>\w+)'")
 ACCOUNTS = ("No SLURM account given", "No account was given", "Unable to guess SLURM account")
 # Rules whose result is worth a line of its own.
 MILESTONES = {
-    "make_data": "data",
+    "make_data": "data of {task}",
     "fetch_model": "{model}",
     "pretrain_model": "{model}",
     "train_rl": "{model}",

@@ -153,6 +153,7 @@ def of_split(split, settings):
         (of_split("train", {"share": 0.1}), "`task.splits.train.share`: training is what shares are taken from."),
         (of_split("test", {"share": 0.9}), "`task.splits`: the shares sum to 1, which leaves training nothing."),
         (of_split("test", {"share": 1}), "`task.splits.test.share` is 1; it must be less than 1."),
+        ({"splits": {"test": {"sources": [SOURCE]}}}, "`task.splits.train` is missing. Add it."),
         (of_split("train", {"sources": []}), "`task.splits.train.sources` is []; it needs at least 1 items."),
         (of_split("train", {"sources": [{}]}), "`task.splits.train.sources.0` needs either a `dataset` or `files`."),
         (of_split("train", {"sources": [{**SOURCE, **HUB}]}), "`task.splits.train.sources.0` needs either a `dataset` or `files`."),
@@ -177,6 +178,67 @@ def test_bad_tasks_get_one_line_with_key_value_and_remedy(task, message):
     assert "\n" not in str(caught.value)
 
 
+LONGER = {"min_terms": 7, "max_terms": 8, "splits": {"test": 16}}
+
+
+def with_other(name="longer", samples=None, **task):
+    """The embedded experiment, evaluated on another task too."""
+    settings = {"task": task or LONGER, **({} if samples is None else {"samples": samples})}
+    return edited("evaluation.tasks", {name: settings})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (with_other("arithmetic"), "`evaluation.tasks.arithmetic`: results/data/arithmetic is the data that is trained on. Choose another name."),
+        (with_other("Longer"), "the name `Longer` is not usable."),
+        (with_other(samples=0), "`evaluation.tasks.longer.samples` is 0; it must be at least 1."),
+        (with_other(name="longer", max_terms=2), "`evaluation.tasks.longer.task.max_terms` is 2, less than `evaluation.tasks.longer.task.min_terms` (3). Raise it."),
+        (with_other(splits={"test": 10**6}), "`evaluation.tasks.longer.task.splits.test` is 1000000, and only about"),
+        (edited("evaluation.tasks", {"other": {"samples": 2}}), "`evaluation.tasks.other.task` is missing. Add it."),
+        (edited("evaluation.tasks", {"other": {"task": {"name": "choice"}}}), "`evaluation.tasks.other.task.splits` is missing. Add it."),
+        (edited("evaluation.tasks", {"other": {"task": {"name": "choice", "splits": {}}}}), "`evaluation.tasks.other.task.splits.test` is missing. Add it."),
+        (edited("evaluation.tasks", {"other": {"task": {"name": "choice", "splits": {"test": {"share": 0.5}}}}}), "`evaluation.tasks.other.task.splits.test.share`: nothing is trained on this task that a share could be of. Give `sources`."),
+        (edited("evaluation.tasks", {"other": {"task": {"name": "choice", "splits": {"test": {"sources": [{"dataset": "a/b"}]}}}}}), "`evaluation.tasks.other.task.splits.test.sources.0.revision` is missing: the data set a/b of the hub can change."),
+        (edited("runs.tasks", {}), "`runs.tasks`: the name is reserved."),
+    ],
+)  # fmt: skip
+def test_bad_other_tasks_get_one_line_too(config, message):
+    with pytest.raises(ConfigError) as caught:
+        complete(config)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_of_another_task_the_test_split_alone_is_used():
+    """A whole section, as copied from elsewhere, says what its test split says."""
+    whole = complete(with_other(**{**LONGER, "splits": {"train": 32, "test": 16}, "corpus": {"size": 10}}))
+    assert whole == complete(with_other())
+    task = whole["evaluation"]["tasks"]["longer"]["task"]
+    assert task == {"name": "arithmetic", "largest_term": 9, "seed": 0, **LONGER}
+    assert complete(whole) == whole
+
+
+def test_nothing_but_its_own_jobs_depends_on_another_task():
+    plain, plan, more = Plan(GOOD), Plan(with_other()), Plan(with_other(samples=3))
+    where = {"run": "effopd", "seed": "0", "step": "1"}
+    stages: dict[str, dict[str, str]] = {
+        "make_data": {}, "tokenize_prompts": {"model": "base"}, "train_rl": {"model": "teacher"}, "train_segment": where,
+        "evaluate_candidates": where, "select_candidate": where, "make_tables": {},
+        "evaluate_interventions": {"subject": "effopd/seed0"}, "preflight": {"pair": plain.preflight("effopd")},
+    }  # fmt: skip
+    for stage, wildcards in stages.items():
+        assert plan.spec(stage, **wildcards) == plain.spec(stage, **wildcards), stage
+    assert plan.evaluate_run_spec("opd") == plain.evaluate_run_spec("opd")
+    assert plan.evaluate_model_spec() == plain.evaluate_model_spec()
+    own, longer = (json.loads(plan.spec("make_data", task=name))["task"] for name in ("arithmetic", "longer"))
+    assert own == json.loads(plain.spec("make_data"))["task"]
+    assert longer["splits"] == {"test": 16}
+    assert "corpus" not in longer
+    evaluations = [json.loads(p.evaluate_run_spec("opd", task="longer"))["evaluation"] for p in (plan, more)]
+    assert [evaluation["samples"] for evaluation in evaluations] == [plan.config["evaluation"]["samples"], 3]
+
+
 def filled_task(**task):
     """The task section with its defaults, whatever the models."""
     return fill(with_task(**task), schema())["task"]
@@ -184,9 +246,11 @@ def filled_task(**task):
 
 def test_every_example_of_the_documentation_is_a_task():
     examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/tasks.md").read_text(), re.DOTALL)
-    assert len(examples) == 4
-    for example in examples:
-        task = yaml.safe_load(example)["task"]
+    assert len(examples) == 5
+    read = [yaml.safe_load(example) for example in examples]
+    (others,) = [example["evaluation"] for example in read if "evaluation" in example]
+    assert Plan({**GOOD, "evaluation": others}).other_tasks == ["gpqa", "longer_sums"]
+    for task in (example["task"] for example in read if "task" in example):
         with pytest.raises(ConfigError, match="`models.base.kind` is 'pretrain'"):  # nothing else is wrong
             complete({**edited("task", task), "training": {"prompts_per_step": 8, "batch_size": 8}})
 

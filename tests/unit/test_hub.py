@@ -83,14 +83,17 @@ def fetch(hub, tmp_path, **environment):
         "dtype": "float32",
         "trust_remote_code": False,
     }
-    spec = json.dumps({"model": model, "code": "x"})
     out = tmp_path / "results/models/tiny/manifest.json"
+    return effopd(hub, tmp_path, "fetch-model", {"model": model}, out, **environment), out
+
+
+def effopd(hub, tmp_path, verb, spec, out, **environment):
+    """Run a verb that asks this hub."""
     own = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "cache"), **environment}
-    done = subprocess.run(
-        [sys.executable, "-m", "effopd", "fetch-model", "--spec", spec, "--out", str(out)],
+    return subprocess.run(
+        [sys.executable, "-m", "effopd", verb, "--spec", json.dumps({**spec, "code": "x"}), "--out", str(out)],
         env={**os.environ, "HF_HUB_DISABLE_XET": "1", **own}, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
-    return done, out
 
 
 def test_a_model_of_the_hub_is_downloaded_once_and_then_needs_no_connection(hub, tmp_path):
@@ -123,4 +126,21 @@ def test_what_cannot_be_had_is_said_in_one_line(hub, tmp_path, wrong, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.strip().count("\n") == 0, done.stderr
+    assert not out.exists()
+
+
+def test_a_gated_data_set_says_in_one_line_what_a_person_has_to_do(hub, tmp_path):
+    """As GPQA is: the hub answers nobody who has not accepted its terms."""
+    hub.error = "GatedRepo"
+    source = {"dataset": "owner/name", "revision": COMMIT, "subset": "diamond", "split": "train", "where": {}}
+    columns = {"problem": "Question", "choices": ["Correct", "Wrong"], "answer": "Correct", "answer_is": "text"}
+    splits = {"test": {"sources": [{**source, "columns": columns}]}}
+    out = tmp_path / "results/data/gpqa/manifest.json"
+    done = effopd(hub, tmp_path, "make-data", {"task": {"name": "choice", "seed": 0, "splits": splits}}, out)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line == (
+        f"error: source name: the data set owner/name at revision {COMMIT} is gated. Accept its terms at "
+        "https://huggingface.co/datasets/owner/name, then log in (`hf auth login`) or set HF_TOKEN."
+    )
     assert not out.exists()

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from effopd.runtime.artifacts import read_manifest
 from effopd.runtime.errors import ConfigError, UserError
+from effopd.stages.make_data import make_data
 from effopd.tasks.base import Problem, build_task
 from effopd.tasks.sources import local_files, rows_of, source_name, text_at, value_at, wanted
-from effopd.tasks.splits import Item, content_hash, make_splits
+from effopd.tasks.splits import Item, content_hash, make_splits, without_seen
 
 ROWS = [
     {"question": f"What is {n} + {n}?", "final_answer": str(2 * n), "difficulty": n / 10, "topic": "sums"}
@@ -231,7 +233,7 @@ def test_splits_share_no_problem_whatever_the_sources_hold(tmp_path):
 
 
 def items(texts):
-    return [Item(Problem(text, "1"), content_hash(text), "s") for text in texts]
+    return [Item(Problem(text, "1"), content_hash(text), "s", content_hash(text)) for text in texts]
 
 
 @settings(max_examples=60, deadline=None)
@@ -311,3 +313,62 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path):
         "error: source name: the data set owner/name at revision 0123abc cannot be read (ConnectionError: "
     )
     assert "Check `dataset`, `revision`, `subset` and `split`" in line
+
+
+CHOICE = {"problem": "question", "choices": ["right", "wrong"], "answer": "right", "answer_is": "text"}
+
+
+def choices_of(tmp_path, questions, seed=0):
+    """A choice task's test split, from (question, right choice, wrong choice)."""
+    rows = [dict(zip(("question", "right", "wrong"), row, strict=True)) for row in questions]
+    test = source(files=[write(tmp_path / f"choices{seed}.jsonl", rows)], columns=CHOICE)
+    return {"name": "choice", "seed": seed, "splits": {"test": {"sources": [test]}}}
+
+
+def asked(table):
+    return [text.split("\n")[0] for text in table["problem"]]
+
+
+def test_problems_that_were_seen_are_known_across_tasks(tmp_path):
+    """By what counts of them, or where it is all of a problem of the other task, by the question alone."""
+    train = [
+        {"question": "What is 1 + 1?", "final_answer": "2"},
+        {"question": "WHAT is\n2+2?", "final_answer": "4"},
+    ]
+    math, _ = tables_of({"train": {"sources": [source(files=[write(tmp_path / "train.jsonl", train)])]}})
+    questions = [("What is 2 + 2?", "4", "5"), ("Which?", "a", "b"), ("Which?", "c", "d"), ("What is 3 + 3?", "6", "7")]
+    choice = build_task(choices_of(tmp_path, questions)).make_tables()[0]["test"]
+    assert asked(without_seen(choice, [math["train"]])) == ["Which?", "Which?", "What is 3 + 3?"]
+    # another seed shuffles the choices otherwise: the same question with the same choices is the same problem
+    other = build_task(choices_of(tmp_path, [("Which?", "d", "c"), questions[0]], seed=1)).make_tables()[0]["test"]
+    assert asked(without_seen(choice, [other])) == ["Which?", "What is 3 + 3?"]
+    assert choice["problem"][1] == without_seen(choice, [other])["problem"][0], "only the one with these choices went"
+    # a choice question that was trained on, asked as mathematics
+    assert asked(without_seen(math["train"], [choice])) == ["What is 1 + 1?"]
+    assert without_seen(choice, []).equals(choice)
+    sums = pd.DataFrame({"problem": ["what is 3+3?"], "answer": ["6"]})  # a table without hashes, as of `arithmetic`
+    assert "What is 3 + 3?" not in asked(without_seen(choice, [sums]))
+
+
+def test_another_tasks_data_is_its_test_split_without_what_is_trained_on(tmp_path, capfd):
+    training = tmp_path / "data/math/manifest.json"
+    own = {"train": {"sources": [source(files=[write(tmp_path / "train.jsonl", ROWS[:60])])]},
+           "validation": {"share": 0.2}, "test": {"share": 0.2}}  # fmt: skip
+    make_data({"task": {"name": "math", "seed": 0, "splits": own}, "code": "x"}, training)
+    held = {split: pd.read_parquet(training.with_name(f"{split}.parquet"))["problem"] for split in own}
+    questions = [(row["question"], row["final_answer"], "none") for row in ROWS]
+    out = tmp_path / "data/other/manifest.json"
+    make_data({"task": choices_of(tmp_path, questions), "code": "x"}, out, training=training)
+    manifest, left = read_manifest(out, "data"), pd.read_parquet(out.with_name("test.parquet"))
+    seen = {*held["train"], *held["validation"]}
+    assert seen
+    assert asked(left) == [row["question"] for row in ROWS if row["question"] not in seen]
+    assert set(held["test"]) <= set(asked(left)), "a test split may hold what another one holds"
+    assert manifest.result["overlaps"] == {"test": len(seen)}
+    assert manifest.result["rows"] == {"test": 100 - len(seen)}
+    assert manifest.parents == {"training": read_manifest(training).fingerprint}
+    assert f"left out, overlaps: {len(seen)} of test" in capfd.readouterr().err
+    known = [(question, "1", "none") for question in held["train"]]
+    with pytest.raises(UserError, match=rf"all {len(known)} test problems are in the data that is trained on"):
+        make_data({"task": choices_of(tmp_path, known), "code": "x"}, tmp_path / "none.json", training=training)
+    assert not (tmp_path / "none.json").exists()

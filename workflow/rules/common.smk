@@ -14,7 +14,7 @@ from snakemake.exceptions import WorkflowError
 try:
     PLAN = Plan(config)
     PLAN.check_endpoints()
-    DATA_FILES = PLAN.data_files()
+    DATA_FILES = {task: PLAN.data_files(task) for task in [PLAN.task_name, *PLAN.other_tasks]}
     MODEL_FILES = {model: PLAN.model_files(model) for model in PLAN.config["models"]}
 except UserError as error:
     raise WorkflowError(str(error)) from None
@@ -25,10 +25,14 @@ if workflow.output_settings.dryrun:
 # Snakemake follows each chain of states by recursion, a few frames a job.
 sys.setrecursionlimit(sys.getrecursionlimit() + 20 * PLAN.longest_chain())
 
-DATA = f"results/data/{PLAN.config['task']['name']}/manifest.json"
-PROMPTS = f"results/data/{PLAN.config['task']['name']}/prompts-{{model}}/manifest.json"
+TASK_DATA = "results/data/{task}/manifest.json"
+TASK_PROMPTS = "results/data/{task}/prompts-{model}/manifest.json"
+DATA = TASK_DATA.format(task=PLAN.task_name)
+PROMPTS = expand(TASK_PROMPTS, task=PLAN.task_name, allow_missing=True)[0]
 MODEL = "results/models/{model}/manifest.json"
 MODEL_EVALUATION = "results/evaluation/models/{model}.json"
+TASK_EVALUATION = "results/evaluation/tasks/{task}/{run}/seed{seed}/{step}.json"
+TASK_MODEL_EVALUATION = "results/evaluation/tasks/{task}/models/{model}.json"
 PREFLIGHT = "results/preflight/{pair}.json"
 RUN = "results/runs/{run}/seed{seed}"
 STATE = "results/runs/{run}/seed{seed}/state/{step}/state.json"
@@ -80,6 +84,16 @@ def untracked_spec(stage):
 def folder_of_tables(wildcards, output):
     """The folder that the tables are written to."""
     return str(Path(output[0]).parent)
+
+
+def data_files_of(wildcards):
+    """An input function: the local files that a task's data is made from."""
+    return DATA_FILES[wildcards.task]
+
+
+def trained_on(wildcards):
+    """An input function: of another task, the data that is trained on, as `training`."""
+    return {} if wildcards.task == PLAN.task_name else {"training": DATA}
 
 
 def model_of(role):
@@ -202,6 +216,31 @@ def prediction_evaluation_spec(wildcards):
     return PLAN.evaluate_run_spec(PLAN.predicted_from(wildcards.prediction))
 
 
+def task_evaluation_spec(wildcards):
+    return PLAN.evaluate_run_spec(wildcards.run, task=wildcards.task)
+
+
+def model_task_evaluation_spec(wildcards):
+    return PLAN.evaluate_model_spec(task=wildcards.task)
+
+
+def task_prompts_of(wildcards):
+    """An input function: the prompts that a run's student makes of another task."""
+    return TASK_PROMPTS.format(task=wildcards.task, model=PLAN.roles(wildcards.run)[0])
+
+
+def task_evaluations(wildcards=None):
+    """The evaluation of every model and of every last state on the other tasks."""
+    of_models = expand(TASK_MODEL_EVALUATION, task=PLAN.other_tasks, model=PLAN.config["models"])
+    points = [{"run": run, "seed": seed, "step": step} for run, seed, step in PLAN.last_points()]
+    return of_models + [TASK_EVALUATION.format(task=task, **where) for task in PLAN.other_tasks for where in points]
+
+
+def task_table():
+    """The table of the other tasks; nothing where there are none."""
+    return rules.make_task_table.output if PLAN.other_tasks else []
+
+
 def model_behind(role):
     """An input function: the manifest of the student or teacher of the run that a prediction is from."""
 
@@ -284,7 +323,9 @@ def kept_artifacts():
     """What is made again when it is deleted, though everything made from it is there."""
     states = [STATE.format(run=run, seed=seed, step=step) for run, seed, step in PLAN.points()]
     models = [pattern.format(model=model) for model in PLAN.config["models"] for pattern in (MODEL, MODEL_EVALUATION)]
-    return [DATA, *models, *states, *all_ledgers(None), *predictions(), *evaluations(None), *dynamics_artifacts()]
+    data = expand(TASK_DATA, task=DATA_FILES)
+    measured = [*evaluations(None), *task_evaluations(), *dynamics_artifacts()]
+    return [*data, *models, *states, *all_ledgers(None), *predictions(), *measured]
 
 
 def all_ledgers(wildcards):

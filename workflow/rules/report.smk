@@ -107,6 +107,7 @@ rule write_explorer:
 rule write_report:
     input:
         tables=rules.make_tables.output,
+        tasks=task_table(),
         dynamics=dynamics_pages,
         figures=expand("results/figures/{figure}.svg", figure=PLAN.figures()),
         metrics=expand("results/runs/{run}/seed{seed}/metrics.parquet", run=PLAN.runs, seed=PLAN.seeds),

@@ -50,7 +50,8 @@ def of_run(plan: Plan, run: str, student: Architecture, teacher: Architecture) -
         "scores": steps * passes * work.forward(teacher, rollouts, horizon),
         "updates": steps * work.update(student, rollouts, horizon),
         "gates": (steps if plan.every_step(run) else triggers) * search,
-        "evaluation": states * alone.measure(student, teacher, evaluated(plan), longest),
+        "evaluation": states * alone.measure(student, teacher, evaluated(plan), longest)
+        + _on_other_tasks(plan, alone, student, longest),
     }
     parameters = student.parameters
     factors = student.lora_factors(training["lora"]["rank"]) if "lora" in training else None
@@ -80,7 +81,8 @@ def of_model(plan: Plan, name: str, model: Architecture, reference: Architecture
     settings = plan.config["models"][name]
     work = Work.of(plan, settings.get("ranks", 1))
     limit = max(run["training"]["max_new_tokens"] for run in plan.runs.values())
-    evaluation = work.alone(model).measure(model, reference, evaluated(plan), limit)
+    alone = work.alone(model)
+    evaluation = alone.measure(model, reference, evaluated(plan), limit) + _on_other_tasks(plan, alone, model, limit)
     judging = frozen_bytes(plan, name, model) + frozen_bytes(plan, plan.reference_teacher(), reference)
     if settings["kind"] == "pretrained":  # linked, and in the hub's cache
         return Part(f"model {name}", {"evaluation": evaluation}, judging=judging)
@@ -189,9 +191,9 @@ def frozen_bytes(plan: Plan, name: str, model: Architecture) -> float:
     return width_of(plan.config["models"][name].get("dtype", "float32")) * model.parameters
 
 
-def problems(plan: Plan, split: str) -> int:
+def problems(plan: Plan, split: str, task: str | None = None) -> int:
     """The problems of a split that something is evaluated on, as far as the configuration knows."""
-    found = plan.config["task"]["splits"][split]
+    found = plan.task(task)["splits"][split]
     rows = found if isinstance(found, int) else found.get("rows")
     return int(rows or plan.config["estimate"]["test_problems"])
 
@@ -199,6 +201,15 @@ def problems(plan: Plan, split: str) -> int:
 def evaluated(plan: Plan, split: str = "test") -> float:
     """The completions of an evaluation."""
     return problems(plan, split) * float(plan.config["evaluation"]["samples"])
+
+
+def _on_other_tasks(plan: Plan, alone: Work, model: Architecture, limit: float) -> float:
+    """A model's, or a last state's, answers to the problems of other tasks, which no teacher scores."""
+    seconds = 0.0
+    for task in plan.other_tasks:
+        samples = plan.config["evaluation"]["tasks"][task].get("samples", plan.config["evaluation"]["samples"])
+        seconds += alone.generate(model, problems(plan, "test", task) * float(samples), limit)
+    return seconds
 
 
 def longest_prompt(plan: Plan) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Inventory:
         # Fingerprints of what is up to date: of data and models, and of each run and seed. Runs that differ in
         # extrapolation alone share a first state, so that of another run is not this one's.
         self._known: dict[tuple[str, int] | None, set[str]] = {None: set()}
-        data = f"data/{plan.config['task']['name']}"
+        data = f"data/{plan.task_name}"
         self.data = self._hold(f"{data}/manifest.json", plan.spec("make_data"))
         self.models: dict[str, Holding] = {}
         self.prompts: dict[str, Holding] = {}
@@ -51,11 +52,19 @@ class Inventory:
             model: self._hold(f"evaluation/models/{model}.json", plan.evaluate_model_spec())
             for model in plan.config["models"]
         }
+        # Of other tasks, by task or by task and whatever is evaluated on it.
+        self.task_data: dict[str, Holding] = {}
+        self.task_prompts: dict[tuple[str, str], Holding] = {}
+        self.task_evaluations: dict[tuple[str, str | Place], Holding] = {}
+        for task in plan.other_tasks:
+            self._take_in_task(task)
         self.states: dict[Place, Holding] = {}
         self.ledgers: dict[Place, Holding] = {}
         self.evaluations: dict[Place, Holding] = {}
         for run, seed, step in plan.points():
             self._take_in(run, seed, step)
+        for task, place in itertools.product(plan.other_tasks, plan.last_points()):
+            self._take_in_task_evaluation(task, *place)
         self.validations: dict[Place, Holding] = {}  # of states behind predictions, the base's at step 0
         self.predictions: dict[Place, Holding] = {}  # by prediction, seed and step
         self.prediction_evaluations: dict[Place, Holding] = {}
@@ -88,6 +97,24 @@ class Inventory:
         spec = self.plan.evaluate_run_spec(run)
         self.evaluations[place] = self._hold(
             f"evaluation/{run}/seed{seed}/{step}.json", spec, own, ledger=step in triggers
+        )
+
+    def _take_in_task(self, task: str) -> None:
+        """Another task's data and, of every model, prompts and evaluation."""
+        folder = f"data/{task}"
+        self.task_data[task] = self._hold(f"{folder}/manifest.json", self.plan.spec("make_data", task=task))
+        for model in self.plan.config["models"]:
+            spec = self.plan.spec("tokenize_prompts", task=task, model=model)
+            self.task_prompts[task, model] = self._hold(f"{folder}/prompts-{model}/manifest.json", spec)
+            spec = self.plan.evaluate_model_spec(task=task)
+            self.task_evaluations[task, model] = self._hold(f"evaluation/tasks/{task}/models/{model}.json", spec)
+
+    def _take_in_task_evaluation(self, task: str, run: str, seed: int, step: int) -> None:
+        self.task_evaluations[task, (run, seed, step)] = self._hold(
+            f"evaluation/tasks/{task}/{run}/seed{seed}/{step}.json",
+            self.plan.evaluate_run_spec(run, task=task),
+            (run, seed),
+            ledger=step in self.plan.triggers(run),
         )
 
     def _take_in_prediction(self, prediction: str, seed: int, step: int) -> None:
@@ -165,7 +192,8 @@ class Inventory:
     def holdings(self) -> list[Holding]:
         """All of them."""
         groups = (self.models, self.prompts, self.model_evaluations, self.states, self.ledgers, self.evaluations,
-                  self.validations, self.predictions, self.prediction_evaluations, self.dynamics)  # fmt: skip
+                  self.validations, self.predictions, self.prediction_evaluations, self.task_data, self.task_prompts,
+                  self.task_evaluations, self.dynamics)  # fmt: skip
         return [self.data, *(holding for group in groups for holding in group.values())]
 
     def of_run(self, holdings: Mapping[Place, Holding], run: str, seed: int) -> list[Holding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import calendar
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,11 @@ def status(results: Path) -> dict[str, Any]:
         "runs": runs,
         "products": {
             **_predictions(inventory),
+            **_other_tasks(inventory),
             "dynamics": [sum(h.current for h in inventory.dynamics.values()), len(inventory.dynamics)],
             "tables": _written(inventory, [f"tables/{name}.csv" for name in (*TABLES, *plan.dynamics_tables())]),
             "figures": _written(inventory, [f"figures/{name}.svg" for name in plan.figures()]),
-            "report": _written(inventory, ["report.html"]),
+            "report": _written(inventory, ["report.html"], [*inventory.task_evaluations.values()]),
         },
         "running": [
             {"job": job.name, "says": _says(job, folder, at_work)}
@@ -88,9 +89,18 @@ def _predictions(inventory: Inventory) -> dict[str, list[int]]:
     return {"predictions": [sum(h.current for h in evaluated), len(evaluated)]} if evaluated else {}
 
 
-def _written(inventory: Inventory, names: list[str]) -> list[int]:
-    """How many of the files are there, of how many; none counts while what they show is not all up to date."""
-    evaluations = [*inventory.evaluations.values(), *inventory.prediction_evaluations.values()]
+def _other_tasks(inventory: Inventory) -> dict[str, list[int]]:
+    """How many evaluations on other tasks are there, of how many; nothing where the plan has no such task."""
+    evaluated = inventory.task_evaluations.values()
+    return {"other tasks": [sum(h.current for h in evaluated), len(evaluated)]} if evaluated else {}
+
+
+def _written(inventory: Inventory, names: list[str], besides: Sequence[Holding] = ()) -> list[int]:
+    """How many of the files are there, of how many; none counts while what they show is not all up to date.
+
+    They show the evaluations, and what is given `besides`.
+    """
+    evaluations = [*inventory.evaluations.values(), *inventory.prediction_evaluations.values(), *besides]
     finished = all(holding.current for holding in evaluations)
     return [sum(finished and (inventory.results / name).is_file() for name in names), len(names)]
 

@@ -20,6 +20,8 @@ PATTERNS = (
     "runs/*/seed*/extrapolation/**/*.json",
     "evaluation/models/*.json",
     "evaluation/*/seed*/*.json",
+    "evaluation/tasks/*/models/*.json",
+    "evaluation/tasks/*/*/seed*/*.json",
     "validation/*/seed*/*.json",
     "predictions/*/seed*/*/prediction.json",
     "dynamics/*/*/*.json",

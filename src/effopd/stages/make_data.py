@@ -1,4 +1,4 @@
-"""Data: the splits of the task and its pretraining corpus, as parquet files."""
+"""Data: the splits of a task and its pretraining corpus, as parquet files."""
 
 from __future__ import annotations
 
@@ -8,25 +8,45 @@ from typing import Any
 
 import pandas as pd
 
-from effopd.runtime.artifacts import atomic_path, write_manifest
+from effopd.runtime.artifacts import atomic_path, read_manifest, write_manifest
+from effopd.runtime.errors import UserError
 from effopd.runtime.fingerprints import file_sha256
 from effopd.runtime.progress import say
 from effopd.tasks.base import build_task
+from effopd.tasks.splits import without_seen
+
+TRAINED_ON = ("train", "validation")  # what updates and gates may see
 
 
-def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...] = ()) -> None:
-    """Write train, validation, test and, where the task has one, the corpus beside the manifest `out`.
+def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...] = (), training: Path | None = None) -> None:
+    """Write the task's splits and, where it has one, its corpus beside the manifest `out`.
 
-    `files` are the local files that the task reads: their contents are part of what the data is.
+    `files` are the local files that the task reads: their contents are part of what the data is. Of a task that is
+    only evaluated on, `training` is the data that is trained on: what is in it leaves the test split. Raises UserError
+    where nothing is left.
     """
     started = time.time()
     task = build_task(spec["task"])
     tables, facts = task.make_tables()
+    parents = {}
+    if training is not None:
+        data = read_manifest(training, "data")
+        parents["training"] = data.fingerprint
+        held = tables["test"]
+        tables["test"] = without_seen(held, [pd.read_parquet(data.file(f"{split}.parquet")) for split in TRAINED_ON])
+        if tables["test"].empty:
+            raise UserError(
+                f"all {len(held)} test problems are in the data that is trained on ({training.parent}). Evaluate on "
+                "others."
+            )
+        facts["overlaps"] = {"test": len(held) - len(tables["test"])}
     written = {f"{name}.parquet": _write(table, out.parent / f"{name}.parquet") for name, table in tables.items()}
     rows = {name: len(table) for name, table in tables.items()}
     inputs = {"files": {str(path): file_sha256(path) for path in files}} if files else {}
     result = {"rows": rows, **facts}
-    write_manifest(out, kind="data", spec={**spec, **inputs}, parents={}, files=written, result=result, started=started)
+    write_manifest(
+        out, kind="data", spec={**spec, **inputs}, parents=parents, files=written, result=result, started=started
+    )
     for name in ("duplicates", "overlaps", "beyond_limit"):
         if dropped := {split: count for split, count in facts.get(name, {}).items() if count}:
             say(f"left out, {name.replace('_', ' ')}: " + ", ".join(f"{n} of {split}" for split, n in dropped.items()))

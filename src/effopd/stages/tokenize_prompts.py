@@ -24,7 +24,7 @@ def tokenize_prompts(spec: dict[str, Any], data: Path, model: Path, out: Path) -
     data_manifest, model_manifest = read_manifest(data, "data"), read_manifest(model, "model")
     tokenizer, settings = load_tokenizer(model.parent), spec["prompt"]
     files, facts = {}, {}
-    for split in SPLITS:
+    for split in (name for name in SPLITS if f"{name}.parquet" in data_manifest.files):
         problems = [problem.text for problem in load_problems(data_manifest, split)]
         prompts = tokenize_problems(tokenizer, problems, settings)
         longest = settings["max_tokens"] if settings else max(map(len, prompts))

@@ -17,6 +17,7 @@ from effopd.figures import captions
 from effopd.findings import comparison_section
 from effopd.runtime.artifacts import Manifest, package_versions, read_json, read_manifest, write_text
 from effopd.runtime.progress import say
+from effopd.statistics import MEAN
 from effopd.text import label_of, with_interval
 
 
@@ -40,6 +41,7 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
         theory=local_theory_findings(config, tables) if "local_theory" in spec["figures"] else [],
         summary=_summary_rows(compared, tables["summary"]),
         models=_model_rows(tables["models"]),
+        other_tasks=_other_tasks(config, tables["tasks"]) if config["evaluation"]["tasks"] else [],
         preflights=_preflights(config, spec["preflights"], results),
         dynamics=dynamics_section(config, tables) if spec["dynamics_tables"] else None,
         chain=_chain(config, results),
@@ -93,6 +95,26 @@ def _model_rows(models: pd.DataFrame) -> list[dict[str, str]]:
         }
         for _, row in models.iterrows()
     ]
+
+
+def _other_tasks(config: dict[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Of each task that is only evaluated on, a row for each model and run and, where it has several, each source."""
+    means = table[table["seed"] == MEAN]
+    found = []
+    for task, own in means.groupby("task", sort=False):
+        several = own["source"].nunique() > 1
+        rows = [
+            {
+                "model or run": label_of(config, row["run"]),
+                **({"source": row["source"]} if several else {}),
+                "accuracy": with_interval(row, "accuracy", 100, 1, " %"),
+                "completion length (tokens)": f"{row['completion_length']:.1f}",
+                "problems": f"{row['problems']:,.0f}",
+            }
+            for _, row in own.iterrows()
+        ]
+        found.append({"name": task, "rows": rows})
+    return found
 
 
 def _preflights(config: dict[str, Any], preflights: dict[str, list[str]], results: Path) -> list[dict[str, Any]]:
@@ -149,7 +171,7 @@ def _chain(config: dict[str, Any], results: Path) -> dict[str, Any]:
     steps = sorted({manifest.result["step"] for manifest in own})
     columns = {step: column for column, step in enumerate(steps, start=2)}
     shared = [read_manifest(path) for path in sorted((results / "models").glob("*/manifest.json"))]
-    shared += [read_manifest(path) for path in sorted((results / "data").glob("*/manifest.json"))]
+    shared.append(read_manifest(results / f"data/{config['task']['name']}/manifest.json", "data"))
     places: dict[str, tuple[float, float]] = {}
     nodes = []
     for position, manifest in enumerate(shared):

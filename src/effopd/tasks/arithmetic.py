@@ -33,7 +33,10 @@ class ArithmeticTask(Task):
         self.section = section  # to verify, its name is enough
 
     def make_tables(self) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-        return {**{split: self.make_split(split) for split in self.section["splits"]}, "corpus": self.make_corpus()}, {}
+        tables = {split: self.make_split(split) for split in self.section["splits"]}
+        if "corpus" in self.section:  # nothing is pretrained on a task that is only evaluated on
+            tables["corpus"] = self.make_corpus()
+        return tables, {}
 
     def make_split(self, split: str) -> pd.DataFrame:
         """The problems of a split."""

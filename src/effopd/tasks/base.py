@@ -51,9 +51,9 @@ class Task(ABC):
     def make_tables(self) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
         """The data, and facts on how it came to be.
 
-        A table for each of train, validation and test, with columns `problem`, `answer` and `difficulty` (the fields of
-        `Problem`);
-        tasks that a model can be pretrained on add `corpus`, with columns `prompt` and `completion`.
+        A table for each of the section's splits (train, validation and test, or test alone), with columns `problem`,
+        `answer` and `difficulty` (the fields of `Problem`); tasks that a model can be pretrained on add `corpus`, with
+        columns `prompt` and `completion`.
         """
 
     @abstractmethod

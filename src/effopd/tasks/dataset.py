@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from effopd.runtime.errors import UserError
 from effopd.tasks.base import Problem, Task
-from effopd.tasks.sources import Row, number_at, rows_of, source_name, wanted
+from effopd.tasks.sources import Row, number_at, rows_of, source_name, text_at, wanted
 from effopd.tasks.splits import Item, content_hash, make_splits
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class DatasetTask(Task):
 
     def make_tables(self) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
         """The splits, with columns `problem`, `answer`, `difficulty` and `source`; no two problems are the same.
+
+        `content` and `question` are hashes by which other tasks know their problems (`without_seen`).
 
         The facts count what was read and dropped: by source, the rows that `where` or a missing value left out; by
         split, duplicates, problems that a split held out before it holds, and those beyond its `rows`.
@@ -65,6 +67,8 @@ class DatasetTask(Task):
                     "answer": [item.problem.answer for item in kept],
                     "difficulty": pd.Series([item.problem.difficulty for item in kept], dtype=float),
                     "source": [item.source for item in kept],
+                    "content": [item.content for item in kept],
+                    "question": [item.question for item in kept],
                 }
             )
             for split, kept in splits.items.items()
@@ -91,7 +95,8 @@ class DatasetTask(Task):
                     continue
                 if "difficulty" in source["columns"]:
                     problem = replace(problem, difficulty=number_at(row, source["columns"]["difficulty"]))
-                items.append(Item(problem, content_hash(content), name))
+                question = text_at(row, source["columns"]["problem"])
+                items.append(Item(problem, content_hash(content), name, content_hash(question)))
         except UserError as error:
             raise UserError(f"source {name}: {error}") from error
         facts = {"source": name, "rows": rows, "filtered": filtered, "unusable": dict(unusable), "kept": len(items)}

@@ -75,6 +75,11 @@ def _dataset_rows(source: Row) -> Iterable[Row]:
         )
     except (DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
         revision = f" at revision {source['revision']}" if "revision" in source else ""
+        if "gated dataset" in str(error):  # the hub's own error does not come through `datasets`
+            raise UserError(
+                f"the data set {name}{revision} is gated. Accept its terms at https://huggingface.co/datasets/{name}, "
+                "then log in (`hf auth login`) or set HF_TOKEN."
+            ) from None
         reason = str(error).strip().splitlines()
         raise UserError(
             f"the data set {name}{revision} cannot be read ({type(error).__name__}: {reason[0] if reason else ''}). "

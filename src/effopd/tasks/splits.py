@@ -6,9 +6,13 @@ import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from effopd.randomness import seed_of
 from effopd.tasks.base import Problem
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HELD_OUT_FIRST = ("test", "validation", "train")  # who keeps a problem that several splits hold
 
@@ -20,6 +24,7 @@ class Item:
     problem: Problem
     content: str  # from `content_hash`
     source: str  # name of the source
+    question: str  # the same of the question alone, where `content` counts its choices too
 
     @property
     def place(self) -> float:
@@ -59,7 +64,7 @@ def make_splits(
             pools.setdefault(_cut(item, shares), []).append(item)
     splits = Splits({}, {}, {}, {})
     taken: set[str] = set()
-    for split in HELD_OUT_FIRST:
+    for split in (name for name in HELD_OUT_FIRST if name in given or name in shares):
         pool = pools.get(split, [])
         fresh = [item for item in pool if item.content not in taken]
         distinct = list({item.content: item for item in reversed(fresh)}.values())[::-1]  # the first of each
@@ -88,3 +93,20 @@ def _draw(items: list[Item], count: int, seed: int) -> list[Item]:
         return items
     chosen = {item.content for item in sorted(items, key=lambda i: seed_of(seed, "rows", i.content))[:count]}
     return [item for item in items if item.content in chosen]
+
+
+def without_seen(table: pd.DataFrame, seen: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of a table of problems that are in none of the tables `seen`, which may be another task's.
+
+    Two problems are the same if what counts of them is, or if what counts of one is the other's question alone, such as
+    that of multiple choice asked as a problem of mathematics.
+    """
+    contents = {hashed for one in seen for hashed in _hashes(one, "content")}
+    questions = {hashed for one in seen for hashed in _hashes(one, "question")}
+    own, alone = _hashes(table, "content"), _hashes(table, "question")
+    return table[~(own.isin(contents | questions) | alone.isin(contents))].reset_index(drop=True)
+
+
+def _hashes(table: pd.DataFrame, column: str) -> pd.Series:
+    """A column of hashes; of problems that are what they ask, where a task writes none."""
+    return table[column] if column in table else table["problem"].map(content_hash)
