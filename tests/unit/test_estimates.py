@@ -21,7 +21,8 @@ from effopd.runtime.errors import ConfigError
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config/paper"
 TRAINED = ("teacher_grpo", "teacher_dapo", "teacher_ppo")
-ROWS = sorted(path.stem for path in PAPER.glob("*.yaml") if path.stem not in ("math", "code", "every_step", *TRAINED))
+DOMAINS = ("math", "code", "gpqa", "every_step")
+ROWS = sorted(path.stem for path in PAPER.glob("*.yaml") if path.stem not in (*DOMAINS, *TRAINED))
 TO_SUPPLY = {
     "qwen3_8b_base_ppo", "qwen3_8b_base_dapo", "qwen3_14b_base_dapo", "qwen3_14b_grpo",
 }  # fmt: skip
@@ -53,6 +54,18 @@ def pinned(tmp_path):
 
 def test_every_row_of_the_papers_table_is_there():
     assert set(ROWS) == set(PUBLISHED)
+
+
+def test_another_task_to_evaluate_on_counts_once_a_run_and_nowhere_else():
+    plain, plan = plan_of("justrl_1.5b"), plan_of("justrl_1.5b", "math", PAPER / "gpqa.yaml")
+    assert plan.other_tasks == ["gpqa"]
+    for before, after in zip(estimate(plain).parts, estimate(plan).parts, strict=True):
+        changed = {stage for stage, seconds in before.gpu_seconds.items() if after.gpu_seconds[stage] != seconds}
+        assert changed == {"evaluation"}
+        states = len(plan.boundaries(before.name)) if before.name in plan.runs else 1
+        share = 198 / (362 * states)  # of the completions, and none of them is scored
+        assert 1 < after.gpu_seconds["evaluation"] / before.gpu_seconds["evaluation"] < 1 + share
+        assert after.disk == before.disk
 
 
 @pytest.mark.parametrize("domain", ["math", "code"])

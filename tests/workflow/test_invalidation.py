@@ -195,6 +195,7 @@ MODULES = {
     "stages/evaluate.py": {"evaluate_model": 2, **EVERY_STATE},
     "stages/collect_run.py": {"collect_run": 6, **TABLES},
     "stages/make_tables.py": TABLES,
+    "stages/make_task_table.py": {},  # this experiment is evaluated on no other task (test_other_tasks.py)
     "stages/analyze_weights.py": {**dynamics(4, 0), **REPORT},
     "stages/evaluate_interventions.py": {**dynamics(0, 4), **REPORT},
     "stages/make_dynamics_tables.py": {**dynamics(0, 0), **REPORT},

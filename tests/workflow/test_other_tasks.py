@@ -139,4 +139,5 @@ def test_a_task_that_is_all_trained_on_stops_before_anything_is_evaluated(copy):
     before = {name: d for name, d in copy.contents().items() if "/files" not in name and "/tasks" not in name}
     output = copy.run(status=1)
     assert "error: all 2 test problems are in the data that is trained on (results/data/arithmetic)" in output
-    assert {name: copy.contents()[name] for name in before} == before
+    after = copy.contents()
+    assert {name: after[name] for name in before} == before
