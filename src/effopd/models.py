@@ -180,10 +180,17 @@ def load_weights_into(model: torch.nn.Module, weights: Mapping[str, torch.Tensor
 
 
 def write_checkpoint(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
-    """Write a model's weights in `dtype`, named and shaped as its family has them on disk; no tokenizer."""
+    """Write a model's weights in `dtype`, named and shaped as its family has them on disk; no tokenizer.
+
+    Each rank that calls this writes its own folder: of itself transformers lets the first rank alone write.
+    """
     weights = {name: tensor.to("cpu", dtype) for name, tensor in weights_in(model).items()}
-    with _quiet_transformers():
-        model.save_pretrained(folder, state_dict=weights)
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process  # type: ignore[method-assign]
+    try:
+        with _quiet_transformers():
+            model.save_pretrained(folder, state_dict=weights)
+    finally:
+        del model.should_save_on_this_rank
 
 
 def check_weights(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, torch.Tensor]) -> None:

@@ -56,16 +56,18 @@ class Subject:
         "transformers tied",
         pytest.param("vllm", marks=needs_vllm("engine")),
         pytest.param("vllm tied", marks=needs_vllm("tied engine")),
+        pytest.param("vllm parallel", marks=needs_vllm("parallel engine")),  # two processes share each layer
     ],
 )
 def subject(request) -> Iterator[Subject]:
-    name, *tied = request.param.split()
+    name, *variant = request.param.split()
+    runtime = {"vllm": {**RUNTIME["vllm"], "tensor_parallel": 2 if "parallel" in variant else 1}}
 
     def make(seed: int) -> PreTrainedModel:
-        return make_model(seed, head_dim=32, tied=bool(tied))  # vLLM's attention on CPUs has no narrower heads
+        return make_model(seed, head_dim=32, tied="tied" in variant)  # vLLM's attention on CPUs has no narrower heads
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EFFOPD_RUNTIME", json.dumps(RUNTIME))
+        patch.setenv("EFFOPD_RUNTIME", json.dumps(runtime))
         model = make(0)
         engine = build_engine(
             {"engine": name, "engine_dtype": "float32"},

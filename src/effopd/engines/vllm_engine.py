@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
 }
+LONGEST_REASON = 400  # characters of what vLLM says, which can be pages
 # What torch's launcher tells the ranks of a job: vLLM's processes are not among them.
 OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 
@@ -202,7 +204,7 @@ class VllmEngine:
             raise
         except Exception as error:
             self.close()
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = textwrap.shorten(str(error), LONGEST_REASON, placeholder=" ...") or type(error).__name__
             raise UserError(
                 f"vLLM {what}: {reason.rstrip('.')}. Its own lines above say why; where memory is short, lower "
                 "`runtime.vllm.memory_fraction` or `max_sequences`. `engine: transformers` runs every model."
