@@ -22,16 +22,16 @@ def _results() -> Callable[..., Any]:
 
 
 @click.command("export")
-@click.option("--run", "run", required=True, help="Name of the run.")
+@click.option("--run", "run", required=True, help="Name of the run, or of a prediction from one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the run.")
-@click.option("--step", type=int, required=True, help="Step of a kept state.")
+@click.option("--step", type=int, required=True, help="Step of a kept state, or up to which a prediction saw them.")
 @_results()
 @click.option("--out", type=PATH, required=True, help="The folder to write.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True, help="Of the weights."
 )
 def export(run: str, seed: int, step: int, results: Path, out: Path, dtype: str) -> None:
-    """Write a state of a run as a Hugging Face folder, extrapolation included."""
+    """Write a state of a run, extrapolation included, or predicted weights as a Hugging Face folder."""
     from effopd.runtime.export import export_state
 
     export_state(results, run, seed, step, out, dtype)

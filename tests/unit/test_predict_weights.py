@@ -9,9 +9,10 @@ import torch
 from test_interventions import ENGINE, TASK, write_model
 from tiny_models import make_model
 
-from effopd.models import load_tensors, save_tensors, weights_of
+from effopd.models import load_model, load_tensors, save_tensors, weights_of
 from effopd.runtime.artifacts import read_manifest, write_manifest
-from effopd.runtime.errors import ArtifactError, ConfigError
+from effopd.runtime.errors import ArtifactError, ConfigError, UserError
+from effopd.runtime.export import export_state
 from effopd.stages.evaluate import evaluate
 from effopd.stages.make_data import make_data
 from effopd.stages.predict_weights import predict_weights
@@ -21,7 +22,7 @@ from effopd.states import Point
 CPU = torch.device("cpu")
 STEPS = (1, 2, 4)
 PACE = 1 / 16  # of the way from base to teacher that a step goes
-GATE = {"metric": "reverse_kl", "examples": 4, "source": "train", "samples": 1, "paired": True}
+GATE = {"metric": "reverse_kl", "examples": 4, "source": "train", "samples": 1, "paired": True, "difficulty": {}}
 SETTINGS = {"coefficients": [1, 3, 7], "search": "all", "accept": ">", "parameters": "all", "gate": GATE}
 SPEC = {
     "extrapolation": SETTINGS,
@@ -98,6 +99,16 @@ def test_the_gate_finds_the_coefficient_that_reaches_the_teacher(results, tmp_pa
     costs = pd.DataFrame(found.recorded["cost"])
     assert set(costs["stage"]) == {"gate: generate", "gate: score"}
     assert (costs["step"] == 4).all()
+
+
+def test_predicted_weights_are_exported_with_the_base_that_they_were_predicted_from(results, tmp_path):
+    """`effopd export`: of the models in the results folder, the one whose update was predicted."""
+    found = predict(results, results / "predictions/ahead/seed0/4")
+    export_state(results, "ahead", 0, 4, tmp_path / "model")
+    exported = weights_of(load_model(tmp_path / "model", CPU))
+    assert all(torch.equal(exported[n], t) for n, t in load_tensors(found.file("weights.safetensors")).items())
+    with pytest.raises(UserError, match=r"Kept steps of this run and seed: \[4\]"):
+        export_state(results, "ahead", 0, 2, tmp_path / "other")
 
 
 def test_parameters_that_do_not_move_stay_as_the_last_state_has_them(results, tmp_path):

@@ -71,6 +71,7 @@ def workflow_ledgers(root, weights, extrapolation, metric):
                     "source": "train",
                     "samples": 2,
                     "paired": metric != "accuracy",
+                    "difficulty": {},
                 },
             },
             "sampling": {"temperature": 1.0, "max_new_tokens": 8},

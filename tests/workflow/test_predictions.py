@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 from workflow_runs import ROOT, Workflow, effopd
 
 pytestmark = pytest.mark.slow
@@ -168,6 +172,42 @@ def test_they_are_verified_and_counted_and_their_weights_pruned(copy):
     output = copy.run(status=1)
     assert "weights.safetensors was pruned (weights of predictions that are evaluated, " in output
     assert "delete results/predictions/relex/seed0/4/prediction.json and run the workflow again" in output
+
+
+def test_compare_puts_them_side_by_side_like_runs(predicted, copy, tmp_path):
+    table, other = tmp_path / "values.csv", str(predicted.path("."))
+    said = effopd(copy, "compare", other, "results", "--out", str(table))
+    for name in PREDICTIONS:
+        own = said.split(f"\n\n{name} (seeds 0, 1; last common step 4)\n")[1].split("\n\n")[0]
+        assert "accuracy and reverse KL: the same at steps 2, 4" in own
+        assert "weights: bitwise the same at 4 of 4 predictions" in own
+    values = pd.read_csv(table)
+    evaluation = pd.read_csv(predicted.path("tables/evaluation.csv")).set_index(["run", "seed", "step"])
+    own = values[values["run"].isin(PREDICTIONS)]
+    assert len(own) == 2 * 2 * 2 * len(values["metric"].unique())
+    for row in own.to_dict("records"):
+        wanted = evaluation.loc[(row["run"], row["seed"], row["step"]), row["metric"]]
+        assert row["a"] == row["b"] == pytest.approx(wanted, rel=1e-5, abs=1e-12), row
+
+    config = yaml.safe_load(copy.path("config.yaml").read_text())
+    del config["predictions"]["relex"]
+    copy.path("config.yaml").write_text(yaml.safe_dump(config))
+    copy.path("evaluation/alpha/seed1/4.json").unlink()
+    copy.path("predictions/alpha/seed0/4/prediction.json").unlink()
+    said = effopd(copy, "compare", other, "results")
+    assert "runs only in A: relex" in said
+    assert "B: results (unfinished: it lacks 1 of its predictions, 1 of its evaluations)" in said
+    assert "weights: bitwise the same at 3 of 3 predictions" in said
+
+
+def test_predicted_weights_are_exported_as_a_model(copy, tmp_path):
+    asked = ("export", "--run", "relex", "--seed", "1", "--step")
+    effopd(copy, *asked, "4", "--out", str(tmp_path / "model"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    predicted = load_file(copy.path("predictions/relex/seed1/4/weights.safetensors"))
+    assert all(torch.equal(tensor, predicted[name]) for name, tensor in model.named_parameters())
+    said = effopd(copy, *asked, "1", "--out", str(tmp_path / "none"), status=2)
+    assert said.endswith("prediction.json does not exist. Kept steps of this run and seed: [2, 4].\n")
 
 
 def test_what_a_prediction_was_made_from_is_checked(copy):

@@ -37,13 +37,18 @@ class Side:
         self.starts = {model: manifest_at(folder / f"evaluation/models/{model}.json") for model in models}
         self.states: dict[Place, Manifest | None] = {}
         self.ledgers: dict[Place, Manifest | None] = {}
+        self.predictions: dict[Place, Manifest | None] = {}
         self.evaluations: dict[Place, Manifest | None] = {}
         for run, seed, step in self.plan.points():
             place, own = (run, seed, step), folder / f"runs/{run}/seed{seed}"
             self.states[place] = manifest_at(own / f"state/{step}/state.json")
             if step in self.plan.triggers(run):
                 self.ledgers[place] = manifest_at(own / f"extrapolation/{step}/ledger.json")
-            self.evaluations[place] = manifest_at(folder / f"evaluation/{run}/seed{seed}/{step}.json")
+        for name, seed, step in self.plan.predicted_points():
+            own = folder / f"predictions/{name}/seed{seed}/{step}"
+            self.predictions[name, seed, step] = manifest_at(own / "prediction.json")
+        for name, seed, step in (*self.states, *self.predictions):
+            self.evaluations[name, seed, step] = manifest_at(folder / f"evaluation/{name}/seed{seed}/{step}.json")
 
     def by_kind(self) -> dict[str, list[Manifest | None]]:
         return {
@@ -51,41 +56,63 @@ class Side:
             "evaluations of models": [*self.starts.values()],
             "states": [*self.states.values()],
             "ledgers": [*self.ledgers.values()],
+            "predictions": [*self.predictions.values()],
             "evaluations": [*self.evaluations.values()],
         }
 
     def points(self) -> pd.DataFrame:
-        """A row for each evaluated point of a run and seed, the student at step 0 included.
+        """A row for each evaluated point of a run and seed, the student at step 0 included, and of a prediction.
 
         Columns: run, seed, step, accuracy, reverse_kl, and what getting there cost with its gates: generated_tokens,
-        scored_tokens, trained_tokens, seconds (NaN where a manifest that would say so is missing).
+        scored_tokens, trained_tokens, seconds (NaN where a manifest that would say so is missing). A prediction costs
+        what its run did up to that step, and its own gate.
         """
         rows = []
         for run in self.plan.runs:
             start = self.starts[self.plan.runs[run]["training"]["student"]]
             for seed in self.plan.seeds:
-                cost = dict.fromkeys(SPENT, 0.0)
                 for step in (0, *self.plan.boundaries(run)):
                     place = (run, seed, step)
-                    for held in (self.states, self.ledgers):
-                        if place in held:
-                            cost = {column: spent + _spent(held[place], column) for column, spent in cost.items()}
-                    measured = self.evaluations[place] if step else start
-                    if measured is not None:
-                        outcome = {name: measured.result[name] for name in OUTCOMES}
-                        rows.append(dict(zip(KEY, place, strict=True)) | outcome | cost)
+                    rows += _point(place, self.evaluations[place] if step else start, self._cost(place))
+        for name, seed, step in self.predictions:
+            place, behind = (name, seed, step), (self.plan.predicted_from(name), seed, step)
+            own = {column: _spent(self.predictions[place], column) for column in SPENT}
+            rows += _point(place, self.evaluations[place], _added(self._cost(behind), own))
         return pd.DataFrame(rows, columns=[*KEY, *METRICS]).astype(dict.fromkeys(OUTCOMES, float))
 
+    def _cost(self, place: Place) -> dict[str, float]:
+        """What a run and seed took up to a step."""
+        run, seed, last = place
+        cost = dict.fromkeys(SPENT, 0.0)
+        for step in self.plan.boundaries(run):
+            for held in (self.states, self.ledgers):
+                if step <= last and (run, seed, step) in held:
+                    cost = _added(cost, {column: _spent(held[run, seed, step], column) for column in SPENT})
+        return cost
+
     def weights_at(self, place: Place) -> list[str] | None:
-        """The sha256 of the weights of a state and of what was accepted at it; None where there is no such state."""
-        if self.states.get(place) is None:
+        """The sha256 of a state's weights and what was accepted at it, or of predicted ones; None: there are none."""
+        found = self.states.get(place) or self.predictions.get(place)
+        if found is None:
             return None
-        files = [held.files for held in (self.states[place], self.ledgers.get(place)) if held is not None]
+        files = [held.files for held in (found, self.ledgers.get(place)) if held is not None]
         return [of["weights.safetensors"]["sha256"] for of in files if "weights.safetensors" in of]
 
 
 def _spent(manifest: Manifest | None, column: str) -> float:
     return math.nan if manifest is None else sum(float(row[column]) for row in manifest.recorded["cost"])
+
+
+def _added(cost: dict[str, float], own: dict[str, float]) -> dict[str, float]:
+    return {column: spent + own[column] for column, spent in cost.items()}
+
+
+def _point(place: Place, measured: Manifest | None, cost: dict[str, float]) -> list[dict[str, Any]]:
+    """The row of a point; none where it is not evaluated."""
+    if measured is None:
+        return []
+    outcome = {name: measured.result[name] for name in OUTCOMES}
+    return [dict(zip(KEY, place, strict=True)) | outcome | cost]
 
 
 def compare(a: Path, b: Path, out: Path | None = None) -> list[str]:
@@ -100,8 +127,8 @@ def compare(a: Path, b: Path, out: Path | None = None) -> list[str]:
     lines += ["", *_configuration(*sides), "", *_code(*sides), "", *_models(*sides)]
     both = sides[0].points().merge(sides[1].points(), on=KEY, suffixes=("_a", "_b"))
     confidence = sides[0].plan.config["evaluation"]["confidence"]
-    for run in sides[0].plan.runs:
-        if run in sides[1].plan.runs:
+    for run in sides[0].plan.compared:
+        if run in sides[1].plan.compared:
             lines += ["", *_run(run, both[both["run"] == run], *sides, confidence)]
     if out is not None:
         with atomic_path(out) as temporary:
@@ -117,13 +144,14 @@ def _missing(side: Side) -> str:
 
 
 def _configuration(a: Side, b: Side) -> Iterator[str]:
-    """The keys whose values differ; of runs that only one has, the names alone."""
-    only = [sorted(one.plan.runs.keys() - other.plan.runs.keys()) for one, other in ((a, b), (b, a))]
+    """The keys whose values differ; of runs and predictions that only one has, the names alone."""
+    only = [sorted(one.plan.compared.keys() - other.plan.compared.keys()) for one, other in ((a, b), (b, a))]
     configs = []
     for side, own in zip((a, b), only, strict=True):
         config = side.plan.resolved_config()
-        runs = {run: value for run, value in config["runs"].items() if run not in own}
-        configs.append(dict(_flat("", {**config, "runs": runs})))
+        for section in ("runs", "predictions"):
+            config[section] = {name: value for name, value in config[section].items() if name not in own}
+        configs.append(dict(_flat("", config)))
     keys = dict.fromkeys([*configs[0], *configs[1]])
     rows = [(key, *(_shown(config.get(key, ABSENT)) for config in configs)) for key in keys
             if configs[0].get(key, ABSENT) != configs[1].get(key, ABSENT)]  # fmt: skip
@@ -185,7 +213,7 @@ def _models(a: Side, b: Side) -> Iterator[str]:
 
 
 def _run(run: str, both: pd.DataFrame, a: Side, b: Side, confidence: float) -> Iterator[str]:
-    """A run's outcomes at each point that both have, means over the seeds in both; cost and weights."""
+    """Outcomes of a run or prediction at each point that both have, means over the seeds in both; cost and weights."""
     seeds = sorted(both.loc[both["step"] > 0, "seed"].unique())
     if not seeds:
         yield f"{run}: no seed and step of it is evaluated in both"
@@ -200,10 +228,12 @@ def _run(run: str, both: pd.DataFrame, a: Side, b: Side, confidence: float) -> I
         shown = ["unknown" if math.isnan(mean) else f"{mean:{digits}}" for mean in means]
         ratio = f" (ratio {means[1] / means[0]:.2f})" if means[0] and not math.isnan(sum(means)) else ""
         yield f"{column.replace('_', ' ')} up to step {last}: {shown[0]} in A, {shown[1]} in B{ratio}"
-    pairs = [(a.weights_at(place), b.weights_at(place)) for place in a.states if place[0] == run]
+    places = [place for place in (*a.states, *a.predictions) if place[0] == run]
+    pairs = [(a.weights_at(place), b.weights_at(place)) for place in places]
     pairs = [(one, other) for one, other in pairs if one and other]
     same = sum(one == other for one, other in pairs)
-    yield f"weights: bitwise the same at {same} of {len(pairs)} kept states"
+    what = "kept states" if run in a.plan.runs else "predictions"
+    yield f"weights: bitwise the same at {same} of {len(pairs)} {what}"
 
 
 def _outcomes(both: pd.DataFrame, seeds: Sequence[int], confidence: float) -> Iterator[str]:
