@@ -91,7 +91,7 @@ def environment() -> dict[str, str]:
 
 
 def snakemake(folder: Path, steps: int, mode: str, *targets: str, shards: int = 1, **training: int) -> float:
-    """Run the workflow for some targets, a job a shard at a time. Seconds."""
+    """Run the workflow for some targets, a job a shard at a time, as far as there are cores. Seconds."""
     config = {
         "models": MODELS,
         "training": {"steps": steps, **training},
@@ -102,9 +102,10 @@ def snakemake(folder: Path, steps: int, mode: str, *targets: str, shards: int = 
     (folder / "config").mkdir(exist_ok=True)
     (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
     command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
+    cores = str(min(shards, os.cpu_count() or 1))
     started = time.perf_counter()
     done = subprocess.run(
-        [*command, "--cores", str(shards), "--directory", str(folder), *targets], capture_output=True, text=True
+        [*command, "--cores", cores, "--directory", str(folder), *targets], capture_output=True, text=True
     )
     if done.returncode:
         sys.exit(done.stdout + done.stderr)

@@ -1,11 +1,12 @@
-"""Strong scaling of staged rollouts: one step's rollouts and scores by one process, and by two that share them.
+"""Strong scaling of staged rollouts: one step's rollouts and scores in one shard, and in several that share them.
 
     python tests/benchmarks/scaling.py [--prompts 4096] [--repeats 5]
 
-The same rollouts are generated and scored in one shard and in two, in turn, each shard a job of the staged workflow on a
-core of its own, with the embedded experiment's student, teacher and data (made first, for fewer steps: their quality
-does not matter here). Times are from the start of the first job to the end of the last, by the artifacts' own records;
-the start of Snakemake and of its warm process is apart. Prints medians, their spread and the efficiency.
+The same rollouts are generated and scored in 1, 2, 4 and 8 shards, in turn, each shard a job of the staged workflow, as
+many at a time as there are cores, with the embedded experiment's student, teacher and data (made first, for fewer steps:
+their quality does not matter here). Times are from the start of the first job to the end of the last, by the artifacts'
+own records; the start of Snakemake and of its warm process is apart. Prints medians and their spread, the efficiency of
+two processes, and the exponent of work ~ shards^b.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from overhead import snakemake
+from scipy.stats import linregress
 
-PROCESSES = (1, 2)
+SHARDS = (1, 2, 4, 8)
 
 
 def main() -> None:
@@ -33,33 +36,36 @@ def main() -> None:
         rows = compare(Path(folder), options.prompts, options.repeats)
     print(f"\n{options.prompts} rollouts of one step, medians of {options.repeats} (lowest to highest):")
     for name in ("span", "work"):
-        for count in PROCESSES:
+        for count in SHARDS:
             print(
-                f"  {name}, {count} process{'es' if count > 1 else '  '}  {summary([row[count][name] for row in rows])} s"
+                f"  {name}, {count} shard{'s' if count > 1 else ' '}  {summary([row[count][name] for row in rows])} s"
             )
     speedups = [row[1]["span"] / row[2]["span"] for row in rows]
-    more = [row[2]["work"] / row[1]["work"] for row in rows]
-    print(f"  speed-up with 2 processes   {summary(speedups)}, efficiency {statistics.median(speedups) / 2:.2f}")
-    print(f"  work of 2 over work of 1    {summary(more)}")
+    print(f"  speed-up with 2 shards  {summary(speedups)}, efficiency {statistics.median(speedups) / 2:.2f}")
+    for count in SHARDS[1:]:
+        more = [row[count]["work"] / row[1]["work"] for row in rows]
+        print(f"  work of {count} over work of 1  {summary(more)}")
+    work = [statistics.median([row[count]["work"] for row in rows]) for count in SHARDS]
+    print(f"  exponent of work in shards  {linregress(np.log(SHARDS), np.log(work)).slope:.2f}")
 
 
 def compare(folder: Path, prompts: int, repeats: int) -> list[dict[int, dict[str, float]]]:
-    """For each repeat and number of processes, the seconds from first start to last end, and of work in all."""
+    """For each repeat and number of shards, the seconds from first start to last end, and of work in all."""
     snakemake(folder, 1, "staged", "results/models/teacher/manifest.json")
     rows = []
     for _ in range(repeats):
-        rows.append({count: once(folder, prompts, count) for count in PROCESSES})
+        rows.append({count: once(folder, prompts, count) for count in SHARDS})
         print(
             "; ".join(f"{n}: span {row['span']:.2f}, work {row['work']:.2f}" for n, row in rows[-1].items()), flush=True
         )
     return rows
 
 
-def once(folder: Path, prompts: int, processes: int) -> dict[str, float]:
+def once(folder: Path, prompts: int, shards: int) -> dict[str, float]:
     subprocess.run(["rm", "-rf", str(folder / "results/runs")], check=True)
-    parts = [f".shard{index}of{processes}" for index in range(processes)] if processes > 1 else [""]
+    parts = [f".shard{index}of{shards}" for index in range(shards)] if shards > 1 else [""]
     scores = [f"results/runs/opd/seed0/scores/step1{part}.json" for part in parts]
-    snakemake(folder, 1, "staged", *scores, shards=processes, prompts_per_step=prompts)
+    snakemake(folder, 1, "staged", *scores, shards=shards, prompts_per_step=prompts)
     begun, ended, work = [], [], 0.0
     for path in folder.glob("results/runs/opd/seed0/*/step1*.json"):
         recorded = json.loads(path.read_text())["recorded"]
