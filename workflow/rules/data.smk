@@ -11,6 +11,8 @@ rule make_data:
         data=TASK_DATA,
     log:
         "logs/make_data/{task}.log",
+    wildcard_constraints:
+        task="|".join(DATA_FILES),
     priority: 1  # first, so that data that cannot be had is known before anything is trained
     conda:
         "../../envs/effopd.yaml"
@@ -29,6 +31,8 @@ rule tokenize_prompts:
         prompts=TASK_PROMPTS,
     log:
         "logs/tokenize_prompts/{task}.{model}.log",
+    wildcard_constraints:
+        task="|".join(DATA_FILES),
     conda:
         "../../envs/effopd.yaml"
     params:

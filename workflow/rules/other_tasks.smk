@@ -13,6 +13,7 @@ rule evaluate_on_task:
     log:
         "logs/evaluate_on_task/{task}.{run}.seed{seed}.{step}.log",
     wildcard_constraints:
+        task="|".join(PLAN.other_tasks) or "(?!)",
         run="|".join(PLAN.runs),
     conda:
         "../../envs/effopd.yaml"
@@ -33,6 +34,8 @@ rule evaluate_model_on_task:
         evaluation=TASK_MODEL_EVALUATION,
     log:
         "logs/evaluate_model_on_task/{task}.{model}.log",
+    wildcard_constraints:
+        task="|".join(PLAN.other_tasks) or "(?!)",
     conda:
         "../../envs/effopd.yaml"
     params:
