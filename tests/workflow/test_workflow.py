@@ -304,3 +304,17 @@ def test_an_exported_state_loads_and_is_the_accepted_candidate(undisturbed, tmp_
     again = subprocess.run([*command, "--out", str(out)], cwd=undisturbed.folder, capture_output=True, text=True)
     assert again.returncode == 2
     assert "exists already" in again.stderr
+
+
+def test_finished_jobs_leave_no_timers_behind(copy):
+    """Snakemake's default rate limit has each of them start one, which wakes the scheduler every second."""
+    threads = []
+    with copy.started("--forcerun", "plot_figure", "plot_weight_figure") as process:
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            threads.append(int(status.partition("Threads:")[2].split()[0]))
+            time.sleep(0.1)
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+    figures = len([*copy.path("figures").glob("*.png")])
+    assert max(threads) < figures
