@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from effopd.figures.style import COLOURS, Look, label_ends, looks, step_axis
+from effopd.figures.style import COLOURS, Look, label_ends, looks, nats_axis, step_axis
 from effopd.statistics import mean_interval
 
 
@@ -48,10 +48,7 @@ def reverse_kl_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
     evaluation = _of_main(spec, pd.read_csv(results / "tables/evaluation.csv"))
     ends = curves(axes, spec, evaluation, "step", "reverse_kl", looks(spec))
     step_axis(axes, evaluation["step"])
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.tick_params(axis="y", which="both", labelsize=8)
+    nats_axis(axes)
     axes.set_ylabel("reverse KL to the teacher (nats per token)")
     label_ends(axes, ends)
     return figure

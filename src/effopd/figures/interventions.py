@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from effopd.figures.style import curve, end_of, label_panel, looks, means, panels, stacked, table_of, title
+from effopd.figures.style import curve, end_of, label_panel, looks, means, nats_axis, panels, stacked, table_of, title
 
 METRICS = {"accuracy": "accuracy", "reverse_kl": "reverse KL (nats)"}
 CLOSE = 1e-4  # nats: nearer to the teacher than this is not drawn (its own update gets there exactly)
@@ -21,7 +21,7 @@ CLOSE = 1e-4  # nats: nearer to the teacher than this is not drawn (its own upda
 def accuracy_vs_norm(spec: dict[str, Any], results: Path) -> Figure:
     """Accuracy and reverse KL against the distance to the base: along the final update, and in training."""
     table = _variants(results)
-    names = {"equal_norm": "along the final update: base + a ΔW", "path": "along training"}
+    names = {"equal_norm": "base + a ΔW", "path": "along training"}
     figure, grid = _grid(spec, _parts(table, "analysis", names), "norm")
     smallest = table.loc[table["norm"] > 0, "norm"].min()
     for axes in grid.ravel():
@@ -176,9 +176,7 @@ def _draw(axes: Axes, spec: dict[str, Any], table: pd.DataFrame, x: str, metric:
     if metric == "accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     elif ends:
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        nats_axis(axes)
     return ends
 
 

@@ -6,9 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from effopd.figures.style import curve, end_of, label_panel, looks, means, panels, stacked, step_axis, table_of, title
+from effopd.figures.style import (
+    curve,
+    end_of,
+    label_panel,
+    looks,
+    means,
+    nats_axis,
+    panels,
+    stacked,
+    step_axis,
+    table_of,
+    title,
+)
 
 CONVERGED = 1e-2  # relative residual of an eigenpair that is drawn filled
 RESIDUALS = {"logits": ("logits, centred", "0.45", "s"), "weighted": ("as the KL weighs them", "black", "o")}
@@ -42,9 +54,7 @@ def local_theory(spec: dict[str, Any], results: Path) -> Figure:
         step_axis(axes, steps, "optimizer steps")
     grid[1, 0].set_ylim(bottom=0)
     grid[1, 0].set_ylabel("cosine")
-    grid[1, 1].set_yscale("log")
-    grid[1, 1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    grid[1, 1].yaxis.set_minor_formatter(NullFormatter())
+    nats_axis(grid[1, 1])
     grid[1, 1].set_ylabel("reverse KL (nats per token)")
     title(grid[1, 0], 2, "update against the predicted one")
     title(grid[1, 1], 3, "observed, and dotted: predicted")
@@ -64,7 +74,7 @@ def _residuals(axes: Any, table: Any) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("index i")
     axes.set_ylabel("σᵢ / σ₁")
-    axes.legend(frameon=False, fontsize=7.5, loc="upper right")
+    axes.legend(frameon=False, fontsize=7.5, loc="lower left")
     title(axes, 0, "residual to the teacher's logits")
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 # Okabe-Ito, which colour-blind readers can tell apart; the baseline is black, models are grey and dashed.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
@@ -142,6 +142,20 @@ def step_axis(axes: Axes, steps: Sequence[int], label: str = "optimizer steps (0
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(steps, [str(step) for step in steps])
     axes.set_xlabel(label)
+
+
+def nats_axis(axes: Axes) -> None:
+    """A logarithmic y axis in plain numbers: at the powers of ten and, where few of them are in view, between."""
+
+    def between(value: float, _: int) -> str:
+        low, high = axes.get_ylim()
+        return f"{value:g}" if high < 100 * low else ""
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_minor_formatter(FuncFormatter(between))
+    axes.tick_params(axis="y", which="minor", labelsize=8)
 
 
 def title(axes: Axes, number: int, text: str) -> None:

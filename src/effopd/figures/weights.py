@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator, PercentFormatter
 
 from effopd.figures.style import (
@@ -197,6 +198,8 @@ def _paths(spec: dict[str, Any], results: Path, x: str, y: str, caption: str) ->
                     textcoords="offset points",
                     fontsize=7,
                     color="0.25",
+                    path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                    zorder=4,
                 )
         explained = table.groupby("parameter")["explained_variance_ratio"].first().mean()
         named = look.label if run.startswith("models/") else f"{look.label}, seed {seed}"
