@@ -345,7 +345,7 @@ def _stage_of_results(verb: str, text: str) -> None:
 
 for _verb, _text in {
     "make-tables": "Make the tables of the comparison.",
-    "make-task-table": "Make the table of the other tasks.",
+    "make-task-table": "Make a table by task and source of the problems.",
     "make-dynamics-tables": "Make the tables on the weights.",
     "make-local-theory-tables": "Make the tables of the local theory.",
     "plot-figure": "Draw one figure, as SVG at --out and as PNG beside it.",

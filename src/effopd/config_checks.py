@@ -14,7 +14,7 @@ from effopd.extrapolation.predictors import METHODS
 from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, trigger_steps
 from effopd.shares import batches_of
 from effopd.tasks.arithmetic import SPLIT_SHARES
-from effopd.tasks.sources import is_local
+from effopd.tasks.sources import is_local, source_name
 
 RESERVED_RUN_NAMES = ("models", "tasks")  # folders of results/evaluation/ that are no run's
 
@@ -90,6 +90,8 @@ def _task_problems(task: Mapping[str, Any], key: str) -> Iterator[str]:
                     f"`{own}.revision` is missing: the data set {source['dataset']} of the hub can change. Add the "
                     "commit, or write a local folder with ./ in front."
                 )
+            elif len(split["sources"]) > 1 and source_name(source) == "all":
+                yield f"`{own}` has the name `all`, which tables give to all sources together. Give it another `name`."
     shares = sum(split.get("share", 0) for split in task["splits"].values())
     if shares >= 1:
         yield f"`{key}.splits`: the shares sum to {shares:g}, which leaves training nothing. Lower them."

@@ -21,6 +21,7 @@ MODULES = {
     "score_rollouts": "segments",
     "update_policy": "segments",
     "evaluate_candidate": "evaluate_candidates",
+    "make_source_table": "make_task_table",
 }
 
 
@@ -233,11 +234,23 @@ class Plan(Outline):
         return {**self._outline(), **own}
 
     def _make_task_table(self) -> dict[str, Any]:
-        runs = [{"run": run, "student": self.roles(run)[0], "step": self.boundaries(run)[-1]} for run in self.runs]
+        steps = {run: self.boundaries(run)[-1:] for run in self.runs}
+        return self._outcomes("evaluation/tasks/{task}", self.other_tasks, steps)
+
+    def _make_source_table(self) -> dict[str, Any]:
+        """Of the task that is trained on, every kept state and prediction."""
+        steps = {run: self.boundaries(run) for run in self.runs}
+        steps |= {prediction: self.prediction_steps(prediction) for prediction in self.predictions}
+        return self._outcomes("evaluation", [self.task_name], steps)
+
+    def _outcomes(self, folder: str, tasks: list[str], steps: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """What a table by task and source needs to know; `steps` are of runs and predictions."""
+        of = {run: self.predicted_from(run) if run in self.predictions else run for run in steps}
         return {
-            "tasks": self.other_tasks,
+            "folder": folder,
+            "tasks": tasks,
             "models": list(self.config["models"]),
-            "runs": runs,
+            "runs": [{"run": run, "student": self.roles(of[run])[0], "steps": list(own)} for run, own in steps.items()],
             "seeds": self.seeds,
             "confidence": self.config["evaluation"]["confidence"],
         }
@@ -306,6 +319,7 @@ class Plan(Outline):
             "config": self.resolved_config(),
             "runs": list(self.runs),
             "predictions": list(self.predictions),
+            "several_sources": self.several_sources,
             "preflights": self.preflights(),
             "dynamics_tables": self.dynamics_tables(),
             "figures": self.figures(),

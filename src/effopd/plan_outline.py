@@ -21,7 +21,7 @@ from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, powers_of_two,
 from effopd.pretrained import local_model_files
 from effopd.runtime.errors import ConfigError
 from effopd.runtime.fingerprints import digest
-from effopd.tasks.sources import local_files
+from effopd.tasks.sources import local_files, source_name
 
 # Of the comparison; those on weights: `Plan.weight_figures`.
 FIGURES = (
@@ -301,6 +301,15 @@ class Outline:
         other = self.config["evaluation"]["tasks"].get(name)
         section: Mapping[str, Any] = self.config["task"] if other is None else other["task"]
         return section
+
+    @property
+    def several_sources(self) -> bool:
+        """Whether the test problems of the task that is trained on come from several sources, by their names."""
+        if self.task_name == "arithmetic":
+            return False
+        splits = self.config["task"]["splits"]
+        behind = splits["test"] if "sources" in splits["test"] else splits["train"]  # a share is of the training's
+        return len({source_name(source) for source in behind["sources"]}) > 1
 
     def last_points(self) -> list[tuple[str, int, int]]:
         """(run, seed, step) of the last state of every run and seed: those that are evaluated on other tasks."""

@@ -167,6 +167,7 @@ def of_split(split, settings):
         ({"prompt": {"format": "xml"}}, "`task.prompt.format` is 'xml'; it must be one of chat, plain."),
         ({"name": "code", "sandbox": {"memory": 5}}, "`task.sandbox.memory` is not a key. Did you mean `memory_mb`?"),
         ({"name": "choice", **of_split("train", {"sources": [{**SOURCE, "columns": {"answer_is": "number"}}]})}, "`task.splits.train.sources.0.columns.answer_is` is 'number'; it must be one of index, letter, text."),
+        (of_split("test", {"sources": [HUB, {"files": ["all.csv"]}]}), "`task.splits.test.sources.1` has the name `all`, which tables give to all sources together. Give it another `name`."),
         (of_split("train", {"sources": [SOURCE], "rows": 64}), "`training.prompts_per_step` is 128, more than the training split holds (`task.splits.train.rows`: 64)."),
         ({}, "`models.base.kind` is 'pretrain', and the task 'math' has no text to pretrain on. Only `arithmetic` has."),
     ],
@@ -242,6 +243,38 @@ def test_nothing_but_its_own_jobs_depends_on_another_task():
 def filled_task(**task):
     """The task section with its defaults, whatever the models."""
     return fill(with_task(**task), schema())["task"]
+
+
+AIME, MINERVA = ({"name": name, "files": ["test.jsonl"]} for name in ("aime", "minerva"))
+
+
+@pytest.mark.parametrize(
+    ("task", "several"),
+    [
+        (of_split("test", {"sources": [AIME, MINERVA]}), True),
+        (of_split("test", {"sources": [{"files": ["a.csv"]}, {"files": ["b.csv"]}]}), True),
+        (of_split("test", {"sources": [AIME, AIME]}), False),  # of one name in the data
+        (of_split("train", {"sources": [AIME, MINERVA]}), False),  # the test split has one of its own
+        ({"splits": {**SPLITS, "test": {"share": 0.1}, "train": {"sources": [AIME, MINERVA]}}}, True),
+        ({"splits": {**SPLITS, "test": {"share": 0.1}}}, False),
+    ],
+)
+def test_the_test_problems_have_several_sources_where_several_are_named(task, several):
+    models = {name: {"kind": "pretrained", "path": f"./{name}"} for name in ("base", "teacher")}
+    plan = Plan({**with_task(**task), "models": models, "training": {"prompts_per_step": 8, "batch_size": 8}})
+    assert plan.several_sources == several
+    assert json.loads(plan.spec("write_report"))["several_sources"] == several
+    assert not Plan(GOOD).several_sources
+
+
+def test_a_table_by_source_has_every_kept_state_and_prediction():
+    predictions = {"ahead": {"run": "opd", "method": "expo"}}
+    plan = Plan({**edited("predictions", predictions), "training": {"kept_steps": [4, 16]}})
+    spec = json.loads(plan.spec("make_source_table"))
+    steps = {about["run"]: about["steps"] for about in spec["runs"]}
+    assert steps == {run: list(plan.boundaries(run)) for run in plan.runs} | {"ahead": [4, 16, 64]}
+    assert {about["student"] for about in spec["runs"]} == {"base"}
+    assert (spec["folder"], spec["tasks"]) == ("evaluation", ["arithmetic"])
 
 
 def test_every_example_of_the_documentation_is_a_task():

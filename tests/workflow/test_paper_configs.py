@@ -27,7 +27,14 @@ def test_a_dry_run_counts_jobs_gpu_hours_and_disk(tmp_path):
     assert found.returncode == 0, found.stderr
     assert "estimate: 85 GPU hours, 349.2 GB of disk for the whole experiment" in found.stderr
     jobs = next(line for line in found.stderr.splitlines() if " jobs: " in line).split(" jobs: ")[1].split(", ")
-    assert {"2 fetch_model", "1 make_data", "1 preflight", "14 train_segment", "14 evaluate"} <= set(jobs)
+    assert {
+        "2 fetch_model",
+        "1 make_data",
+        "1 preflight",
+        "14 train_segment",
+        "14 evaluate",
+        "1 make_source_table",
+    } <= set(jobs)
 
 
 def test_gpqa_is_one_more_task_to_evaluate_on(tmp_path):

@@ -241,6 +241,11 @@ def task_evaluations(wildcards=None):
     return of_models + [TASK_EVALUATION.format(task=task, **where) for task in PLAN.other_tasks for where in points]
 
 
+def source_table():
+    """The table by source of the test problems; nothing where they have but one."""
+    return rules.make_source_table.output if PLAN.several_sources else []
+
+
 def task_table():
     """The table of the other tasks; nothing where there are none."""
     return rules.make_task_table.output if PLAN.other_tasks else []

@@ -38,6 +38,23 @@ rule make_tables:
         "effopd make-tables --results results --spec {params.spec:q} --out {params.folder} 2> {log}"
 
 
+rule make_source_table:
+    input:
+        evaluations=evaluations,
+        models=expand(MODEL_EVALUATION, model=PLAN.config["models"]),
+        prompts=expand(PROMPTS, model=PLAN.config["models"]),
+    output:
+        table="results/tables/sources.csv",
+    log:
+        "logs/make_source_table.log",
+    conda:
+        "../../envs/effopd.yaml"
+    params:
+        spec=spec("make_source_table"),
+    shell:
+        "effopd make-task-table --results results --spec {params.spec:q} --out {output.table} 2> {log}"
+
+
 rule plot_figure:
     input:
         tables=rules.make_tables.output,
@@ -107,6 +124,7 @@ rule write_explorer:
 rule write_report:
     input:
         tables=rules.make_tables.output,
+        sources=source_table(),
         tasks=task_table(),
         dynamics=dynamics_pages,
         figures=expand("results/figures/{figure}.svg", figure=PLAN.figures()),

@@ -59,7 +59,7 @@ def status(results: Path) -> dict[str, Any]:
             **_predictions(inventory),
             **_other_tasks(inventory),
             "dynamics": [sum(h.current for h in inventory.dynamics.values()), len(inventory.dynamics)],
-            "tables": _written(inventory, [f"tables/{name}.csv" for name in (*TABLES, *plan.dynamics_tables())]),
+            "tables": _written(inventory, [f"tables/{name}.csv" for name in _tables(plan)]),
             "figures": _written(inventory, [f"figures/{name}.svg" for name in plan.figures()]),
             "report": _written(inventory, ["report.html"], [*inventory.task_evaluations.values()]),
         },
@@ -93,6 +93,11 @@ def _other_tasks(inventory: Inventory) -> dict[str, list[int]]:
     """How many evaluations on other tasks are there, of how many; nothing where the plan has no such task."""
     evaluated = inventory.task_evaluations.values()
     return {"other tasks": [sum(h.current for h in evaluated), len(evaluated)]} if evaluated else {}
+
+
+def _tables(plan: Plan) -> list[str]:
+    """The names of the tables of the comparison and of the weights."""
+    return [*TABLES, *(["sources"] if plan.several_sources else []), *plan.dynamics_tables()]
 
 
 def _written(inventory: Inventory, names: list[str], besides: Sequence[Holding] = ()) -> list[int]:

@@ -1,4 +1,4 @@
-"""The table of the other tasks: what models and last states answer right of problems that nothing is trained on."""
+"""Tables by task and source of the problems: what models, states and predictions answer right of each."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from effopd.runtime.artifacts import Manifest, atomic_path, read_manifest
 from effopd.runtime.progress import say
@@ -15,12 +16,13 @@ from effopd.statistics import interval_columns, with_means
 
 KEYS = ["task", "source", "step"]
 VALUES = ["accuracy", "completion_length", "finished"]
-ALL = "all"  # the `source` of rows on all problems of a task
+ALL = "all"  # the `source` of rows on all problems of a task: no source of several has that name (config_checks)
 
 
 def make_task_table(spec: dict[str, Any], results: Path, out: Path) -> None:
-    """Write the CSV file `out`: a row for each task, source of its problems, and model or last state of a run and seed.
+    """Write the CSV file `out`: a row for each task, source of its problems, and model or run, seed and step.
 
+    spec["folder"] is where the evaluations on `{task}` are; spec["runs"] names runs and predictions with their steps.
     `run` is `models/<name>` for a model, with `seed` and `step` 0. After each run's rows come those of its means over
     seeds (`seed` is `mean`) with Student-t bounds. `problems` and `completions` count what a row of one seed is of.
     """
@@ -31,41 +33,43 @@ def make_task_table(spec: dict[str, Any], results: Path, out: Path) -> None:
     table = table.reindex(columns=[*interval_columns(KEYS, VALUES), *counts])
     with atomic_path(out) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-    say(f"done: {len(spec['tasks'])} tasks, {len(table)} rows")
+    say(f"done: {', '.join(spec['tasks'])}: {len(table)} rows")
 
 
 def _rows(spec: dict[str, Any], results: Path, task: str) -> Iterator[dict[str, Any]]:
     """The rows of a task, before means are taken."""
-    folder = f"evaluation/tasks/{task}"
+    folder = results / spec["folder"].format(task=task)
     sources = {model: _sources(results / f"data/{task}", model) for model in spec["models"]}
+    several = pd.concat(sources.values()).nunique() > 1
     for model in spec["models"]:
-        evaluated = read_manifest(results / folder / f"models/{model}.json", "evaluation")
-        for outcome in _outcomes(evaluated, sources[model]):
+        evaluated = read_manifest(folder / f"models/{model}.json", "evaluation")
+        for outcome in _outcomes(evaluated, sources[model], several):
             yield {"run": f"models/{model}", "seed": 0, "task": task, "step": 0, **outcome}
-    for about, seed in itertools.product(spec["runs"], spec["seeds"]):
-        run, step = about["run"], about["step"]
-        evaluated = read_manifest(results / folder / f"{run}/seed{seed}/{step}.json", "evaluation")
-        for outcome in _outcomes(evaluated, sources[about["student"]]):
-            yield {"run": run, "seed": seed, "task": task, "step": step, **outcome}
+    for about in spec["runs"]:
+        for seed, step in itertools.product(spec["seeds"], about["steps"]):
+            evaluated = read_manifest(folder / f"{about['run']}/seed{seed}/{step}.json", "evaluation")
+            for outcome in _outcomes(evaluated, sources[about["student"]], several):
+                yield {"run": about["run"], "seed": seed, "task": task, "step": step, **outcome}
 
 
 def _sources(data: Path, model: str) -> pd.Series:
     """The source of each problem that a model is asked; one and the same for all where the task names none."""
-    table = pd.read_parquet(read_manifest(data / "manifest.json", "data").file("test.parquet"))
+    table = read_manifest(data / "manifest.json", "data").file("test.parquet")
     prompts = read_manifest(data / f"prompts-{model}/manifest.json", "prompts")
     rows = pd.read_parquet(prompts.file("test.parquet"), columns=["row"])["row"]
-    named = table["source"] if "source" in table else pd.Series(ALL, index=table.index)
+    if "source" not in pq.read_schema(table).names:
+        return pd.Series(ALL, index=rows.index)
+    named = pd.read_parquet(table, columns=["source"])["source"]  # alone: a program's tests are large
     return named.loc[rows].reset_index(drop=True)
 
 
-def _outcomes(evaluated: Manifest, sources: pd.Series) -> Iterator[dict[str, Any]]:
+def _outcomes(evaluated: Manifest, sources: pd.Series, several: bool) -> Iterator[dict[str, Any]]:
     """What an evaluation found on all problems and, where there are several sources, on those of each."""
     items = pd.read_parquet(evaluated.file(f"{evaluated.path.stem}.items.parquet"))
     yield {"source": ALL, **_outcome(items)}
-    source = items["index"].map(sources)
-    if source.nunique() > 1:
-        for name in source.unique():
-            yield {"source": name, **_outcome(items[source == name])}
+    if several:
+        for name, own in items.groupby(items["index"].map(sources), sort=False):
+            yield {"source": name, **_outcome(own)}
 
 
 def _outcome(items: pd.DataFrame) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
         theory=local_theory_findings(config, tables) if "local_theory" in spec["figures"] else [],
         summary=_summary_rows(compared, tables["summary"]),
         models=_model_rows(tables["models"]),
+        by_source=by_source(compared, tables["sources"]) if spec["several_sources"] else [],
         other_tasks=_other_tasks(config, tables["tasks"]) if config["evaluation"]["tasks"] else [],
         preflights=_preflights(config, spec["preflights"], results),
         dynamics=dynamics_section(config, tables) if spec["dynamics_tables"] else None,
@@ -95,6 +96,15 @@ def _model_rows(models: pd.DataFrame) -> list[dict[str, str]]:
         }
         for _, row in models.iterrows()
     ]
+
+
+def by_source(config: dict[str, Any], table: pd.DataFrame) -> list[dict[str, str]]:
+    """Accuracy of each model, and of each run where it ends: a column for all test problems and for each source."""
+    last = table[(table["seed"] == MEAN) & (table["step"] == table.groupby("run")["step"].transform("max"))]
+    accuracy = last.apply(with_interval, axis=1, column="accuracy", scale=100, digits=1, unit=" %")
+    wide = last.assign(accuracy=accuracy).pivot(index="run", columns="source", values="accuracy").fillna("none asked")
+    wide = wide.loc[last["run"].unique(), last["source"].unique()]
+    return [{"model or run": label_of(config, str(run)), **row} for run, row in wide.to_dict("index").items()]
 
 
 def _other_tasks(config: dict[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
