@@ -15,14 +15,20 @@ from effopd.models import save_model, weights_of
 
 pytestmark = pytest.mark.slow
 
+COLUMNS = {"problem": "question", "answer": "final"}
 CONFIG = {
     "task": {
         "name": "math",
         "prompt": {"format": "chat", "template": "{problem}"},
         "splits": {
-            "train": {"sources": [{"files": ["./train.jsonl"], "columns": {"problem": "question", "answer": "final"}}]},
+            "train": {"sources": [{"files": ["./train.jsonl"], "columns": COLUMNS}]},
             "validation": {"share": 0.25},
-            "test": {"sources": [{"files": ["./test.jsonl"], "columns": {"problem": "question", "answer": "final"}}]},
+            "test": {
+                "sources": [
+                    {"files": ["./test.jsonl"], "columns": COLUMNS},
+                    {"name": "larger", "files": ["./larger.jsonl"], "columns": COLUMNS},
+                ]
+            },
         },
     },
     "models": {
@@ -46,11 +52,11 @@ CONFIG = {
 
 @pytest.fixture
 def workflow(tmp_path) -> Workflow:
-    """Two random Qwen3 models with one tokenizer, and two files of problems."""
+    """Two random Qwen3 models with one tokenizer, and three files of problems."""
     for name, seed in (("student", 0), ("judge", 1)):
         model = make_family("qwen3", seed, vocabulary=258, initializer_range=0.3)
         save_model(model.config, weights_of(model), byte_tokenizer(), tmp_path / name)
-    for name, terms in (("train", range(40)), ("test", range(40, 48))):
+    for name, terms in (("train", range(40)), ("test", range(40, 45)), ("larger", range(45, 48))):
         rows = [json.dumps({"question": f"{n}+1=?", "final": str(n + 1)}) for n in terms]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
     return Workflow(tmp_path, CONFIG)
@@ -76,6 +82,14 @@ def test_local_models_and_problems_from_their_folders_to_the_report(workflow):
     assert sorted(evaluation["step"]) == [0, 1, 2]
     assert (evaluation["reverse_kl"] > 0.01).all()
     assert evaluation["reverse_kl"].nunique() == 3, "the student moves"
+    sources = pd.read_csv(workflow.path("tables/sources.csv"), dtype={"seed": str})
+    of_states = sources[(sources["run"] == "effopd") & (sources["seed"] == "0")]
+    counts = of_states.groupby("source")["problems"].unique().to_dict()
+    assert counts == {"test": [5], "larger": [3], "all": [8]}
+    for step, rows in of_states.groupby("step"):
+        whole = evaluation.loc[(evaluation["step"] == step) & (evaluation["run"] == "effopd"), "accuracy"].item()
+        parts = rows[rows["source"] != "all"]
+        assert (parts["accuracy"] * parts["problems"]).sum() / 8 == pytest.approx(whole)
     tokens = pd.read_parquet(workflow.path("data/math/prompts-base/test.parquet"))["tokens"][0]
     assert byte_tokenizer().decode(tokens) == "<user>40+1=?<assistant><no thinking>"
     assert "the same 8 held-out problems" in workflow.path("report.html").read_text()
@@ -88,6 +102,6 @@ def test_local_models_and_problems_from_their_folders_to_the_report(workflow):
     change_a_byte(workflow.folder / "judge/model.safetensors")
     assert workflow.planned() == {
         "fetch_model": 1, "tokenize_prompts": 1, "evaluate_model": 2, "preflight": 1, "train_segment": 2, "evaluate": 2,
-        "evaluate_candidates": 1, "select_candidate": 1, "collect_run": 1, "make_tables": 1, "plot_figure": 4,
-        "write_report": 1,
+        "evaluate_candidates": 1, "select_candidate": 1, "collect_run": 1, "make_tables": 1, "make_source_table": 1,
+        "plot_figure": 4, "write_report": 1,
     }  # all but the student, its prompts, the data and the configuration  # fmt: skip
