@@ -42,6 +42,19 @@ class Curve:
         weights = np.stack([_weights(c, b) for c, b in zip(self.costs[measure], budgets, strict=True)])
         return (self.accuracy * weights).sum(axis=1), (self.resampled * weights).sum(axis=2)
 
+    def beside(self, other: Curve) -> Curve:
+        """The curve at those of its steps that tell it from another one: which both kept, or beyond the other's last.
+
+        Where one is looked at more often, it would be found to get somewhere sooner. Its own last step stays.
+        """
+        seen = [step in other.steps or step > other.steps[-1] or step == self.steps[-1] for step in self.steps]
+        return Curve(
+            [step for step, kept in zip(self.steps, seen, strict=True) if kept],
+            {measure: costs[:, seen] for measure, costs in self.costs.items()},
+            self.accuracy[:, seen],
+            self.resampled[:, :, seen],
+        )
+
     def area(self, steps: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Area under accuracy over log2 of these kept steps, as a share of the largest possible: a mean accuracy in
         which every doubling of the steps counts alike. ([S], [B, S]); NaN for fewer than two steps."""
@@ -93,14 +106,14 @@ def _spent(costs: np.ndarray, first: np.ndarray) -> np.ndarray:
 def speedup(found: Mapping[str, Curve], seeds: Sequence[int], references: Sequence[str]) -> pd.DataFrame:
     """What reaching a reference's last accuracy took: a row for each run, reference and seed, gates counted.
 
-    The target is what the reference reaches at its last step with that seed, and `first_*` is what the first kept step
-    that reaches it took. `*_ratio` is the reference's cost of reaching it over the run's: above 1 the run is faster.
-    Where the run never reaches it (`reached` is 0), `first_*` is empty, and the ratio is an upper bound: the run was
-    not there at its last step.
+    The target is what the reference reaches at its last step with that seed, and `first_*` is what the first step that
+    reaches it took, of those that both kept (`Curve.beside`). `*_ratio` is the reference's cost of reaching it over the
+    run's: above 1 the run is faster. Where the run never reaches it (`reached` is 0), `first_*` is empty, and the ratio
+    is an upper bound: the run was not there at its last step.
     """
     rows: list[dict[str, Any]] = []
     for run, reference in itertools.product(found, references):
-        one, other = found[run], found[reference]
+        one, other = found[run].beside(found[reference]), found[reference].beside(found[run])
         target = other.accuracy[:, -1]
         first, reached = _first(one.accuracy, target)
         least, _ = _first(other.accuracy, target)
@@ -175,6 +188,7 @@ def _ratios(one: Curve, other: Curve, confidence: float) -> dict[str, Any]:
     A seed that never reaches it counts as if it had at its last step. So clipped, ratios are at least the true ones,
     and the upper bound of their mean is one of the true mean too.
     """
+    one, other = one.beside(other), other.beside(one)
     first, reached = _first(one.accuracy, other.accuracy[:, -1])
     first_drawn, _ = _first(one.resampled, other.resampled[..., -1])
     least, _ = _first(other.accuracy, other.accuracy[:, -1])

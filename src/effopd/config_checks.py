@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -132,7 +133,7 @@ def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
                 yield f"`models.{name}.heads` is {model['heads']}, not a multiple of `kv_heads` ({model['kv_heads']})."
             continue
         yield from _engine_problems(model, f"`models.{name}.{{}}`".format)
-        yield from _reinforcement_problems(model, f"`models.{name}.{{}}`".format)
+        yield from _reinforcement_problems(config["task"], model, f"`models.{name}.{{}}`".format)
         seen = [name]
         while (origin := models[seen[-1]].get("init")) is not None:
             if origin not in models:
@@ -181,7 +182,9 @@ def _precision_problems(training: Mapping[str, Any], key: Callable[[str], str]) 
                 )
 
 
-def _reinforcement_problems(model: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:
+def _reinforcement_problems(
+    task: Mapping[str, Any], model: Mapping[str, Any], key: Callable[[str], str]
+) -> Iterator[str]:
     prompts, parts, ranks = model["prompts_per_step"], model["minibatches"], model["ranks"]
     if prompts < ranks:
         yield f"{key('ranks')} is {ranks}, more than the prompts of a step. Lower it."
@@ -195,11 +198,18 @@ def _reinforcement_problems(model: Mapping[str, Any], key: Callable[[str], str])
             f"{key('prompts_per_step')} is {prompts}, and with ZeRO {model['zero_stage']} every rank must have as many "
             f"prompts in each minibatch. Make it a multiple of {parts * ranks} (`minibatches` x `ranks`)."
         )
-    if (stopping := model.get("early_stopping")) and stopping["every"] > model["steps"]:
-        yield (
-            f"{key('early_stopping')}.every is {stopping['every']}, more than `steps` ({model['steps']}): nothing "
-            "would be evaluated. Lower it, or leave `early_stopping` out."
-        )
+    if stopping := model.get("early_stopping"):
+        if stopping["every"] > model["steps"]:
+            yield (
+                f"{key('early_stopping')}.every is {stopping['every']}, more than `steps` ({model['steps']}), so that "
+                "nothing could be stopped. Lower it, or leave `early_stopping` out."
+            )
+        where, available = _split_rows(task, "validation")
+        if available is not None and stopping["problems"] > available:
+            yield (
+                f"{key('early_stopping')}.problems is {stopping['problems']}, more than the validation split holds "
+                f"(`{where}`: {available}). Lower it or enlarge the split."
+            )
     if model.get("overlong_buffer", 0) >= model["max_new_tokens"]:
         yield (
             f"{key('overlong_buffer')} is {model['overlong_buffer']}, not less than `max_new_tokens` "
@@ -262,22 +272,23 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
             yield f"{key(section, name)}: {error}"
     if extrapolation["triggers"] == EVERY_STEP:
         yield from _every_step_problems(extrapolation, partial(key, "extrapolation"))
-    yield from _gate_problems(config["task"], extrapolation["gate"], key("extrapolation", "gate"))
+    own = overrides.get("extrapolation", {}).get("gate", {})
+    yield from _gate_problems(config["task"], extrapolation["gate"], key("extrapolation", "gate"), own)
 
 
-def _gate_problems(task: Mapping[str, Any], gate: Mapping[str, Any], of_gate: str) -> Iterator[str]:
-    """What a gate's keys get wrong; `of_gate` names the section in full."""
-    low, high = (gate["difficulty"].get(bound) for bound in ("min", "max"))
-    if low is not None and high is not None and low > high:
-        yield f"{of_gate}.difficulty is {gate['difficulty']}, which no problem can be. Swap `min` and `max`."
+def _gate_problems(
+    task: Mapping[str, Any], gate: Mapping[str, Any], of_gate: str, own: Mapping[str, Any]
+) -> Iterator[str]:
+    """What a gate's keys get wrong; `of_gate` names the section in full, `own` is what only this run or so writes."""
     if gate["source"] != "rollouts":
+        yield from _difficulty_problems(task, gate, f"{of_gate}.difficulty")
         where, available = _split_rows(task, gate["source"])
         if available is not None and gate["examples"] > available:
             yield (
                 f"{of_gate}.examples is {gate['examples']}, more than its source holds (`{where}`: {available}). Lower "
                 "it, or enlarge the source."
             )
-    elif gate["difficulty"]:
+    elif own.get("difficulty"):  # one for all gates is for those that draw problems
         yield (
             f"{of_gate}.difficulty is {gate['difficulty']}, and the source `rollouts` is what the step trained on. "
             "Leave it out, or choose another source."
@@ -289,6 +300,25 @@ def _gate_problems(task: Mapping[str, Any], gate: Mapping[str, Any], of_gate: st
             f"rollouts are judged again. Set {'metric: reverse_kl' if name == 'metric' else 'samples: 1'}, or another "
             "source."
         )
+
+
+def _difficulty_problems(task: Mapping[str, Any], gate: Mapping[str, Any], key: str) -> Iterator[str]:
+    wanted = gate["difficulty"]
+    low, high = wanted.get("min", -math.inf), wanted.get("max", math.inf)
+    if low > high:
+        yield f"{key} is {wanted}, which no problem can be. Swap `min` and `max`."
+    if wanted and task["name"] == "arithmetic" and (low > task["max_terms"] or high < task["min_terms"]):
+        yield (
+            f"{key} is {wanted}, and sums have {task['min_terms']} to {task['max_terms']} terms (`task.min_terms`, "
+            "`task.max_terms`). Ask for what there is."
+        )
+    if wanted and task["name"] != "arithmetic":
+        split = gate["source"] if "sources" in task["splits"][gate["source"]] else "train"  # a share is of train's
+        if not any("difficulty" in source["columns"] for source in task["splits"][split]["sources"]):
+            yield (
+                f"{key} is {wanted}, and no source of `task.splits.{split}` says how hard its problems are. Name the "
+                "column in its `columns.difficulty`."
+            )
 
 
 def _lora_problems(training: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:
@@ -314,7 +344,7 @@ def _prediction_problems(config: Mapping[str, Any], name: str) -> Iterator[str]:
     coefficients = prediction["coefficients"]
     if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
         yield f"`{place}.coefficients` is {coefficients}; it must increase. Sort it and drop repeats."
-    yield from _gate_problems(config["task"], prediction["gate"], f"`{place}.gate`")
+    yield from _gate_problems(config["task"], prediction["gate"], f"`{place}.gate`", prediction["gate"])
 
 
 def _every_step_problems(extrapolation: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:

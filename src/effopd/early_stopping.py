@@ -7,23 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from effopd.trainer import Trainer
+if TYPE_CHECKING:
+    from effopd.trainer import Trainer
 
+BEST = "best"  # folder, beside a resume point, of the weights that it may go back to
 METRIC = "validation_accuracy"  # a column of training.parquet, filled after the steps that were evaluated
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Evaluates every `every` steps, and ends after `patience` evaluations in a row without gain."""
+    """Evaluates every `every` steps and at the last, and ends after `patience` evaluations in a row without gain."""
 
     every: int
     patience: int
+    steps: int  # after which training ends in any case
     evaluate: Callable[[Trainer], float]  # called on all ranks, with the same value on each
 
     def due(self, step: int) -> bool:
-        return step % self.every == 0
+        return step % self.every == 0 or step == self.steps
 
     def over(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether training ends after these steps."""

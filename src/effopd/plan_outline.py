@@ -55,7 +55,8 @@ class Outline:
         if not self.prediction_steps(prediction):
             raise ConfigError(
                 f"config: `predictions.{prediction}.method` is {method!r}, which needs {METHODS[method].states} kept "
-                f"states, and run `{run}` keeps {len(self.boundaries(run))}. Train it for more steps."
+                f"states, and run `{run}` keeps {len(self.boundaries(run))}. Train it for more steps, or "
+                "keep more of them (`training.kept_steps`)."
             )
 
     @classmethod

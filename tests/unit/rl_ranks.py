@@ -9,13 +9,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from test_reinforcement import PARTED, FirstTokenTask, Setup
 
+from effopd.early_stopping import METRIC
 from effopd.models import save_tensors
 
 torch.set_num_threads(1)
 tokenizer = FirstTokenTask().make_tokenizer()
 for way, stage in PARTED:
     setup = Setup(way, tokenizer, ranks=2, zero_stage=stage, micro_batch=3)
-    facts = [setup.step(number) for number in (1, 2)]
+    facts = [{METRIC: setup.accuracy()}, *(setup.step(number) for number in (1, 2))]
     weights = setup.trainer.weights()
     if setup.trainer.first:
         save_tensors(Path(sys.argv[1]) / f"{way}-zero{stage}.safetensors", weights, {"facts": repr(facts)})

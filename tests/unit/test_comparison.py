@@ -245,3 +245,29 @@ def test_crossed_intervals_are_those_of_the_two_way_layout():
     from scipy.stats import t
 
     assert (high - low) / 2 == pytest.approx(t.ppf(0.975, freedom) * math.sqrt(variance), rel=0.05)
+
+
+def test_a_run_that_is_looked_at_more_often_is_no_faster():
+    """One path of accuracies, kept at all powers of two by `fine`, at three steps by `coarse`, at its end by `last`."""
+    path = {1: 0.3, 2: 0.4, 4: 0.45, 8: 0.6, 16: 0.6, 32: 0.6}
+    kept = {"fine": path, "coarse": (4, 16, 32), "last": (32,)}
+    rows = [(run, seed, step, path[step], 10 * step) for run, s in kept.items() for seed in (0, 1) for step in s]
+    curves_of = found(rows)
+    groups = dict.fromkeys(kept, "main")
+    table = comparison(curves_of, groups, list(kept), 0.95)
+    assert len(table) == 6
+    assert (table[[f"{m}_ratio{bound}" for m in ("step", "flops") for bound in ("", "_low", "_high")]] == 1).all(
+        axis=None
+    )
+    assert (table["reached"] == 2).all()
+    assert (speedup(curves_of, [0, 1], list(kept))["step_ratio"] == 1).all()
+    assert curves_of["fine"].beside(curves_of["coarse"]).steps == [4, 16, 32]
+
+
+def test_steps_beyond_the_others_last_count():
+    rows = [("long", 0, step, step / 64, 10 * step) for step in (1, 2, 4, 8, 16, 32)]
+    rows += [("short", 0, step, step / 8, 10 * step) for step in (2, 4)]
+    curves_of = found(rows)
+    assert curves_of["long"].beside(curves_of["short"]).steps == [2, 4, 8, 16, 32]
+    result = speedup(curves_of, [0], ["long"]).set_index("run").loc["short"]
+    assert (result["first_step"], result["step_ratio"]) == (4, 8)

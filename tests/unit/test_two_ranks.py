@@ -14,6 +14,7 @@ from test_reinforcement import PARTED, FirstTokenTask, Setup
 from test_trainer import SETTINGS, data, loss_of
 from tiny_models import make_family, make_model
 
+from effopd.early_stopping import METRIC
 from effopd.models import load_tensors, weights_of
 from effopd.trainer import Trainer
 
@@ -66,7 +67,7 @@ def test_two_ranks_learn_by_reinforcement_what_one_does(tmp_path, tokenizer):
     run_on_two_ranks("rl_ranks.py", tmp_path)
     for way, stage in PARTED:
         alone = Setup(way, tokenizer)
-        facts = [alone.step(number) for number in (1, 2)]
+        facts = [{METRIC: alone.accuracy()}, *(alone.step(number) for number in (1, 2))]
         compare_step(tmp_path / f"{way}-zero{stage}.safetensors", facts, alone.trainer.weights())
     settings = {"prompts_per_step": 2, "max_draws": 1, "minibatches": 1}
     few = Setup("dapo", tokenizer, task=FirstTokenTask(right="0"), **settings)

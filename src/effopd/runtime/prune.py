@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from effopd.early_stopping import BEST
 from effopd.extrapolation.schedule import kept_steps
 from effopd.plan import Plan
 from effopd.runtime.artifacts import Manifest, release
@@ -103,8 +104,8 @@ def plan_pruning(results: Path, plan: Plan, optimizers: int, parts: bool) -> lis
         if (prediction := inventory.predictions[place].manifest) is not None and evaluation.current:
             predicted.add(prediction, [WEIGHTS])
     for pattern, finished in (("models/*", "manifest.json"), ("runs/*/seed*/state/*", "state.json")):
-        resume_points = sorted(results.glob(f"{pattern}/resume.safetensors"))
-        resumes.loose += [path for path in resume_points if path.with_name(finished).is_file()]
+        for folder in sorted(path.parent for path in results.glob(f"{pattern}/{finished}")):
+            resumes.loose += [*folder.glob("resume.safetensors"), *sorted(folder.glob(f"{BEST}/*"))]
     if parts:
         unfinished.loose += sorted(results.rglob(".*.part"))
     return [moments, between, shards, wide, predicted, resumes, unfinished]

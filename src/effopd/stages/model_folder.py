@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from typing import Any
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from effopd.early_stopping import METRIC, EarlyStopping, best_step
+from effopd.early_stopping import BEST, METRIC, EarlyStopping, best_step
 from effopd.models import Weights, load_tensors, save_model, save_tensors
 from effopd.runtime.artifacts import atomic_path, fingerprint_of, read_manifest, write_manifest
 from effopd.runtime.locks import exclusive
@@ -47,7 +48,7 @@ def train_into_folder(
     """
     started = time.time()
     folder, steps = out.parent, spec["model"]["steps"]
-    best = folder / "best.safetensors"
+    best = folder / BEST  # a file for each step that was the best so far, until a resume point knows it
     config = model.config
     trainer = Trainer(model, TrainerSettings.of(spec["model"]))
     with exclusive(folder) if trainer.first else nullcontext():
@@ -71,7 +72,7 @@ def train_into_folder(
                 facts[METRIC] = stopping.evaluate(trainer)
             rows.append({"step": step, **facts})
             places = [folder / f"checkpoints/step{step}.safetensors"] if step in checkpoints else []
-            places += [best] if METRIC in facts and best_step(rows) == step else []
+            places += [best / f"step{step}.safetensors"] if METRIC in facts and best_step(rows) == step else []
             if places:
                 weights = _without(trainer.weights(), aside)
                 for place in places if trainer.first else ():
@@ -86,17 +87,19 @@ def train_into_folder(
                 weights, optimizer = trainer.weights(), trainer.optimizer_state()
                 if trainer.first:
                     resume.save(weights, optimizer, rows)
+                    for outdone in {*best.glob("*")} - {best / f"step{best_step(rows)}.safetensors"}:
+                        outdone.unlink()
                 last_saved = time.monotonic()
         weights = _without(trainer.weights(), aside)
         if not trainer.first:
             return
         taken = best_step(rows)
         if taken < len(rows):
-            weights = load_tensors(best)
+            weights = load_tensors(best / f"step{taken}.safetensors")
         save_model(config, weights, tokenizer, folder)
         with atomic_path(folder / "training.parquet") as temporary:
             pd.DataFrame(rows).to_parquet(temporary, index=False)
-        own = {path.name: path for path in sorted(folder.glob("[!.]*.*")) if path not in (out, resume.path, best)}
+        own = {path.name: path for path in sorted(folder.glob("[!.]*.*")) if path not in (out, resume.path)}
         for step in (step for step in checkpoints if taken < step <= len(rows)):
             (folder / f"checkpoints/step{step}.safetensors").unlink(missing_ok=True)
         kept = [f"checkpoints/step{step}.safetensors" for step in sorted(checkpoints) if step <= taken]
@@ -104,12 +107,17 @@ def train_into_folder(
         result = {
             "steps": taken,
             "parameters": sum(tensor.numel() for tensor in weights.values()),
-            "last_step": rows[-1],
+            "last_step": rows[taken - 1],
         }
         write_manifest(out, kind="model", spec=spec, parents=parents, files=files, result=result, started=started)
         resume.discard()
-        best.unlink(missing_ok=True)
-        say("done: " + ", ".join(f"{name} {rows[-1][name]:.3f}" for name in shown) + f" after {len(rows)} steps")
+        shutil.rmtree(best, ignore_errors=True)
+        end = rows[taken - 1]
+        say(
+            "done: "
+            + ", ".join(f"{name} {end[name]:.3f}" for name in (*shown, METRIC) if name in end)
+            + f" after {taken} steps"
+        )
 
 
 def _without(weights: Weights, names: Collection[str]) -> Weights:

@@ -39,7 +39,10 @@ def train_rl(spec: dict[str, Any], prompts: Path, init: Path, out: Path, device:
         for one in {id(model): model, id(acting): acting}.values():
             attach_value_head(one, settings["value_scale"])
     batch_size = settings["samples_per_prompt"] * settings["prompts_per_step"]
-    context = longest_context(training.tokens, settings["max_new_tokens"])
+    chosen = settings.get("early_stopping")
+    validation = load_prompts(prompts_manifest, "validation") if chosen else training
+    longest = settings["max_new_tokens"]
+    context = max(longest_context(prompts.tokens, longest) for prompts in (training, validation))
     engine = build_engine(settings, acting, tokenizer, batch_size=batch_size, context=context)
     source = Source(settings, training, task, tokenizer, engine)
     updates = Updates(settings, acting, reference, special_ids(tokenizer)[1], device)
@@ -56,15 +59,14 @@ def train_rl(spec: dict[str, Any], prompts: Path, init: Path, out: Path, device:
         return {**drawn, **updates(trainer, minibatches, lr)}
 
     stopping = None
-    if "early_stopping" in settings:
-        chosen = settings["early_stopping"]
-        asked = Validation(source, load_prompts(prompts_manifest, "validation"), chosen["problems"])
+    if chosen:
+        asked = Validation(source, validation, chosen["problems"])
 
         def evaluate(trainer: Trainer) -> float:
             hand_over(trainer)
             return asked.accuracy(trainer)
 
-        stopping = EarlyStopping(chosen["every"], chosen["patience"], evaluate)
+        stopping = EarlyStopping(chosen["every"], chosen["patience"], settings["steps"], evaluate)
 
     with closing(engine):
         train_into_folder(
