@@ -23,6 +23,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         run.setdefault("group", main_group())
     for other in filled["evaluation"]["tasks"].values():
         other["task"] = _to_evaluate_on(other["task"])
+        other.setdefault("samples", filled["evaluation"]["samples"])
     for problem in problems(filled):
         raise ConfigError(f"config: {problem}")
     return filled

@@ -146,7 +146,7 @@ class Plan(Outline):
         evaluation = {k: section[k] for k in ("temperature", "samples", "seed", "batch_size")}
         evaluation |= {"max_new_tokens": max_new_tokens, "precision": precision, "split": split}
         if task is not None:
-            evaluation["samples"] = section["tasks"][task].get("samples", section["samples"])
+            evaluation["samples"] = section["tasks"][task]["samples"]
         return {"evaluation": evaluation, "engine": _engine(section), "task": self._verifier(task)}
 
     def evaluate_run_spec(self, run: str, split: str = "test", task: str | None = None) -> str:

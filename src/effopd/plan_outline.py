@@ -19,7 +19,7 @@ from effopd.extrapolation.gate import BLIND
 from effopd.extrapolation.predictors import METHODS
 from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, powers_of_two, trigger_steps
 from effopd.pretrained import local_model_files
-from effopd.runtime.errors import ConfigError
+from effopd.runtime.errors import ConfigError, named_for
 from effopd.runtime.fingerprints import digest
 from effopd.tasks.sources import local_files, source_name
 
@@ -321,7 +321,9 @@ class Outline:
         if self.task(task)["name"] == "arithmetic":
             return []
         splits = self.task(task)["splits"].values()
-        return [str(path) for split in splits for source in split.get("sources", ()) for path in local_files(source)]
+        sources = [source for split in splits for source in split.get("sources", ())]
+        with named_for(task if task in self.other_tasks else None):
+            return [str(path) for source in sources for path in local_files(source)]
 
     def reference_teacher(self) -> str:
         """The teacher that models are compared with: the baseline run's."""

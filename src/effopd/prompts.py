@@ -96,19 +96,26 @@ def load_tokens(prompts: Manifest, split: str) -> TokenLists:
 
 
 def load_prompts(prompts: Manifest, split: str) -> Prompts:
-    """A split's prompts with their problems, which lie in the data that the prompts were made from, one folder up.
+    """A split's prompts with their problems. Raises ArtifactError where the data that they are of is not there."""
+    rows = pq.read_table(prompts.file(f"{split}.parquet"), columns=["row"])["row"].to_pylist()
+    problems = load_problems(data_of(prompts), split)
+    return Prompts(load_tokens(prompts, split), [problems[row] for row in rows])
 
-    Raises ArtifactError where that data is not there, or is another.
-    """
+
+def data_of(prompts: Manifest) -> Manifest:
+    """The data that prompts were made from, one folder up. Raises ArtifactError where it is gone or another."""
     data = read_manifest(prompts.path.parent.parent / "manifest.json", "data")
     if data.fingerprint != prompts.parents["data"]:
         raise ArtifactError(
             f"{prompts.path} was made from other data than {data.path} (fingerprint {prompts.parents['data']}, not "
             f"{data.fingerprint}). Delete it and run the workflow again."
         )
-    rows = pq.read_table(prompts.file(f"{split}.parquet"), columns=["row"])["row"].to_pylist()
-    problems = load_problems(data, split)
-    return Prompts(load_tokens(prompts, split), [problems[row] for row in rows])
+    return data
+
+
+def other_task(data: Manifest) -> str | None:
+    """The name in `evaluation.tasks` of the task that data is of; None for the task that is trained on."""
+    return data.path.parent.name if "training" in data.parents else None
 
 
 def load_problems(data: Manifest, split: str) -> list[Problem]:

@@ -203,6 +203,7 @@ def with_other(name="longer", samples=None, **task):
         (edited("evaluation.tasks", {"other": {"task": {"name": "choice", "splits": {}}}}), "`evaluation.tasks.other.task.splits.test` is missing. Add it."),
         (edited("evaluation.tasks", {"other": {"task": {"name": "choice", "splits": {"test": {"share": 0.5}}}}}), "`evaluation.tasks.other.task.splits.test.share`: nothing is trained on this task that a share could be of. Give `sources`."),
         (edited("evaluation.tasks", {"other": {"task": {"name": "choice", "splits": {"test": {"sources": [{"dataset": "a/b"}]}}}}}), "`evaluation.tasks.other.task.splits.test.sources.0.revision` is missing: the data set a/b of the hub can change."),
+        (edited("evaluation.tasks", {"other": {"task": {"name": "choice", "splits": {"test": {"sources": [{"files": ["a/all.jsonl"]}, {"files": ["b.jsonl"]}]}}}}}), "`evaluation.tasks.other.task.splits.test.sources.0` has the name `all`, which tables give to all sources together. Give it another `name`."),
         (edited("runs.tasks", {}), "`runs.tasks`: the name is reserved."),
     ],
 )  # fmt: skip
@@ -213,6 +214,15 @@ def test_bad_other_tasks_get_one_line_too(config, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_missing_file_of_another_task_is_named_by_its_section():
+    math = {"name": "math", "splits": {"test": {"sources": [{"files": ["none.jsonl"]}]}}}
+    plan = Plan(edited("evaluation.tasks", {"longer": {"task": math}}))
+    with pytest.raises(
+        ConfigError, match=r"none.jsonl does not exist. Correct the path in `evaluation.tasks.longer.task.splits`"
+    ):
+        plan.data_files("longer")
+
+
 def test_of_another_task_the_test_split_alone_is_used():
     """A whole section, as copied from elsewhere, says what its test split says."""
     whole = complete(with_other(**{**LONGER, "splits": {"train": 32, "test": 16}, "corpus": {"size": 10}}))
@@ -220,6 +230,7 @@ def test_of_another_task_the_test_split_alone_is_used():
     task = whole["evaluation"]["tasks"]["longer"]["task"]
     assert task == {"name": "arithmetic", "largest_term": 9, "seed": 0, **LONGER}
     assert complete(whole) == whole
+    assert whole["evaluation"]["tasks"]["longer"]["samples"] == whole["evaluation"]["samples"]
 
 
 def test_nothing_but_its_own_jobs_depends_on_another_task():

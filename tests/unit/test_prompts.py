@@ -12,7 +12,7 @@ from tiny_models import byte_tokenizer, make_model
 from effopd.models import load_tokenizer, save_model, weights_of
 from effopd.prompts import Prompts, load_problems, load_prompts, load_tokens, tokenize_problems
 from effopd.runtime.artifacts import read_manifest, write_manifest
-from effopd.runtime.errors import ArtifactError, UserError
+from effopd.runtime.errors import ArtifactError, ConfigError, UserError
 from effopd.runtime.verify import verify
 from effopd.stages.evaluate import evaluate
 from effopd.stages.make_data import make_data
@@ -155,6 +155,31 @@ def test_no_prompt_that_fits_is_an_error(data, model, tmp_path):
         UserError, match="every prompt of the train split is longer than 5 tokens. Raise `task.prompt.max_tokens`"
     ):
         tokenize_prompts({"prompt": {**CHAT, "max_tokens": 5}}, data, model, tmp_path / "out/manifest.json")
+
+
+@pytest.fixture
+def elsewhere(data, tmp_path):
+    """The data of another task, that nothing is trained on."""
+    file = tmp_path / "others.jsonl"
+    file.write_text(json.dumps({"problem": "What is 1 + 100?", "answer": "101"}) + "\n")
+    columns = {"problem": "problem", "answer": "answer"}
+    source = {"files": [str(file)], "where": {}, "columns": columns, "split": "train"}
+    out = data.parents[1] / "other/manifest.json"
+    make_data({"task": {**TASK, "splits": {"test": {"sources": [source]}}}, "code": "x"}, out, (file,), training=data)
+    return out
+
+
+def test_what_is_wrong_with_another_task_names_its_section(elsewhere, model, tmp_path):
+    """Changing `task`, which is trained on, would run everything again."""
+    prompts, key = elsewhere.parent / "prompts-tiny/manifest.json", "`evaluation.tasks.other.task.prompt.max_tokens`"
+    with pytest.raises(UserError, match=f"the test split is longer than 5 tokens. Raise {key}"):
+        tokenize_prompts({"prompt": {**CHAT, "max_tokens": 5}}, elsewhere, model, prompts)
+    tokenize_prompts({"prompt": CHAT}, elsewhere, model, prompts)
+    evaluation = {"split": "test", "samples": 1, "seed": 0, "precision": None, "max_new_tokens": 128, "batch_size": 8}
+    where = {"state": model, "ledger": None, "out": tmp_path / "none.json", "device": torch.device("cpu")}
+    engine = {"engine": "transformers", "engine_dtype": "float32"}
+    with pytest.raises(ConfigError, match=rf"do not fit the 128 that the model sees.* \({key}\)"):
+        evaluate({"evaluation": evaluation, "engine": engine}, student=model, teacher=None, prompts=prompts, **where)
 
 
 def test_prompts_of_no_problems_are_no_prompts():

@@ -369,6 +369,33 @@ def test_another_tasks_data_is_its_test_split_without_what_is_trained_on(tmp_pat
     assert manifest.parents == {"training": read_manifest(training).fingerprint}
     assert f"left out, overlaps: {len(seen)} of test" in capfd.readouterr().err
     known = [(question, "1", "none") for question in held["train"]]
-    with pytest.raises(UserError, match=rf"all {len(known)} test problems are in the data that is trained on"):
-        make_data({"task": choices_of(tmp_path, known), "code": "x"}, tmp_path / "none.json", training=training)
-    assert not (tmp_path / "none.json").exists()
+    none = tmp_path / "data/none/manifest.json"
+    with pytest.raises(
+        UserError,
+        match=rf"all {len(known)} test problems are in the data that is trained on .* Evaluate on others: change "
+        r"`evaluation\.tasks\.none\.task\.splits\.test`",
+    ):
+        make_data({"task": choices_of(tmp_path, known), "code": "x"}, none, training=training)
+    assert not none.exists()
+
+
+def test_what_is_pretrained_on_is_dropped_from_another_task_too(tmp_path):
+    corpus = {"size": 40, "direct_answers": 0.5, "direct_error": 0.5, "slips": 0.1}
+    sums = {"name": "arithmetic", "seed": 0, "min_terms": 3, "max_terms": 4, "largest_term": 9, "corpus": corpus,
+            "splits": {"train": 4, "validation": 4, "test": 4}}  # fmt: skip
+    training = tmp_path / "data/arithmetic/manifest.json"
+    make_data({"task": sums, "code": "x"}, training)
+    pretrained = pd.read_parquet(training.with_name("corpus.parquet"))["prompt"].unique()
+    trained = {
+        p for name in ("train", "validation") for p in pd.read_parquet(training.with_name(f"{name}.parquet"))["problem"]
+    }
+    only = next(prompt for prompt in pretrained if prompt not in trained)
+    rows = [{"problem": problem, "answer": "1"} for problem in (only, "1+1+1+1+1=")]
+    test = source(files=[write(tmp_path / "sums.jsonl", rows)], columns={"problem": "problem", "answer": "answer"})
+    out = tmp_path / "data/other/manifest.json"
+    make_data(
+        {"task": {"name": "math", "seed": 0, "splits": {"test": {"sources": [test]}}}, "code": "x"},
+        out,
+        training=training,
+    )
+    assert pd.read_parquet(out.with_name("test.parquet"))["problem"].tolist() == ["1+1+1+1+1="]

@@ -79,9 +79,10 @@ def test_models_and_last_states_are_evaluated_on_other_tasks_and_nothing_else_ch
     assert "data/longer" not in report.split("The DAG of")[0].split("How it was made")[1], "the DAG is of the run"
 
 
-def test_other_tasks_are_looked_after(copy):
+def test_other_tasks_are_looked_after(elsewhere, copy):
     assert " artifacts of results are whole" in effopd(copy, "verify", "--configfile", "config/config.yaml")
-    assert status(copy.path(""))["products"]["other tasks"] == [16, 16]
+    before = status(copy.path(""))["products"]
+    assert before["other tasks"] == [16, 16]
     effopd(copy, "prune", "--apply")
     assert copy.planned() == {}
     items = copy.path("evaluation/tasks/files/opd/seed0/4.items.parquet")
@@ -91,6 +92,13 @@ def test_other_tasks_are_looked_after(copy):
     found = status(copy.path(""))["products"]
     assert found["other tasks"] == [15, 16]
     assert found["report"] == [0, 1]
+    assert before["tables"][0] == before["tables"][1], "all are there"
+    assert found["tables"] == [before["tables"][0] - 1, before["tables"][1]], "that of other tasks is behind"
+    said = effopd(copy, "compare", str(elsewhere.path("")), "results")
+    assert "B: results (unfinished: it lacks 1 of its evaluations on other tasks)" in said
+    evaluated = [elsewhere.path(f"evaluation/tasks/longer/line/seed{seed}/4.json") for seed in (0, 1)]
+    mean = 100 * sum(json.loads(path.read_text())["result"]["accuracy"] for path in evaluated) / 2
+    assert f"accuracy on longer: {mean:.1f} % in A, {mean:.1f} % in B (B - A: 0)" in said
     copy.config["evaluation"]["tasks"] = {"files": TASKS["files"]}
     copy.config["evaluation"]["tasks"]["files"]["task"]["seed"] = 1
     assert "is not what the configuration and code would make now" in effopd(

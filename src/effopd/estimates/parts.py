@@ -39,8 +39,7 @@ def of_run(plan: Plan, run: str, student: Architecture, teacher: Architecture) -
     settings, seeds = plan.runs[run], len(plan.seeds)
     training = settings["training"]
     work, longest = Work.of(plan, training["ranks"]), training["max_new_tokens"]
-    horizon = training["horizon"].get("tokens", longest)  # of rollouts to train on
-    rollouts = training["prompts_per_step"] * training["samples_per_prompt"]
+    rollouts, horizon = _rollouts(training)
     steps, states, triggers = training["steps"], len(plan.boundaries(run)), len(plan.triggers(run))
     alone = work.alone(student)
     search = alone.gate(settings["extrapolation"], student, teacher, rollouts=rollouts, horizon=horizon, limit=longest)
@@ -131,8 +130,7 @@ def of_prediction(plan: Plan, name: str, student: Architecture, teacher: Archite
     settings, points = plan.predictions[name], len(plan.prediction_steps(name))
     training = plan.runs[plan.predicted_from(name)]["training"]
     alone, limit = Work.of(plan, 1).alone(student), training["max_new_tokens"]
-    rollouts = training["prompts_per_step"] * training["samples_per_prompt"]
-    horizon = training["horizon"].get("tokens", limit)
+    rollouts, horizon = _rollouts(training)
     seconds = {
         "gates": points * alone.gate(settings, student, teacher, rollouts=rollouts, horizon=horizon, limit=limit),
         "evaluation": points * alone.measure(student, teacher, evaluated(plan), limit),
@@ -203,11 +201,17 @@ def evaluated(plan: Plan, split: str = "test") -> float:
     return problems(plan, split) * float(plan.config["evaluation"]["samples"])
 
 
+def _rollouts(training: Mapping[str, Any]) -> tuple[int, int]:
+    """The rollouts that a step of a run trains on, and the longest of them in tokens."""
+    rollouts = training["prompts_per_step"] * training["samples_per_prompt"]
+    return rollouts, training["horizon"].get("tokens", training["max_new_tokens"])
+
+
 def _on_other_tasks(plan: Plan, alone: Work, model: Architecture, limit: float) -> float:
     """A model's, or a last state's, answers to the problems of other tasks, which no teacher scores."""
     seconds = 0.0
     for task in plan.other_tasks:
-        samples = plan.config["evaluation"]["tasks"][task].get("samples", plan.config["evaluation"]["samples"])
+        samples = plan.config["evaluation"]["tasks"][task]["samples"]
         seconds += alone.generate(model, problems(plan, "test", task) * float(samples), limit)
     return seconds
 

@@ -49,6 +49,13 @@ class Side:
             self.predictions[name, seed, step] = manifest_at(own / "prediction.json")
         for name, seed, step in (*self.states, *self.predictions):
             self.evaluations[name, seed, step] = manifest_at(folder / f"evaluation/{name}/seed{seed}/{step}.json")
+        self.task_evaluations: dict[tuple[str, str | Place], Manifest | None] = {}  # by model, or last state
+        for task in self.plan.other_tasks:
+            own = folder / f"evaluation/tasks/{task}"
+            for model in models:
+                self.task_evaluations[task, model] = manifest_at(own / f"models/{model}.json")
+            for run, seed, step in self.plan.last_points():
+                self.task_evaluations[task, (run, seed, step)] = manifest_at(own / f"{run}/seed{seed}/{step}.json")
 
     def by_kind(self) -> dict[str, list[Manifest | None]]:
         return {
@@ -58,6 +65,7 @@ class Side:
             "ledgers": [*self.ledgers.values()],
             "predictions": [*self.predictions.values()],
             "evaluations": [*self.evaluations.values()],
+            "evaluations on other tasks": [*self.task_evaluations.values()],
         }
 
     def points(self) -> pd.DataFrame:
@@ -222,6 +230,7 @@ def _run(run: str, both: pd.DataFrame, a: Side, b: Side, confidence: float) -> I
     last = int(both.groupby("seed")["step"].max().min())
     yield f"{run} ({_named(seeds)}; last common step {last})"
     yield from _outcomes(both, seeds, confidence)
+    yield from _on_other_tasks(run, a, b, confidence)
     end = both[both["step"] == last]
     for column, digits in (("generated_tokens", ",.0f"), ("seconds", ",.1f")):
         means = [float(end[f"{column}_{side}"].mean(skipna=False)) for side in "ab"]
@@ -257,6 +266,18 @@ def _outcomes(both: pd.DataFrame, seeds: Sequence[int], confidence: float) -> It
             ]
         )
     yield from aligned(rows)
+
+
+def _on_other_tasks(run: str, a: Side, b: Side, confidence: float) -> Iterator[str]:
+    """Accuracy of a run's last states on each other task, means over the seeds that both have evaluated."""
+    places = [place for place in a.plan.last_points() if place[0] == run]
+    for task in a.plan.other_tasks:
+        pairs = [[side.task_evaluations.get((task, place)) for side in (a, b)] for place in places]
+        found = [[100 * held.result["accuracy"] for held in pair if held is not None] for pair in pairs]
+        both = pd.DataFrame([pair for pair in found if len(pair) == 2], columns=["a", "b"])
+        if not both.empty:
+            means, difference = both.mean(), _difference([both["a"], both["b"]], ".1f", confidence)
+            yield f"accuracy on {task}: {means['a']:.1f} % in A, {means['b']:.1f} % in B (B - A: {difference})"
 
 
 def _named(seeds: Sequence[int]) -> str:

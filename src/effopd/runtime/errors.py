@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -27,6 +29,20 @@ class DivergenceError(UserError):
 
 class PreflightError(UserError):
     """Checks that failed before training, a line each."""
+
+
+@contextmanager
+def named_for(other_task: str | None) -> Iterator[None]:
+    """Have the keys of `task` that a UserError raised inside names be those of another task's section.
+
+    `other_task` is its name in `evaluation.tasks`, None for the task that is trained on.
+    """
+    try:
+        yield
+    except UserError as error:
+        if other_task is not None:
+            error.args = (str(error).replace("`task.", f"`evaluation.tasks.{other_task}.task."),)
+        raise
 
 
 def describe_os_error(error: OSError) -> str | None:

@@ -35,6 +35,10 @@ def status(results: Path) -> dict[str, Any]:
     folder = results.absolute().parent  # where the workflow runs, and its logs are
     jobs = jobs_of(claim.log if claim else None)
     runs = [_run(inventory, run, seed) for run in plan.runs for seed in plan.seeds]
+    compared = [*inventory.evaluations.values(), *inventory.prediction_evaluations.values()]
+    elsewhere = [*inventory.task_evaluations.values()]
+    tables = _written(inventory, [f"tables/{name}.csv" for name in _tables(plan)], compared)
+    task_table = _written(inventory, ["tables/tasks.csv"] if plan.other_tasks else [], elsewhere)
     return {
         "results": str(results),
         "workflow": {
@@ -59,9 +63,9 @@ def status(results: Path) -> dict[str, Any]:
             **_predictions(inventory),
             **_other_tasks(inventory),
             "dynamics": [sum(h.current for h in inventory.dynamics.values()), len(inventory.dynamics)],
-            "tables": _written(inventory, [f"tables/{name}.csv" for name in _tables(plan)]),
-            "figures": _written(inventory, [f"figures/{name}.svg" for name in plan.figures()]),
-            "report": _written(inventory, ["report.html"], [*inventory.task_evaluations.values()]),
+            "tables": [sum(counts) for counts in zip(tables, task_table, strict=True)],
+            "figures": _written(inventory, [f"figures/{name}.svg" for name in plan.figures()], compared),
+            "report": _written(inventory, ["report.html"], [*compared, *elsewhere]),
         },
         "running": [
             {"job": job.name, "says": _says(job, folder, at_work)}
@@ -100,13 +104,9 @@ def _tables(plan: Plan) -> list[str]:
     return [*TABLES, *(["sources"] if plan.several_sources else []), *plan.dynamics_tables()]
 
 
-def _written(inventory: Inventory, names: list[str], besides: Sequence[Holding] = ()) -> list[int]:
-    """How many of the files are there, of how many; none counts while what they show is not all up to date.
-
-    They show the evaluations, and what is given `besides`.
-    """
-    evaluations = [*inventory.evaluations.values(), *inventory.prediction_evaluations.values(), *besides]
-    finished = all(holding.current for holding in evaluations)
+def _written(inventory: Inventory, names: list[str], shown: Sequence[Holding]) -> list[int]:
+    """How many of the files are there, of how many; none counts while what is `shown` there is not all up to date."""
+    finished = all(holding.current for holding in shown)
     return [sum(finished and (inventory.results / name).is_file() for name in names), len(names)]
 
 

@@ -13,9 +13,10 @@ import torch
 from effopd.engines.base import Sampling, build_engine, longest_context
 from effopd.evaluation import measure
 from effopd.models import dtype_of, load_frozen, load_tokenizer, model_with
-from effopd.prompts import load_prompts
+from effopd.prompts import data_of, load_prompts, other_task
 from effopd.randomness import seed_of
 from effopd.runtime.artifacts import atomic_path, read_manifest, write_manifest
+from effopd.runtime.errors import named_for
 from effopd.runtime.progress import say
 from effopd.states import Point
 from effopd.tasks.base import build_task
@@ -54,9 +55,9 @@ def evaluate(
     tokenizer = load_tokenizer(student.parent)
     asked, limit = problems.select(rows), settings["max_new_tokens"]
     context = longest_context(asked.tokens, limit)
-    with closing(
-        build_engine(spec["engine"], model, tokenizer, batch_size=settings["batch_size"], context=context)
-    ) as engine:
+    with named_for(other_task(data_of(prompts_manifest))):
+        engine = build_engine(spec["engine"], model, tokenizer, batch_size=settings["batch_size"], context=context)
+    with closing(engine):
         measured = measure(
             engine,
             build_task(spec["task"]),

@@ -8,14 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from effopd.runtime.artifacts import atomic_path, read_manifest, write_manifest
-from effopd.runtime.errors import UserError
+from effopd.runtime.artifacts import Manifest, atomic_path, read_manifest, write_manifest
+from effopd.runtime.errors import UserError, named_for
 from effopd.runtime.fingerprints import file_sha256
 from effopd.runtime.progress import say
 from effopd.tasks.base import build_task
 from effopd.tasks.splits import without_seen
 
-TRAINED_ON = ("train", "validation")  # what updates and gates may see
+TRAINED_ON = ("train", "validation")  # the splits that updates and gates may see
 
 
 def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...] = (), training: Path | None = None) -> None:
@@ -26,20 +26,20 @@ def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...] = (), tra
     where nothing is left.
     """
     started = time.time()
-    task = build_task(spec["task"])
-    tables, facts = task.make_tables()
     parents = {}
-    if training is not None:
-        data = read_manifest(training, "data")
-        parents["training"] = data.fingerprint
-        held = tables["test"]
-        tables["test"] = without_seen(held, [pd.read_parquet(data.file(f"{split}.parquet")) for split in TRAINED_ON])
-        if tables["test"].empty:
-            raise UserError(
-                f"all {len(held)} test problems are in the data that is trained on ({training.parent}). Evaluate on "
-                "others."
-            )
-        facts["overlaps"] = {"test": len(held) - len(tables["test"])}
+    with named_for(None if training is None else out.parent.name):
+        tables, facts = build_task(spec["task"]).make_tables()
+        if training is not None:
+            data = read_manifest(training, "data")
+            parents["training"] = data.fingerprint
+            held = tables["test"]
+            tables["test"] = without_seen(held, _trained_on(data))
+            if tables["test"].empty:
+                raise UserError(
+                    f"all {len(held)} test problems are in the data that is trained on ({training.parent}). Evaluate "
+                    "on others: change `task.splits.test`."
+                )
+            facts["overlaps"] = {"test": len(held) - len(tables["test"])}
     written = {f"{name}.parquet": _write(table, out.parent / f"{name}.parquet") for name, table in tables.items()}
     rows = {name: len(table) for name, table in tables.items()}
     inputs = {"files": {str(path): file_sha256(path) for path in files}} if files else {}
@@ -51,6 +51,15 @@ def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...] = (), tra
         if dropped := {split: count for split, count in facts.get(name, {}).items() if count}:
             say(f"left out, {name.replace('_', ' ')}: " + ", ".join(f"{n} of {split}" for split, n in dropped.items()))
     say("done: " + ", ".join(f"{count} {name}" for name, count in rows.items()) + " rows")
+
+
+def _trained_on(data: Manifest) -> list[pd.DataFrame]:
+    """The problems that updates and gates may see and, where there is one, the corpus to pretrain on."""
+    tables = [pd.read_parquet(data.file(f"{split}.parquet")) for split in TRAINED_ON]
+    if "corpus.parquet" in data.files:
+        corpus = pd.read_parquet(data.file("corpus.parquet"), columns=["prompt"])
+        tables.append(corpus.rename(columns={"prompt": "problem"}))
+    return tables
 
 
 def _write(table: pd.DataFrame, path: Path) -> Path:

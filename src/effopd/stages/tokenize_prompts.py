@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from effopd.models import load_tokenizer
-from effopd.prompts import load_problems, tokenize_problems, write_tokens
+from effopd.prompts import load_problems, other_task, tokenize_problems, write_tokens
 from effopd.runtime.artifacts import read_manifest, write_manifest
-from effopd.runtime.errors import UserError
+from effopd.runtime.errors import UserError, named_for
 from effopd.runtime.progress import say
 
 SPLITS = ("train", "validation", "test")
@@ -26,13 +26,15 @@ def tokenize_prompts(spec: dict[str, Any], data: Path, model: Path, out: Path) -
     files, facts = {}, {}
     for split in (name for name in SPLITS if f"{name}.parquet" in data_manifest.files):
         problems = [problem.text for problem in load_problems(data_manifest, split)]
-        prompts = tokenize_problems(tokenizer, problems, settings)
-        longest = settings["max_tokens"] if settings else max(map(len, prompts))
-        kept = [row for row, tokens in enumerate(prompts) if 0 < len(tokens) <= longest]
-        if not kept:
-            raise UserError(
-                f"every prompt of the {split} split is longer than {longest} tokens. Raise `task.prompt.max_tokens`."
-            )
+        with named_for(other_task(data_manifest)):
+            prompts = tokenize_problems(tokenizer, problems, settings)
+            longest = settings["max_tokens"] if settings else max(map(len, prompts))
+            kept = [row for row, tokens in enumerate(prompts) if 0 < len(tokens) <= longest]
+            if not kept:
+                raise UserError(
+                    f"every prompt of the {split} split is longer than {longest} tokens. Raise "
+                    "`task.prompt.max_tokens`."
+                )
         files[f"{split}.parquet"] = out.parent / f"{split}.parquet"
         write_tokens(files[f"{split}.parquet"], prompts, kept)
         lengths = [len(prompts[row]) for row in kept]
