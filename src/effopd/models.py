@@ -21,6 +21,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
+from effopd.frozen import frozen_dtype
 from effopd.runtime.artifacts import atomic_path, read_json
 from effopd.runtime.errors import ArtifactError
 
@@ -57,8 +58,7 @@ def load_frozen(folder: Path, device: torch.device) -> PreTrainedModel:
 
     One that the workflow trained is held in the precision that it was trained in.
     """
-    section = _section(folder)
-    return load_model(folder, device, dtype_of(section.get("dtype", section.get("precision", "float32"))))
+    return load_model(folder, device, dtype_of(frozen_dtype(_section(folder))))
 
 
 def dtype_of(precision: str) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from tiny_models import FAMILIES, make_family
 
 from effopd.architecture import Architecture, of_config
 from effopd.config import complete
-from effopd.estimates.experiment import dry_run_estimate, estimate
+from effopd.estimates.experiment import dry_run_estimate, estimate, too_large
 from effopd.estimates.hardware import Hardware
-from effopd.estimates.parts import of_interventions, of_model, of_prediction, of_run, of_validations
+from effopd.estimates.parts import Part, of_interventions, of_model, of_prediction, of_run, of_validations
 from effopd.plan import Plan
 from effopd.runtime.errors import ConfigError
 
@@ -299,6 +300,33 @@ def test_more_of_everything_takes_more(tmp_path):
     assert beside.notes[0].startswith("opd: an update takes ")
     assert "of each GPU, which has 80.0 GB" in beside.notes[0]
     assert with_overlay("extrapolation: {gate: {metric: reverse_kl}}").gpu_hours > base.gpu_hours
+
+
+def test_remedies_are_those_of_the_part(tmp_path):
+    """Stages are of runs; `dtype` is a pretrained model's, `precision` one's trained here; not what is bfloat16."""
+    tight = tmp_path / "tight.yaml"
+    tight.write_text("estimate: {gpu: {memory_gb: 4}}\nmodels: {teacher: {precision: float32, zero_stage: 0}}")
+    found = estimate(plan_of("justrl_1.5b", "math", PAPER / "teacher_grpo.yaml", tight))
+    update = "Use `gradient_checkpointing`, a smaller `micro_batch`, a higher `zero_stage`"
+    assert [(note.partition(":")[0], note.rpartition(". ")[2]) for note in found.notes] == [
+        ("opd", f"{update}, more `ranks` or `execution.mode: staged`."),
+        ("opd", "Use a larger one or `models.teacher.precision: bfloat16`."),
+        ("effopd", f"{update}, more `ranks` or `execution.mode: staged`."),
+        ("effopd", "Use a larger one or `models.teacher.precision: bfloat16`."),
+        ("model base", "Use a larger one or `models.teacher.precision: bfloat16`."),
+        (
+            "model teacher",
+            "Use `gradient_checkpointing`, a smaller `micro_batch`, a higher `zero_stage` or more `ranks`.",
+        ),
+        ("model teacher", "Use a larger one or `models.teacher.precision: bfloat16`."),
+    ]
+    plain = {"models": {"base": {"kind": "pretrained", "path": "./base"}, "teacher": MODELS["teacher"]}}
+    base = Part("model base", {}, judging=2.0)
+    plan = Plan({**plain, "runs": {"opd": {}}})
+    (note,) = too_large(plan, base, 1.0)
+    assert note.endswith("Use a larger one, `models.base.dtype: bfloat16` or `models.teacher.precision: bfloat16`.")
+    (note,) = too_large(plan, replace(base, name="opd"), 1.0)
+    assert note.endswith("Use a larger one, `training.precision: bfloat16` or `models.teacher.precision: bfloat16`.")
 
 
 def test_a_size_that_is_not_known_is_asked_for(tmp_path):

@@ -44,6 +44,7 @@ from effopd.sizes import (
     trained_bytes,
     update_bytes,
 )
+from effopd.stages import preflight as stage
 from effopd.stages.make_data import make_data
 from effopd.stages.preflight import OF_STUDENT, OF_TEACHER, preflight
 from effopd.stages.tokenize_prompts import tokenize_prompts
@@ -368,6 +369,28 @@ def test_runs_that_share_their_checks_are_checked_for_the_one_that_takes_most(wo
     assert len({measured(beside) for beside in ((0, False), (0, True), (1, True))}) == 3
 
 
+@pytest.mark.parametrize("kind", ["grpo", "pretrained"])
+def test_a_teacher_in_bfloat16_is_held_in_half_wherever_it_came_from(workplace, monkeypatch, kind):
+    """What estimates and the preflight take off the memory of an update is what its weights have less."""
+    sections = {
+        "grpo": {"kind": "grpo", "init": "base", "zero_stage": 1, "precision": "bfloat16"},
+        "pretrained": {"kind": "pretrained", "path": "./teacher", "dtype": "bfloat16"},
+    }
+    needed = []
+    monkeypatch.setattr(stage, "check_memory", lambda *given: needed.append(given[1]) or check_memory(*given))
+    estimated = []
+    student = workplace.model("student", 0)
+    for section in (CONFIG["models"]["teacher"], sections[kind]):
+        workplace.check(student, workplace.model("teacher", 1, section=section))
+        plan = Plan({**CONFIG, "models": {**CONFIG["models"], "teacher": section}})
+        shape = of_config(make_model(1).config.to_dict())
+        part = of_run(plan, "opd", shape, shape)
+        estimated.append((part.memory, part.judging))
+    (memory, judging), (less, judging_less) = estimated
+    assert memory - less == judging - judging_less == 2 * shape.parameters
+    assert memory - less == pytest.approx(needed[0] - needed[1], rel=0.02)  # norms are not counted
+
+
 def test_checkpointing_saves_most_of_the_activations():
     kept = activation_bytes(16384, 1536, 28, "bfloat16", False)
     assert kept == pytest.approx(34 * 16384 * 1536 * 28)  # 34 bytes, as in the paper that counted them
@@ -400,7 +423,7 @@ def workplace(tmp_path):
     class Workplace:
         folder = results
 
-        def model(self, name, seed, tokenizer=None, change=None):
+        def model(self, name, seed, tokenizer=None, change=None, section=None):
             folder = results / f"models/{name}"
             model = make_model(seed)
             model.generation_config.eos_token_id = 1
@@ -408,7 +431,8 @@ def workplace(tmp_path):
                 with torch.no_grad():
                     change(model)
             save_model(model.config, weights_of(model), tokenizer or make_tokenizer(), folder)
-            write_manifest(folder / "manifest.json", kind="model", spec={"seed": seed}, parents={}, started=time.time())
+            spec = {"seed": seed, "model": section or {}}
+            write_manifest(folder / "manifest.json", kind="model", spec=spec, parents={}, started=time.time())
             return folder / "manifest.json"
 
         def check(self, student, teacher, beside=(0, True), **overrides):

@@ -79,30 +79,45 @@ def estimate(plan: Plan) -> Estimate:
             notes.append(f"{run}: the size of {unknown} is not known yet. Add it to `estimate.architectures`.")
     found = list(_parts(plan, known))
     there = plan.config["estimate"]["gpu"]["memory_gb"] * 1e9
-    notes += [note for part in found for note in _too_large(part, there)]
+    notes += [note for part in found for note in too_large(plan, part, there)]
     trained = [known[plan.roles(run)[0]].parameters for run in plan.runs if _sized(plan, run, known)]
     return Estimate(found, max(trained, default=0) >= SMALLEST, notes)
 
 
-def _too_large(part: Part, there: float) -> Iterator[str]:
+def too_large(plan: Plan, part: Part, there: float) -> Iterator[str]:
     """What of a part does not fit a GPU of so many bytes."""
     if part.memory is not None and part.memory > there:
         if part.name.startswith(parts.LOCAL_THEORY):
             what, remedy = "it", "Turn it off (`dynamics.local_theory.enabled: false`), or lower its `iterations`."
         else:
-            what, remedy = (
-                "an update",
-                (
-                    "Use `gradient_checkpointing`, a smaller `micro_batch`, a higher `zero_stage`, more `ranks` or "
-                    "`execution.mode: staged`."
-                ),
-            )
+            more = ["a smaller `micro_batch`", "a higher `zero_stage`", "more `ranks`"]
+            more += ["`execution.mode: staged`"] * (part.name in plan.runs)  # models are not trained in stages
+            what, remedy = "an update", _use(["`gradient_checkpointing`", *more])
         yield f"{part.name}: {what} takes {size_text(part.memory)} of each GPU, which has {size_text(there)}. {remedy}"
     if part.judging is not None and part.judging > there:
         yield (
             f"{part.name}: student and teacher are judged on one GPU, take {size_text(part.judging)} of it, and it has "
-            f"{size_text(there)}. Use larger ones, or `dtype: bfloat16` of pretrained models."
+            f"{size_text(there)}. {_use(['a larger one', *_narrower(plan, part)])}"
         )
+
+
+def _use(remedies: list[str]) -> str:
+    *first, last = remedies
+    return f"Use {', '.join(first)} or {last}." if first else f"Use {last}."
+
+
+def _narrower(plan: Plan, part: Part) -> list[str]:
+    """What to write to halve those of a part's student and teacher that are float32 now."""
+    if part.name in plan.runs:
+        training = plan.runs[part.name]["training"]
+        settings, models = {"training.precision": training["precision"]}, [training["teacher"]]
+    else:
+        settings, models = {}, [part.name.removeprefix(parts.MODEL), plan.reference_teacher()]
+    for name in models:
+        model = plan.config["models"][name]
+        key = "dtype" if model["kind"] == "pretrained" else "precision"
+        settings[f"models.{name}.{key}"] = model[key]
+    return [f"`{key}: bfloat16`" for key, dtype in settings.items() if dtype == "float32"]
 
 
 def _parts(plan: Plan, known: dict[str, Architecture]) -> Iterator[Part]:

@@ -10,11 +10,12 @@ from effopd.architecture import Architecture
 from effopd.dynamics.variants import variants
 from effopd.estimates.work import DERIVATIVE_PASSES, Work
 from effopd.extrapolation.schedule import powers_of_two
+from effopd.frozen import frozen_dtype
 from effopd.plan import Plan
 from effopd.sizes import FLOAT32, activation_bytes, beside_bytes, optimizer_bytes, trained_bytes, width_of
 
 BYTES_A_TOKEN = 12  # of rollouts and scores on disk: a token id and two log-probs
-LOCAL_THEORY = "local theory"
+LOCAL_THEORY, MODEL = "local theory", "model "  # what their parts' names begin with
 STAGES = ("rollouts", "scores", "updates", "gates", "evaluation")
 
 
@@ -84,7 +85,7 @@ def of_model(plan: Plan, name: str, model: Architecture, reference: Architecture
     evaluation = alone.measure(model, reference, evaluated(plan), limit) + _on_other_tasks(plan, alone, model, limit)
     judging = frozen_bytes(plan, name, model) + frozen_bytes(plan, plan.reference_teacher(), reference)
     if settings["kind"] == "pretrained":  # linked, and in the hub's cache
-        return Part(f"model {name}", {"evaluation": evaluation}, judging=judging)
+        return Part(f"{MODEL}{name}", {"evaluation": evaluation}, judging=judging)
     trained, sequences, completion, kept = _training(plan, settings, work, model, limit)
     memory = trained_bytes(
         settings,
@@ -98,7 +99,7 @@ def of_model(plan: Plan, name: str, model: Architecture, reference: Architecture
         memory += beside_bytes(settings["precision"], model.parameters, students, 0)
     disk = kept * FLOAT32 * model.parameters
     evaluation += trained.get("evaluation", 0)
-    return Part(f"model {name}", {**trained, "evaluation": evaluation}, disk, settings["ranks"], memory, judging)
+    return Part(f"{MODEL}{name}", {**trained, "evaluation": evaluation}, disk, settings["ranks"], memory, judging)
 
 
 def _training(
@@ -186,7 +187,7 @@ def of_local_theory(plan: Plan, names: tuple[str, str], student: Architecture) -
 
 def frozen_bytes(plan: Plan, name: str, model: Architecture) -> float:
     """A model's weights where it is not trained."""
-    return width_of(plan.config["models"][name].get("dtype", "float32")) * model.parameters
+    return width_of(frozen_dtype(plan.config["models"][name])) * model.parameters
 
 
 def problems(plan: Plan, split: str, task: str | None = None) -> int:
