@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ from tiny_models import TASK_SECTION, make_model
 from transformers import PreTrainedModel
 from vllm_here import needs_vllm
 
+from effopd.engines import vllm_engine
 from effopd.engines.base import RolloutEngine, Sampling, build_engine, longest_context
+from effopd.engines.vllm_engine import GIB, reason_of, roomy_folder
 from effopd.models import load_weights_into, weights_of
 from effopd.randomness import seed_of
 from effopd.rollouts import Rollouts
@@ -175,6 +178,31 @@ def test_a_context_that_the_model_cannot_see_is_refused(model, tokenizer):
     section = {"engine": "transformers", "engine_dtype": "float32"}
     with pytest.raises(ConfigError, match="up to 65 tokens do not fit the 64 that the model sees"):
         build_engine(section, model, tokenizer, batch_size=4, context=65)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("no memory\n  left.", "no memory left."),
+        ("", "RuntimeError."),
+        (" ...", "RuntimeError."),
+        ("x" * 500, "x" * 399 + "…"),
+        ("a b " * 500, "a b " * 99 + "a b…"),
+    ],
+)
+def test_why_vllm_ended_is_a_sentence(said, reason):
+    assert reason_of(RuntimeError(said)) == reason
+
+
+def test_weights_pass_through_memory_where_there_is_room_for_every_ranks(tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "MEMORY_FOLDER", tmp_path)
+    free = shutil.disk_usage(tmp_path).free
+    size = (free // 3 - GIB) // 2  # room for two ranks, and not for four
+    for ranks, folder in ((1, tmp_path), (2, tmp_path), (4, None)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        assert roomy_folder(size) == folder
+    monkeypatch.setattr(vllm_engine, "MEMORY_FOLDER", tmp_path / "none")
+    assert roomy_folder(0) is None
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 import tempfile
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from effopd.models import load_weights_into, special_ids, write_checkpoint
 from effopd.rollouts import Rollouts
 from effopd.runtime.errors import ConfigError, UserError
 from effopd.runtime.options import runtime_options
+from effopd.runtime.text import shortened
 
 GIB = 2**30
 MEMORY_FOLDER = Path("/dev/shm")  # weights pass through memory where there is room
@@ -60,7 +60,8 @@ class VllmEngine:
         self._llm: Any = None
         self._tainted = False  # whether numbers that are not finite may be in its cache
         self._next: Path | None = None  # folder of the weights to take up before generating
-        self._folder = Path(tempfile.mkdtemp(prefix="effopd-vllm-", dir=self._roomy_folder()))
+        size = sum(p.numel() for p in model.parameters()) * getattr(torch, dtype).itemsize
+        self._folder = Path(tempfile.mkdtemp(prefix="effopd-vllm-", dir=roomy_folder(size)))
 
     @staticmethod
     def of(
@@ -189,12 +190,6 @@ class VllmEngine:
             )
         return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
 
-    def _roomy_folder(self) -> Path | None:
-        """Where the weights pass through: memory if twice their size is free there, else the usual temporary folder."""
-        size = sum(p.numel() for p in self.model.parameters()) * getattr(torch, self.dtype).itemsize
-        roomy = MEMORY_FOLDER.is_dir() and shutil.disk_usage(MEMORY_FOLDER).free > 2 * size + GIB
-        return MEMORY_FOLDER if roomy else None
-
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         """vLLM's failures as one line; its own account of the cause is in the log by then."""
@@ -204,11 +199,25 @@ class VllmEngine:
             raise
         except Exception as error:
             self.close()
-            reason = textwrap.shorten(str(error), LONGEST_REASON, placeholder=" ...") or type(error).__name__
             raise UserError(
-                f"vLLM {what}: {reason.rstrip('.')}. Its own lines above say why; where memory is short, lower "
+                f"vLLM {what}: {reason_of(error)} Its own lines above say why; where memory is short, lower "
                 "`runtime.vllm.memory_fraction` or `max_sequences`. `engine: transformers` runs every model."
             ) from error
+
+
+def roomy_folder(size: int) -> Path | None:
+    """Where weights of so many bytes pass through: memory, else the usual temporary folder (None).
+
+    Memory if twice their size is free there for each rank of this machine: all look before any writes.
+    """
+    needed = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (2 * size + GIB)
+    return MEMORY_FOLDER if MEMORY_FOLDER.is_dir() and shutil.disk_usage(MEMORY_FOLDER).free > needed else None
+
+
+def reason_of(error: Exception) -> str:
+    """What an exception says, as a sentence in one line, cut where it is long; its type where it says nothing."""
+    said = shortened(" ".join(str(error).split()).rstrip(" ."), LONGEST_REASON) or type(error).__name__
+    return said if said.endswith("…") else f"{said}."
 
 
 @contextmanager
