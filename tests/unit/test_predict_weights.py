@@ -1,6 +1,7 @@
 """Predicting weights on a small run on disk: on a straight way to the teacher, a gate that sees finds the teacher."""
 
 import json
+import shutil
 import time
 
 import pandas as pd
@@ -109,6 +110,15 @@ def test_predicted_weights_are_exported_with_the_base_that_they_were_predicted_f
     assert all(torch.equal(exported[n], t) for n, t in load_tensors(found.file("weights.safetensors")).items())
     with pytest.raises(UserError, match=r"Kept steps of this run and seed: \[4\]"):
         export_state(results, "ahead", 0, 2, tmp_path / "other")
+    with pytest.raises(UserError, match=r"predictions/ahead/seed9/4/prediction.json .* seed: none. Of others: seed0.$"):
+        export_state(results, "ahead", 9, 4, tmp_path / "other")
+    with pytest.raises(UserError, match=r"runs/opd/seed9/state/4/state.json .* seed: none. Of others: seed0.$"):
+        export_state(results, "opd", 9, 4, tmp_path / "other")
+    with pytest.raises(UserError, match=r"runs/odp/.* seed: none. Of others: none.$"):
+        export_state(results, "odp", 0, 4, tmp_path / "other")
+    without = shutil.copytree(results, tmp_path / "without", ignore=shutil.ignore_patterns("base"))
+    with pytest.raises(UserError, match="is not in .*models any more. Run the workflow again"):
+        export_state(without, "ahead", 0, 4, tmp_path / "other")
 
 
 def test_parameters_that_do_not_move_stay_as_the_last_state_has_them(results, tmp_path):

@@ -16,13 +16,16 @@ def export_state(results: Path, run: str, seed: int, step: int, out: Path, dtype
 
     Of a prediction, those that it predicted from the states up to `step`. Raises UserError where it cannot.
     """
-    folder, predicted = results / f"runs/{run}/seed{seed}", results / f"predictions/{run}/seed{seed}"
-    state, ledger = folder / f"state/{step}/state.json", folder / f"extrapolation/{step}/ledger.json"
-    if predicted.is_dir():
-        state = predicted / f"{step}/prediction.json"
+    runs, states = results / f"runs/{run}", "state/{}/state.json"
+    if (results / f"predictions/{run}").is_dir():
+        runs, states = results / f"predictions/{run}", "{}/prediction.json"
+    folder = runs / f"seed{seed}"
+    state, ledger = folder / states.format(step), folder / f"extrapolation/{step}/ledger.json"
     if not state.is_file():
-        there = sorted(int(p.parent.name) for p in state.parents[1].glob(f"*/{state.name}"))
-        raise UserError(f"{state} does not exist. Kept steps of this run and seed: {there or 'none'}.")
+        steps = sorted(int(path.parent.name) for path in folder.glob(states.format("*")))
+        others = {path.relative_to(runs).parts[0] for path in runs.glob(f"seed*/{states.format('*')}")}
+        there = str(steps) if steps else f"none. Of others: {', '.join(sorted(others)) or 'none'}"
+        raise UserError(f"{state} does not exist. Kept steps of this run and seed: {there}.")
     if out.exists():
         raise UserError(f"{out} exists already. Choose another folder.")
     point = Point.open(state, ledger if ledger.is_file() else None)
@@ -37,4 +40,7 @@ def _base(results: Path, manifest: Manifest) -> Path:
     for model in manifests_below(results / "models", "*/manifest.json"):
         if model.fingerprint == manifest.parents["base"]:
             return model.path.parent
-    raise UserError(f"the model that {manifest.path} was predicted with is not in {results / 'models'} any more.")
+    raise UserError(
+        f"the model that {manifest.path} was predicted with is not in {results / 'models'} any more. Run the workflow "
+        "again, which makes what is missing or out of date, and export then."
+    )
