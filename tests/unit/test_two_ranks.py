@@ -15,7 +15,7 @@ from test_trainer import SETTINGS, data, loss_of
 from tiny_models import make_family, make_model
 
 from effopd.early_stopping import METRIC
-from effopd.models import load_tensors, weights_of
+from effopd.models import load_model, load_tensors, weights_of
 from effopd.trainer import Trainer
 
 
@@ -44,6 +44,9 @@ def test_two_ranks_train_the_same_model_as_one(tmp_path):
             torch.testing.assert_close(together[name], tensor, rtol=1e-3, atol=1e-5)
         with safe_open(tmp_path / f"{objective}.safetensors", framework="pt") as file:
             assert ast.literal_eval(file.metadata()["facts"]) == pytest.approx(facts, rel=1e-4, abs=1e-7)
+    for rank in range(2):  # each rank writes a checkpoint of its own, as each has an engine
+        written = weights_of(load_model(tmp_path / f"checkpoint{rank}", torch.device("cpu")))
+        assert all(torch.equal(written[name], tensor) for name, tensor in weights_of(make_model(rank)).items())
 
 
 @pytest.mark.slow

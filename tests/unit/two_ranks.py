@@ -12,7 +12,7 @@ from test_objective import step
 from test_trainer import SETTINGS, data, loss_of
 from tiny_models import make_model
 
-from effopd.models import save_tensors, weights_of
+from effopd.models import save_tensors, weights_of, write_checkpoint
 from effopd.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -34,4 +34,5 @@ for objective in ("sampled", "exopd", "top_k", "full"):  # each rank works on it
     facts, weights = step(objective, rollouts, 4)
     if rank == 0:
         save_tensors(Path(sys.argv[1]) / f"{objective}.safetensors", weights, {"facts": repr(facts)})
+write_checkpoint(make_model(rank), torch.float32, Path(sys.argv[1]) / f"checkpoint{rank}")  # what its vLLM reads
 os._exit(0)
