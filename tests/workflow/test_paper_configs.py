@@ -22,11 +22,16 @@ def dry_run(folder, row, *overlays):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **NOWHERE})
 
 
+def jobs_in(output):
+    """The counts of a dry run, such as "2 fetch_model"."""
+    line = next(line for line in output.splitlines() if " jobs: " in line)
+    return set(line.split(" jobs: ")[1].split(", "))
+
+
 def test_a_dry_run_counts_jobs_gpu_hours_and_disk(tmp_path):
     found = dry_run(tmp_path, "justrl_1.5b")
     assert found.returncode == 0, found.stderr
     assert "estimate: 85 GPU hours, 349.2 GB of disk for the whole experiment" in found.stderr
-    jobs = next(line for line in found.stderr.splitlines() if " jobs: " in line).split(" jobs: ")[1].split(", ")
     assert {
         "2 fetch_model",
         "1 make_data",
@@ -34,20 +39,19 @@ def test_a_dry_run_counts_jobs_gpu_hours_and_disk(tmp_path):
         "14 train_segment",
         "14 evaluate",
         "1 make_source_table",
-    } <= set(jobs)
+    } <= jobs_in(found.stderr)
 
 
 def test_gpqa_is_one_more_task_to_evaluate_on(tmp_path):
     found = dry_run(tmp_path, "justrl_1.5b", "paper/gpqa.yaml")
     assert found.returncode == 0, found.stderr
-    jobs = next(line for line in found.stderr.splitlines() if " jobs: " in line).split(" jobs: ")[1].split(", ")
     assert {
         "2 make_data",
         "4 tokenize_prompts",
         "2 evaluate_on_task",
         "2 evaluate_model_on_task",
         "14 evaluate",
-    } <= set(jobs)
+    } <= jobs_in(found.stderr)
 
 
 def test_a_row_whose_teacher_is_to_be_supplied_is_refused_with_one_line(tmp_path):
