@@ -46,12 +46,26 @@ def problems(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"`evaluation.{role}` is {named!r}, which is no run. Name one of: {listed(list(config['runs']))}."
     if config["evaluation"].get("reference") == (baseline := config["evaluation"]["baseline"]):
         yield f"`evaluation.reference` is {baseline!r}, which is the baseline. Name another run, or leave it out."
+    yield from _own_reference_problems(config)
     yield from _engine_problems(config["evaluation"], "`evaluation.{}`".format)
     for name in config["runtime"]["endpoints"]:
         if name not in config["models"]:
             known = listed(list(config["models"]))
             yield f"`runtime.endpoints.{name}` is not named as a model of `models`. Name one of: {known}."
     yield from _dynamics_problems(config)
+
+
+def _own_reference_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    with_all = [config["evaluation"][role] for role in ("baseline", "reference") if role in config["evaluation"]]
+    for run, settings in config["runs"].items():
+        named = settings.get("reference")
+        place = f"`runs.{run}.reference` is {named!r}"
+        if named is not None and named not in config["runs"]:
+            yield f"{place}, which is no run. Name one of: {listed(list(config['runs']))}."
+        elif named == run:
+            yield f"{place}, the run itself. Name another run, or leave it out."
+        elif named in with_all:
+            yield f"{place}, with which all runs are compared already. Name another run, or leave it out."
 
 
 def _dynamics_problems(config: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from effopd.comparison import MEASURES
+from effopd.comparison import ACCURACY, MEASURES, REVERSE_KL
 from effopd.text import label_of, with_interval
 
 NAMES = dict(zip(MEASURES, ("steps", "generated tokens", "scored tokens", "FLOPs", "seconds"), strict=True))
@@ -27,27 +27,28 @@ FASTER, OPEN, SLOWER, PARTLY, NEVER = (
 Rows = list[dict[str, str]]
 
 
-def verdict(row: pd.Series, measure: str) -> str:
+def verdict(row: pd.Series, measure: str, target: str = ACCURACY) -> str:
     """What the interval of a run's ratio supports; OPEN where there is none, as of one seed."""
-    low, high = (row[f"{measure}_ratio{bound}"] for bound in ("_low", "_high"))
-    if row["reached"] == 0:
+    low, high = (row[f"{target}{measure}_ratio{bound}"] for bound in ("_low", "_high"))
+    reached = row[f"{target}reached"]
+    if reached == 0:
         return NEVER
     if low > 1:
         return FASTER
     if high < 1:
         return SLOWER
-    return OPEN if row["reached"] == row["seeds"] else PARTLY
+    return OPEN if reached == row["seeds"] else PARTLY
 
 
-def overview(config: dict[str, Any], comparison: pd.DataFrame, reference: str) -> Rows:
-    """A row for each measure of cost: which runs reach the reference's last accuracy faster, and which do not."""
+def overview(config: dict[str, Any], comparison: pd.DataFrame, reference: str, target: str = ACCURACY) -> Rows:
+    """A row for each measure of cost: which runs reach the reference's last accuracy, or reverse KL, faster."""
     rows = comparison[comparison["reference"] == reference]
     found: Rows = []
     for measure in SHOWN:
         named: dict[str, list[str]] = {kind: [] for kind in (FASTER, OPEN, SLOWER, PARTLY, NEVER)}
         for _, row in rows.iterrows():
-            kind = verdict(row, measure)
-            ratio = "" if kind == NEVER else f" ({ratio_cell(row, measure, interval=False)})"
+            kind = verdict(row, measure, target)
+            ratio = "" if kind == NEVER else f" ({ratio_cell(row, measure, target, interval=False)})"
             named[kind].append(label_of(config, row["run"]) + ratio)
         found.append({"cost in": NAMES[measure]} | {kind: "; ".join(runs) for kind, runs in named.items()})
     used = [kind for kind in found[0] if any(row[kind] for row in found)]
@@ -60,7 +61,7 @@ def groups_of(comparison: pd.DataFrame) -> list[str]:
 
 
 def sentences(config: dict[str, Any], comparison: pd.DataFrame, summary: pd.DataFrame, group: str) -> list[str]:
-    """A paragraph for each run of a group: what it is against the baseline, and against the reference if any."""
+    """A paragraph for each run of a group: what it is against each run that it is compared with."""
     ends = summary.set_index("run")
     of_group = comparison[comparison["group"] == group]
     found = []
@@ -122,6 +123,7 @@ def cost_rows(config: dict[str, Any], comparison: pd.DataFrame, reference: str, 
             "run": label_of(config, row["run"]),
             "seeds there": f"{row['reached']} of {row['seeds']}",
             **{f"ratio in {name}": _table_ratio(row, measure) for measure, name in NAMES.items()},
+            "ratio in steps to its reverse KL": _table_ratio(row, "step", REVERSE_KL),
             f"points at equal {NAMES[COST]}": _points(row, f"difference_at_equal_{COST}"),
             "likely ahead there": _percent(row[f"ahead_at_equal_{COST}"]),
             "points at the last step": _points(row, "difference_at_equal_step"),
@@ -131,23 +133,23 @@ def cost_rows(config: dict[str, Any], comparison: pd.DataFrame, reference: str, 
     ]
 
 
-def ratio_cell(row: pd.Series, measure: str, interval: bool = True) -> str:
+def ratio_cell(row: pd.Series, measure: str, target: str = ACCURACY, interval: bool = True) -> str:
     """A ratio with its interval; an upper bound where seeds never reached the target."""
-    mean, low, high = (row[f"{measure}_ratio{bound}"] for bound in ("", "_low", "_high"))
+    mean, low, high = (row[f"{target}{measure}_ratio{bound}"] for bound in ("", "_low", "_high"))
     if math.isnan(mean):
         return ""
-    if row["reached"] == row["seeds"]:
+    if row[f"{target}reached"] == row["seeds"]:
         spread = f", {_short(low)} to {_short(high)}" if low < high else ", the same throughout" if low == high else ""
         return _short(mean) + (spread if interval else "")
     return f"at most {_short(mean)}" + (f", interval up to {_short(high)}" if interval and not math.isnan(high) else "")
 
 
-def _table_ratio(row: pd.Series, measure: str) -> str:
+def _table_ratio(row: pd.Series, measure: str, target: str = ACCURACY) -> str:
     """The same in short."""
-    mean, low, high = (row[f"{measure}_ratio{bound}"] for bound in ("", "_low", "_high"))
+    mean, low, high = (row[f"{target}{measure}_ratio{bound}"] for bound in ("", "_low", "_high"))
     if math.isnan(mean):
         return ""
-    below = "" if row["reached"] == row["seeds"] else "≤ "
+    below = "" if row[f"{target}reached"] == row["seeds"] else "≤ "
     return below + _short(mean) + ("" if math.isnan(low) else f" ({_short(low)} to {_short(high)})")
 
 
@@ -185,22 +187,26 @@ def caveats(config: dict[str, Any], evaluation: pd.DataFrame) -> list[str]:
         return []
     return [
         f"{label_of(config, baseline)} does not end clearly above where it started ({start:.1%} then, "
-        f"{last['accuracy'].mean():.1%} at the end): what reaching its accuracy took says nothing here. Train longer."
+        f"{last['accuracy'].mean():.1%} at the end): what reaching its accuracy took says nothing here. "
+        "Train longer, or read of its reverse KL."
     ]
 
 
 def comparison_section(config: dict[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """`caveats`, `starts`, `chance`, an `overview` for each reference, and each group's sentences and tables."""
     comparison = tables["comparison"]
-    references = list(dict.fromkeys(tables["speedup"]["reference"]))
-    labels = {reference: label_of(config, reference) for reference in references}
+    every = list(dict.fromkeys(tables["speedup"]["reference"]))
+    labels = {reference: label_of(config, reference) for reference in every}
+    of_all = [config["evaluation"].get(role) for role in ("baseline", "reference")]
+    references = [reference for reference in every if reference in of_all]
     return {
         "caveats": caveats(config, tables["evaluation"]),
         "starts": [_end(config, run, tables["summary"].set_index("run").loc[run]) for run in references],
         "chance": chance_note(comparison, config["evaluation"]["confidence"]) if len(comparison) else "",
         "overview": [
-            {"reference": labels[reference], "rows": overview(config, comparison, reference)}
+            {"reference": labels[reference], "target": name, "rows": overview(config, comparison, reference, target)}
             for reference in references
+            for target, name in ((ACCURACY, "accuracy"), (REVERSE_KL, "reverse KL"))
         ],
         "groups": [
             {
@@ -208,7 +214,7 @@ def comparison_section(config: dict[str, Any], tables: Mapping[str, pd.DataFrame
                 "sentences": sentences(config, comparison, tables["summary"], group),
                 "tables": [
                     {"reference": labels[reference], "rows": rows}
-                    for reference in references
+                    for reference in every
                     if (rows := cost_rows(config, comparison, reference, group))
                 ],
             }

@@ -230,7 +230,7 @@ class Plan(Outline):
             }
             for name, settings in self.predictions.items()
         ]
-        own = {"predictions": predictions, "models": models, "references": self.references, "confidence": confidence}
+        own = {"predictions": predictions, "models": models, "pairs": self.pairs, "confidence": confidence}
         return {**self._outline(), **own}
 
     def _make_task_table(self) -> dict[str, Any]:
@@ -293,7 +293,8 @@ class Plan(Outline):
         looks = self._looks(self.config["runs"])
         if figure in FIGURES:
             looks = self._looks(self.compared)
-            looks = {**looks, "references": self.references, "seeds": [], "models": []}
+            references = {"references": self.references, "own_references": self.own_references}
+            looks = {**looks, **references, "seeds": [], "models": []}
         interventions = self.config["dynamics"]["interventions"] if figure == "embeddings" else []
         options = self.config["figures"][figure]
         return {**looks, "figure": figure, "options": options, "interventions": interventions}

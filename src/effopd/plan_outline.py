@@ -336,6 +336,17 @@ class Outline:
         return [evaluation["baseline"], *([evaluation["reference"]] if "reference" in evaluation else [])]
 
     @property
+    def own_references(self) -> dict[str, str]:
+        """The run that a run is compared with beside these, of runs that name one."""
+        return {run: settings["reference"] for run, settings in self.config["runs"].items() if "reference" in settings}
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(run or prediction, reference) of all comparisons; a reference with itself too."""
+        with_all = [(run, reference) for reference in self.references for run in self.compared]
+        return [*with_all, *self.own_references.items()]
+
+    @property
     def dynamics_runs(self) -> list[str]:
         """The runs whose weights are looked into, in the configured order."""
         looked_into = {subject.split("/")[0] for subject in self.dynamics_subjects()}

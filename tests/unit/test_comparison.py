@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from effopd.comparison import Curve, comparison, comparison_columns, curves, speedup
+from effopd.comparison import REVERSE_KL, Curve, Outcome, comparison, comparison_columns, curves, speedup
 from effopd.statistics import crossed_interval, mean_interval, problem_shares
 
 PROBLEMS = 20
@@ -35,11 +35,17 @@ def evaluation(rows=ROWS):
     )
 
 
+def outcome(rewards):
+    """Of these rewards, with a reverse KL of 1 - reward a token: curves of either kind have the same steps to a target."""
+    tokens = np.arange(len(rewards)) % 3 + 1
+    return Outcome(rewards, (1 - rewards) * tokens, tokens)
+
+
 def outcomes(table, problems=PROBLEMS):
-    """Per-problem rewards with these accuracies: the first problems are the solved ones."""
+    """Outcomes with these accuracies: the first problems are the solved ones."""
     places = table[table["step"] > 0].itertuples()
     return {
-        (row.run, row.seed, row.step): (np.arange(problems) < round(row.accuracy * problems)).astype(float)
+        (row.run, row.seed, row.step): outcome((np.arange(problems) < round(row.accuracy * problems)).astype(float))
         for row in places
     }
 
@@ -49,8 +55,19 @@ def found(rows=ROWS):
     return curves(table, outcomes(table))
 
 
+def table_of(table, of, pairs, groups=None):
+    """`comparison` of the runs of an evaluation."""
+    return comparison(curves(table, of), curves(table, of, REVERSE_KL), groups or GROUPS, pairs, 0.95)
+
+
+def against(curves_of, *references):
+    """All runs with each of these, as they are configured where all are compared with them."""
+    return [(run, reference) for reference in references for run in curves_of]
+
+
 def compared(rows=ROWS, references=("plain",)):
-    return comparison(found(rows), GROUPS, references, 0.95).set_index(["run", "reference"])
+    table = evaluation(rows)
+    return table_of(table, outcomes(table), against(found(rows), *references)).set_index(["run", "reference"])
 
 
 def with_accuracy(run, accuracy):
@@ -59,7 +76,7 @@ def with_accuracy(run, accuracy):
 
 
 def test_speedup_counts_the_first_step_that_reaches_what_the_reference_reaches_last():
-    result = speedup(found(), [0, 1], ["plain"]).set_index(["run", "seed"])
+    result = speedup(found(), [0, 1], against(found(), "plain")).set_index(["run", "seed"])
     assert result.loc[("plain", 0), "target_accuracy"] == 0.5
     jump = result.loc[("jump", 0)]
     assert (jump["first_step"], jump["first_generated_tokens"], jump["first_flops"]) == (1, 20, 100)
@@ -68,11 +85,14 @@ def test_speedup_counts_the_first_step_that_reaches_what_the_reference_reaches_l
 
 
 def test_the_starting_point_never_counts_as_reaching_the_target():
-    assert speedup(found(), [0, 1], ["plain"]).set_index(["run", "seed"]).loc[("plain", 1), "first_step"] == 8
+    assert (
+        speedup(found(), [0, 1], against(found(), "plain")).set_index(["run", "seed"]).loc[("plain", 1), "first_step"]
+        == 8
+    )
 
 
 def test_a_seed_that_never_gets_there_bounds_the_ratio():
-    never = speedup(found(), [0, 1], ["plain"]).set_index(["run", "seed"]).loc[("jump", 1)]
+    never = speedup(found(), [0, 1], against(found(), "plain")).set_index(["run", "seed"]).loc[("jump", 1)]
     assert never["reached"] == 0
     assert math.isnan(never["first_step"])
     assert (never["step_ratio"], never["generated_tokens_ratio"]) == (1, 0.8)  # no more than 80 of its 100 tokens
@@ -90,6 +110,13 @@ def test_each_reference_is_a_target_of_its_own():
     back, forth = table.loc[("plain", "jump")], table.loc[("jump", "plain")]
     assert back["difference_at_equal_step"] == pytest.approx(-forth["difference_at_equal_step"])
     assert back["ahead_at_equal_step"] == pytest.approx(1 - forth["ahead_at_equal_step"])
+
+
+def test_a_run_is_compared_with_those_that_it_is_paired_with_alone():
+    rows = evaluation()
+    table = table_of(rows, outcomes(rows), [("jump", "plain")])
+    assert list(zip(table["run"], table["reference"], strict=True)) == [("jump", "plain")]
+    assert list(speedup(found(), [0, 1], [("jump", "plain")])["run"]) == ["jump", "jump"]
 
 
 def test_accuracy_at_equal_cost_is_interpolated_in_the_logarithm_of_the_cost():
@@ -139,12 +166,13 @@ def test_who_is_ahead_is_paired_by_problem():
     rows = [row for row in ROWS if row[2] == 8]
     table = evaluation(rows)
     base = rng.random(PROBLEMS)
-    shared = {(row.run, row.seed, row.step): base + (0.01 if row.run == "jump" else 0) for row in table.itertuples()}
-    row = comparison(curves(table, shared), GROUPS, ["plain"], 0.95).iloc[0]
+    shared = {
+        (row.run, row.seed, row.step): outcome(base + (0.01 if row.run == "jump" else 0)) for row in table.itertuples()
+    }
+    row = table_of(table, shared, [("jump", "plain")]).iloc[0]
     assert row["ahead_at_equal_step"] == 1
     assert row["difference_at_equal_step_low"] == pytest.approx(0.01)
-    same = dict.fromkeys(shared, base)
-    row = comparison(curves(table, same), GROUPS, ["plain"], 0.95).iloc[0]
+    row = table_of(table, dict.fromkeys(shared, outcome(base)), [("jump", "plain")]).iloc[0]
     assert (row["ahead_at_equal_step"], row["difference_at_equal_step_low"]) == (0.5, 0)
 
 
@@ -156,7 +184,7 @@ def test_resampled_ratios_are_those_of_resampled_accuracies():
     drawn = {
         (r.run, r.seed, r.step): (rng.random(PROBLEMS) < 0.3 + 0.1 * r.step).astype(float) for r in table.itertuples()
     }
-    row = comparison(curves(table, drawn), GROUPS, ["plain"], 0.95).set_index("run").loc["jump"]
+    row = table_of(table, {state: outcome(rewards) for state, rewards in drawn.items()}, [("jump", "plain")]).iloc[0]
 
     def log_ratio(seed, share):
         def first(run, target):
@@ -173,6 +201,35 @@ def test_resampled_ratios_are_those_of_resampled_accuracies():
     assert row["step_ratio_high"] == pytest.approx(math.exp(high))
 
 
+def test_the_reverse_kl_is_a_target_of_its_own():
+    table = evaluation()
+    of = outcomes(table)
+    steps = {("plain", 1): 0.5, ("plain", 8): 0.2, ("jump", 1): 0.3, ("jump", 8): 0.1}
+    tokens = np.arange(PROBLEMS) + 1.0
+    of = {
+        state: Outcome(of[state].rewards, steps[state[0], state[2]] * tokens, tokens) for state in of
+    }  # whatever the accuracy
+    row = table_of(table, of, [("jump", "plain")]).iloc[0]
+    assert (row["reverse_kl"], row["reference_reverse_kl"]) == (pytest.approx(0.1), pytest.approx(0.2))
+    assert (row["reverse_kl_reached"], row["reverse_kl_step_ratio"]) == (2, pytest.approx(1))
+    assert row["reverse_kl_generated_tokens_ratio"] == pytest.approx(0.8)
+    assert row["reached"] == 1
+    back = table_of(table, of, [("plain", "jump")]).iloc[0]
+    assert (back["reverse_kl_reached"], back["reverse_kl_step_ratio_low"]) == (0, 0)
+
+
+def test_weights_that_overflowed_reach_no_reverse_kl():
+    table = evaluation()
+    of = outcomes(table)
+    for state in of:
+        if state[0] == "jump":
+            of[state].reverse_kl[0] = math.nan
+    row = table_of(table, of, [("jump", "plain")]).iloc[0]
+    assert row["reverse_kl_reached"] == 0
+    assert math.isinf(row["reverse_kl"])
+    assert row["reached"] == 1
+
+
 def test_one_seed_has_ratios_and_no_interval():
     row = compared([row for row in ROWS if row[1] == 0]).loc[("jump", "plain")]
     assert row["step_ratio"] == pytest.approx(8)
@@ -181,9 +238,9 @@ def test_one_seed_has_ratios_and_no_interval():
 
 
 def test_what_costs_nothing_has_no_ratio():
-    free = found()
-    free["jump"].costs["scored_tokens"][:] = 0
-    row = comparison(free, GROUPS, ["plain"], 0.95).iloc[0]
+    table = evaluation()
+    table.loc[table["run"] == "jump", "scored_tokens"] = 0
+    row = table_of(table, outcomes(table), [("jump", "plain")]).iloc[0]
     assert math.isnan(row["scored_tokens_ratio"])
     assert math.isnan(row["difference_at_equal_scored_tokens"])
     assert row["step_ratio"] > 0
@@ -253,14 +310,14 @@ def test_a_run_that_is_looked_at_more_often_is_no_faster():
     kept = {"fine": path, "coarse": (4, 16, 32), "last": (32,)}
     rows = [(run, seed, step, path[step], 10 * step) for run, s in kept.items() for seed in (0, 1) for step in s]
     curves_of = found(rows)
-    groups = dict.fromkeys(kept, "main")
-    table = comparison(curves_of, groups, list(kept), 0.95)
+    places = evaluation(rows)
+    table = table_of(places, outcomes(places), against(curves_of, *kept), dict.fromkeys(kept, "main"))
     assert len(table) == 6
     assert (table[[f"{m}_ratio{bound}" for m in ("step", "flops") for bound in ("", "_low", "_high")]] == 1).all(
         axis=None
     )
     assert (table["reached"] == 2).all()
-    assert (speedup(curves_of, [0, 1], list(kept))["step_ratio"] == 1).all()
+    assert (speedup(curves_of, [0, 1], against(curves_of, *kept))["step_ratio"] == 1).all()
     assert curves_of["fine"].beside(curves_of["coarse"]).steps == [4, 16, 32]
 
 
@@ -269,5 +326,5 @@ def test_steps_beyond_the_others_last_count():
     rows += [("short", 0, step, step / 8, 10 * step) for step in (2, 4)]
     curves_of = found(rows)
     assert curves_of["long"].beside(curves_of["short"]).steps == [2, 4, 8, 16, 32]
-    result = speedup(curves_of, [0], ["long"]).set_index("run").loc["short"]
+    result = speedup(curves_of, [0], [("short", "long")]).set_index("run").loc["short"]
     assert (result["first_step"], result["step_ratio"]) == (4, 8)

@@ -92,6 +92,9 @@ def edited(path: str, value):
         ("evaluation.baseline", "ppo", "`evaluation.baseline` is 'ppo', which is no run. Name one of: opd, effopd"),
         ("evaluation.reference", "ppo", "`evaluation.reference` is 'ppo', which is no run. Name one of: opd, effopd"),
         ("evaluation.reference", "opd", "`evaluation.reference` is 'opd', which is the baseline. Name another run, or leave it out."),
+        ("runs.effopd.reference", "ppo", "`runs.effopd.reference` is 'ppo', which is no run. Name one of: opd, effopd"),
+        ("runs.effopd.reference", "effopd", "`runs.effopd.reference` is 'effopd', the run itself. Name another run, or leave it out."),
+        ("runs.effopd.reference", "opd", "`runs.effopd.reference` is 'opd', with which all runs are compared already. Name another run, or leave it out."),
         ("runs.effopd.group", "", "`runs.effopd.group` is ''; it must not be empty."),
         ("runs.effopd.group", 3, "`runs.effopd.group` is 3; it must be text."),
         ("dynamics.runs", ["opd", "ppo"], "`dynamics.runs` names 'ppo', which is none of opd, effopd"),
@@ -420,6 +423,12 @@ def test_runs_are_in_a_group_and_compared_with_the_baseline_and_a_reference():
     }  # fmt: skip
     assert Plan(GOOD).references == ["opd"]
     assert Plan(edited("evaluation.reference", "opd_tuned")).references == ["opd", "opd_tuned"]
+
+
+def test_a_run_may_be_compared_with_one_more():
+    plan = Plan(edited("runs.effopd_kl.reference", "effopd"))
+    assert plan.own_references == {"effopd_kl": "effopd"}
+    assert plan.pairs == [*((run, "opd") for run in plan.runs), ("effopd_kl", "effopd")]
 
 
 def test_boundaries_and_triggers():

@@ -166,10 +166,10 @@ def many_runs(tmp_path):
     return tmp_path
 
 
-def drawn(figure, results, **options):
+def drawn(figure, results, own_references=(), **options):
     spec = {
         "runs": RUNS, "groups": list(GROUPS.items()), "labels": {run: f"Run {run}, of a long name" for run in RUNS},
-        "baseline": "plain", "references": ["plain", "tuned"], "models": [], "confidence": 0.95,
+        "baseline": "plain", "references": ["plain", "tuned"], "own_references": dict(own_references), "models": [], "confidence": 0.95,
         "options": {name: value for name, value in ({"width": 7.2, "height": 4.0} | options).items() if value},
     }  # fmt: skip
     made = DRAW[figure](spec, results)
@@ -219,6 +219,16 @@ def test_each_group_has_a_panel_with_what_it_is_compared_with_in_grey(many_runs)
         assert len(looks_of) == len(axes.lines), "two runs look alike"
         assert sum(line.get_color() in GREYS for line in axes.lines) == 2
         assert texts_apart(made, axes.texts)
+    plt.close(made)
+
+
+def test_what_one_run_is_compared_with_is_grey_too_where_it_is_of_another_group(many_runs):
+    made = drawn("ablations", many_runs, height=None, own_references={"gate10": "jump", "rate1": "rate0"})
+    rates, gates = made.axes
+    assert "Run jump, of a long name" in {text.get_text() for text in gates.texts}
+    assert sum(line.get_color() in GREYS for line in gates.lines) == 3
+    assert sum(line.get_color() in GREYS for line in rates.lines) == 2
+    assert len({(line.get_color(), line.get_linestyle()) for line in gates.lines}) == len(gates.lines)
     plt.close(made)
 
 

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from effopd.comparison import MEASURES, comparison_columns
+from effopd.comparison import MEASURES, REVERSE_KL, comparison_columns
 from effopd.findings import (
     FASTER,
     NEVER,
@@ -34,11 +34,16 @@ SUMMARY = pd.DataFrame(
 )
 
 
-def row(run="jump", reference="plain", ratio=(8, 7, 9), reached=3, difference=(0.05, 0.02, 0.08), group="main"):
+def row(
+    run="jump", reference="plain", ratio=(8, 7, 9), reached=3, difference=(0.05, 0.02, 0.08), group="main",
+    kl_ratio=(4, 3, 5), kl_reached=3,
+):  # fmt: skip
     """A row of comparison.csv, with the same ratio for every measure and the same difference at every equal cost."""
     cells = {"run": run, "group": group, "reference": reference, "seeds": 3, "step": 64, "reached": reached}
     cells |= {"accuracy": 0.6, "reference_accuracy": 0.5, "area": 0.5, "reference_area": 0.45}
-    for name, values in [(f"{m}_ratio", ratio) for m in MEASURES] + [
+    cells |= {"reverse_kl": 0.1, "reference_reverse_kl": 0.2, "reverse_kl_reached": kl_reached}
+    for name, values in [
+        *((f"{m}_ratio", ratio) for m in MEASURES), *((f"reverse_kl_{m}_ratio", kl_ratio) for m in MEASURES),
         *((f"difference_at_equal_{m}", difference) for m in MEASURES), ("area_difference", difference),
     ]:  # fmt: skip
         cells |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
@@ -122,6 +127,16 @@ def test_the_overview_puts_each_run_where_its_interval_does(cells, expected):
     assert all(set(one) == {"cost in", expected} and one[expected].startswith("Jump") for one in rows)
 
 
+def test_the_reverse_kl_is_a_target_of_its_own():
+    table = pd.DataFrame([row(ratio=(1, 0, 1), reached=0, kl_ratio=(3, 0, 7), kl_reached=2)])
+    assert verdict(table.iloc[0], "step") == NEVER
+    assert verdict(table.iloc[0], "step", REVERSE_KL) == PARTLY
+    assert overview(CONFIG, table, "plain", REVERSE_KL)[0][PARTLY] == "Jump (at most 3.0)"
+    (cells,) = cost_rows(CONFIG, table, "plain", "main")
+    assert cells["ratio in steps to its reverse KL"] == "≤ 3.0 (0 to 7.0)"
+    assert cells["ratio in steps"] == "≤ 1.0 (0 to 1.0)"
+
+
 def test_tables_are_by_group_and_reference():
     table = pd.DataFrame([row(), row("tuned", group="rates"), row(reference="tuned"), row("plain", "tuned")])
     assert [one["run"] for one in cost_rows(CONFIG, table, "plain", "main")] == ["Jump"]
@@ -134,6 +149,23 @@ def test_tables_are_by_group_and_reference():
     assert cells["points at equal FLOPs"] == "+5.0 (+2.0 to +8.0)"
     assert cells["likely ahead there"] == "99%"
     assert ratio_cell(pd.Series(row(ratio=(250.4, 120, 500))), "step") == "250, 120 to 500"
+
+
+def test_a_reference_of_one_run_has_a_table_in_its_group_and_is_in_no_overview():
+    pairs = [("plain", "plain"), ("jump", "plain"), ("jump", "other")]
+    speedup = pd.DataFrame([{"run": run, "reference": of, "seed": 0, "first_step": 8} for run, of in pairs])
+    evaluation = pd.DataFrame({"run": "plain", "step": [0, 64], "accuracy": [0.3, 0.5], "completions": 1000})
+    table = pd.DataFrame([row(), row(reference="other")])
+    tables = {"comparison": table, "speedup": speedup, "evaluation": evaluation, "summary": SUMMARY}
+    section = comparison_section({**CONFIG, "runs": {**CONFIG["runs"], "other": {"label": "Other"}}}, tables)
+    assert [(part["reference"], part["target"]) for part in section["overview"]] == [
+        ("Plain", "accuracy"),
+        ("Plain", "reverse KL"),
+    ]
+    assert [part["reference"] for part in section["first_steps"]] == ["Plain"]
+    (group,) = section["groups"]
+    assert [part["reference"] for part in group["tables"]] == ["Plain", "Other"]
+    assert "Against Other: its last accuracy is reached" in group["sentences"][0]
 
 
 def test_the_section_needs_no_second_run_and_no_reference():

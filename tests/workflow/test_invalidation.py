@@ -158,6 +158,7 @@ CHANGES = {
     "evaluation.engine": ("evaluation: {engine: vllm}", {"evaluate_model": 2, **dynamics(0, 4), **EVERY_STATE}),
     "evaluation.confidence": ("evaluation: {confidence: 0.9}", {**dynamics(0, 0), **TABLES}),
     "evaluation.reference": ("evaluation: {reference: line}", TABLES),
+    "a reference of one run": ("runs: {effopd: {reference: line}}", TABLES),
     "a group": ("runs: {effopd: {group: searches}}", {**LOOKS, **TABLES, "plot_figure": 6}),
     "evaluation.baseline": ("evaluation: {baseline: effopd}", {**LOOKS, **TABLES}),
     "a label": ("runs: {effopd: {label: Jump}}", {**LOOKS, **FIGURES}),

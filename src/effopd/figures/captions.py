@@ -19,7 +19,7 @@ COMPARISON = {
     ),
     "ablations": (
         "Accuracy against optimizer steps, group by group",
-        "A panel for each group of runs beside the main one. Grey: what all are compared with.",
+        "A panel for each group of runs beside the main one. Grey: what they are compared with.",
     ),
     "reverse_kl_vs_steps": (
         "Reverse KL to the teacher against optimizer steps",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
 
 from effopd.figures.comparison import curves
-from effopd.figures.style import DASHED, GREYS, Look, label_ends, looks, step_axis
+from effopd.figures.style import DASHED, DOTTED, GREYS, Look, label_ends, looks, step_axis
 
 MEASURES = {"step": "steps", "generated_tokens": "generated tokens", "flops": "FLOPs"}
 ROW = 0.19  # inches a run
@@ -91,8 +91,10 @@ def ablations(spec: dict[str, Any], results: Path) -> Figure:
             axes.remove()
             continue
         name, runs = groups[number]
-        shown = evaluation[evaluation["run"].isin([*spec["references"], *runs])]
-        ends = curves(axes, spec, shown, "step", "accuracy", styles)
+        own = dict.fromkeys(spec["own_references"][run] for run in runs if run in spec["own_references"])
+        beside = {run: Look(styles[run].label, GREYS[-1], "", DOTTED) for run in own if run not in runs}
+        shown = evaluation[evaluation["run"].isin([*spec["references"], *beside, *runs])]
+        ends = curves(axes, spec, shown, "step", "accuracy", {**styles, **beside})
         step_axis(axes, shown["step"], "optimizer steps")
         axes.tick_params(labelsize=7)
         axes.xaxis.label.set_size(8)

@@ -22,8 +22,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 # Okabe-Ito, which colour-blind readers can tell apart; the baseline is black, models are grey and dashed.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
 MARKERS = "osD^vPX"
-GREYS = ["#6b6b6b", "#a0a0a0"]
+GREYS = ["#6b6b6b", "#a0a0a0", "#878787"]
 DASHED = (0, (4, 2))
+DOTTED = (0, (1, 1.5))
 STYLE = {
     "svg.hashsalt": "effopd",  # the same file from the same data
     "svg.fonttype": "none",

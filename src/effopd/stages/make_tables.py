@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from effopd.comparison import comparison, curves, speedup
+from effopd.comparison import REVERSE_KL, Outcome, State, comparison, curves, speedup
 from effopd.flops import ledger_flops
 from effopd.runtime.artifacts import Manifest, atomic_path, read_manifest
 from effopd.runtime.cost import SPENT
@@ -25,15 +25,15 @@ def make_tables(spec: dict[str, Any], results: Path, out: Path) -> None:
     """Write models, evaluation, extrapolation, speedup, comparison and summary as CSV files into the folder `out`."""
     models = _models(spec, results)
     evaluation, outcomes = _evaluation(spec, results, models)
-    found, references = curves(evaluation, outcomes), spec["references"]
+    found, pairs = curves(evaluation, outcomes), [(run, reference) for run, reference in spec["pairs"]]
     groups = {about["run"]: about["group"] for about in spec["runs"]}
     groups |= {about["prediction"]: about["group"] for about in spec["predictions"]}
     tables = {
         "models": models,
         "evaluation": evaluation,
         "extrapolation": _extrapolation(spec, results),
-        "speedup": speedup(found, spec["seeds"], references),
-        "comparison": comparison(found, groups, references, spec["confidence"]),
+        "speedup": speedup(found, spec["seeds"], pairs),
+        "comparison": comparison(found, curves(evaluation, outcomes, REVERSE_KL), groups, pairs, spec["confidence"]),
         "summary": summary(evaluation, spec["confidence"]),
     }
     for name, table in tables.items():
@@ -54,13 +54,11 @@ def _outcome(result: dict[str, Any]) -> dict[str, Any]:
     return {key: result[key] for key in ("accuracy", "reverse_kl", "completion_length", "finished", "completions")}
 
 
-def _evaluation(
-    spec: dict[str, Any], results: Path, models: pd.DataFrame
-) -> tuple[pd.DataFrame, dict[tuple[str, int, int], np.ndarray]]:
+def _evaluation(spec: dict[str, Any], results: Path, models: pd.DataFrame) -> tuple[pd.DataFrame, dict[State, Outcome]]:
     """A row for each run, seed and kept step: outcomes, and the cumulative cost of getting there, gates included.
 
     A prediction is a run here, with a row for each step that it starts from: what its run had cost by then, and what
-    choosing how far to predict took. Beside it, each state's mean reward on each problem, in the order of the problems.
+    choosing how far to predict took. Beside it, each state's outcomes on each problem, in the order of the problems.
     """
     base = models.set_index("model").to_dict("index")
     rows, per_problem = [], {}
@@ -90,10 +88,10 @@ def _evaluation(
     return pd.DataFrame(rows), per_problem
 
 
-def _evaluated(results: Path, run: str, seed: int, step: int) -> tuple[dict[str, Any], np.ndarray]:
-    """An outcome, and the mean reward of each problem."""
+def _evaluated(results: Path, run: str, seed: int, step: int) -> tuple[dict[str, Any], Outcome]:
+    """What a state did, and on each problem."""
     evaluated = read_manifest(results / f"evaluation/{run}/seed{seed}/{step}.json", "evaluation")
-    return _outcome(evaluated.result), _rewards(evaluated)
+    return _outcome(evaluated.result), _by_problem(evaluated)
 
 
 def _spent(cost: pd.DataFrame) -> dict[str, Any]:
@@ -107,10 +105,13 @@ def _spent(cost: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _rewards(evaluated: Manifest) -> np.ndarray:
-    """The mean reward of each problem."""
-    items = pd.read_parquet(evaluated.file(f"{evaluated.path.stem}.items.parquet"), columns=["index", "reward"])
-    return items.groupby("index")["reward"].mean().to_numpy()
+def _by_problem(evaluated: Manifest) -> Outcome:
+    columns = ["index", "reward", "reverse_kl", "tokens"]
+    items = pd.read_parquet(evaluated.file(f"{evaluated.path.stem}.items.parquet"), columns=columns)
+    problems, rows = np.unique(items["index"], return_inverse=True)
+    # numpy's sums: pandas would skip NaN, and weights that overflowed would look good
+    rewards, divergence, tokens = (np.bincount(rows, items[name], len(problems)) for name in columns[1:])
+    return Outcome(rewards / np.bincount(rows), divergence, tokens)
 
 
 def _parameters(results: Path, model: str) -> float:
