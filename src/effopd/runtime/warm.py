@@ -26,6 +26,18 @@ MALLOC = {  # fewer page faults: keep freed memory instead of handing it back; h
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
 }
+JOBS = (  # what most jobs are, and what they name only where they use it
+    "effopd.cli",
+    "effopd.engines.transformers_engine",
+    "effopd.stages.collect_run",
+    "effopd.stages.evaluate",
+    "effopd.stages.evaluate_candidates",
+    "effopd.stages.predict_weights",
+    "effopd.stages.segments",
+    "effopd.stages.select_candidate",
+    "effopd.step_extrapolation",
+    "effopd.tasks.arithmetic",
+)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -189,18 +201,31 @@ def _kill_group(leader: int) -> None:
 
 
 def preload() -> None:
-    """Import what jobs use. Imports only: a thread or a device opened here would not survive the fork."""
+    """Import what jobs use, and look up what each would look up alike.
+
+    Nothing else: a thread or a device opened here would not survive the fork.
+    """
+    import importlib
+
     import matplotlib.pyplot  # noqa: F401
-    import pandas  # noqa: F401
+    import pyarrow.dataset  # noqa: F401 - what pandas imports at its first parquet file
     import sklearn.manifold  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
+    from effopd.runtime.artifacts import package_versions
     from effopd.trainer import import_deepspeed
 
     import_deepspeed(on_cpu=True)
+    for name in JOBS:
+        importlib.import_module(name)
+    package_versions()
+    with contextlib.suppress(ImportError):  # no documented function
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        get_checkpoint_conversion_mapping("qwen3")  # compiles some 900 regular expressions, those of all architectures
 
 
 if __name__ == "__main__":
