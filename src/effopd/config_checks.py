@@ -11,6 +11,7 @@ from typing import Any
 
 from effopd.config_schema import listed, run_settings
 from effopd.extrapolation.gate import BLIND
+from effopd.extrapolation.modules import LINE_BY_MODULE
 from effopd.extrapolation.predictors import METHODS
 from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, trigger_steps
 from effopd.shares import batches_of
@@ -286,6 +287,11 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
             yield f"{key(section, name)}: {error}"
     if extrapolation["triggers"] == EVERY_STEP:
         yield from _every_step_problems(extrapolation, partial(key, "extrapolation"))
+    elif extrapolation["search"] == LINE_BY_MODULE and extrapolation["triggers"] != "none":
+        yield (
+            f"{key('extrapolation', 'search')} is {LINE_BY_MODULE!r}, which is for {key('extrapolation', 'triggers')} "
+            f"`{EVERY_STEP}` alone. Write `search: line`, or those triggers."
+        )
     own = overrides.get("extrapolation", {}).get("gate", {})
     yield from _gate_problems(config["task"], extrapolation["gate"], key("extrapolation", "gate"), own)
 
@@ -367,6 +373,11 @@ def _every_step_problems(extrapolation: Mapping[str, Any], key: Callable[[str], 
         yield (
             f"{key('gate')}.source is {gate['source']!r}, and with {key('triggers')} `{EVERY_STEP}` nothing is "
             "generated for a gate. Write `source: rollouts` and `metric: reverse_kl`, or list the triggers."
+        )
+    if extrapolation["search"] == LINE_BY_MODULE and gate["metric"] in BLIND:
+        yield (
+            f"{key('search')} is {LINE_BY_MODULE!r}, and the gate {gate['metric']!r} does not look at modules. Write "
+            "`search: line`, or `metric: reverse_kl`."
         )
     if extrapolation["anchor"] == "raw":
         yield (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_refuse
 from effopd.extrapolation.gate import BLIND, GateValue, blind_value, gate_rows
-from effopd.extrapolation.search import first_step, search
+from effopd.extrapolation.modules import LINE_BY_MODULE, by_module, refine
+from effopd.extrapolation.search import ACCEPT, first_step, search
 from effopd.models import Weights, dtype_of, load_model, load_weights_into
 from effopd.rollouts import Rollouts
 from effopd.runtime.cost import cost_row
@@ -52,6 +53,8 @@ class StepExtrapolation:
         self.trainer, self.pad_id, self.batch_size = trainer, pad_id, training["batch_size"]
         self.anchor = trainer.weights(everywhere=True)
         self.moving = moving_or_refuse(self.anchor, extrapolation["parameters"])
+        self.by_module = extrapolation["search"] == LINE_BY_MODULE
+        self.modules = by_module(self.moving) if self.by_module else {"": self.moving}
         if self.gate["metric"] not in BLIND:
             self.probe = load_model(student, device, dtype_of(training["precision"]))
             self.teacher = teacher()
@@ -62,7 +65,8 @@ class StepExtrapolation:
         Metrics: the accepted `coefficient` (0: none), `update_norm` (Frobenius, of the moving parameters), and in the
         order of the search, beginning with the weights as they are (coefficient 0), `trial_coefficients` and
         `trial_values`: the gate's metric, NaN where it is not finite; `accepted_coefficients`: those that displaced the
-        best so far.
+        best so far. Of a search by module also `coefficient_<module>`, and how many more candidates that took,
+        `module_trials`.
         """
         started = time.perf_counter()
         current = self.trainer.weights(everywhere=True)
@@ -74,43 +78,58 @@ class StepExtrapolation:
             divergence = ReverseKL(self.teacher, mine, pad_id=self.pad_id, batch_size=self.batch_size)
         values: dict[float, float] = {}
 
+        def judged(coefficients: Mapping[str, float]) -> GateValue:
+            assert divergence is not None
+            load_weights_into(self.probe, self._candidate(current, coefficients))
+            rows = [float(row.sum(dtype=np.float64)) for row in divergence.of(self.probe)] if len(mine) else []
+            value = sum(itertools.chain(*self.trainer.gather(rows))) / chosen.completion_tokens
+            return GateValue(value, -value)
+
         def score(coefficient: float) -> float:
             if divergence is None:
                 found = blind_value(self.gate["metric"], self.seed, step, coefficient)
             else:
-                load_weights_into(self.probe, self._candidate(current, coefficient))
-                rows = [float(row.sum(dtype=np.float64)) for row in divergence.of(self.probe)] if len(mine) else []
-                value = sum(itertools.chain(*self.trainer.gather(rows))) / chosen.completion_tokens
-                found = GateValue(value, -value)
+                found = judged(dict.fromkeys(self.modules, coefficient))
             values[coefficient] = found.value
             return found.usable
 
         outcome = search(
-            self.settings["search"],
+            "line" if self.by_module else self.settings["search"],
             score,
             score(0.0),
             self.settings["coefficients"],
             self.settings["accept"],
             first_step(self.previous),
         )
+        coefficients, refined = dict.fromkeys(self.modules, outcome.coefficient), 0
+        if self.by_module and outcome.coefficient != 0:
+            best = next(trial.score for trial in reversed(outcome.trials) if trial.accepted)
+            accepts = ACCEPT[self.settings["accept"]]
+            coefficients, refined = refine(lambda trial: judged(trial).usable, coefficients, best, accepts)
         norm = delta_norms(current, self.anchor, self.moving)["moving"]
         if outcome.coefficient != 0:
-            current = self._candidate(current, outcome.coefficient)
+            current = self._candidate(current, coefficients)
             self.trainer.load_weights(current)
             self.trainer.forget_after_jump(self.settings["moments"], outcome.coefficient)
         self.anchor, self.previous = current, outcome.coefficient
         scored = 0 if divergence is None else chosen.completion_tokens
-        cost = cost_row("gate: score", step, time.perf_counter() - started, scored=scored, judged=scored * len(values))
+        tried = len(values) + refined
+        cost = cost_row("gate: score", step, time.perf_counter() - started, scored=scored, judged=scored * tried)
+        own = {f"coefficient_{module}": value for module, value in coefficients.items()} | {"module_trials": refined}
         return {
             "coefficient": outcome.coefficient,
             "update_norm": norm,
             "trial_coefficients": list(values),
             "trial_values": list(values.values()),
             "accepted_coefficients": [trial.coefficient for trial in outcome.trials if trial.accepted],
+            **(own if self.by_module else {}),
         }, cost
 
     def _examples(self, rollouts: Rollouts) -> int:
         return min(self.gate["examples"], len(rollouts))
 
-    def _candidate(self, current: Weights, coefficient: float) -> Weights:
-        return candidate(current, self.anchor, coefficient, self.moving) if coefficient else current
+    def _candidate(self, current: Weights, coefficients: Mapping[str, float]) -> Weights:
+        for module, coefficient in coefficients.items():
+            if coefficient:
+                current = candidate(current, self.anchor, coefficient, self.modules[module])
+        return current

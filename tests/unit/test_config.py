@@ -79,6 +79,8 @@ def edited(path: str, value):
         ("extrapolation.gate.difficulty", {"min": 4, "max": 3}, "`extrapolation.gate`.difficulty is {'min': 4, 'max': 3}, which no problem can be."),
         ("runs.effopd.extrapolation.gate", {"source": "rollouts", "metric": "reverse_kl", "difficulty": {"min": 4}}, "difficulty is {'min': 4}, and the source `rollouts` is what the step trained on."),
         ("extrapolation.coefficients", [2, 6, 4], "`extrapolation.coefficients` is [2, 6, 4]; it must increase."),
+        ("extrapolation.search", "line_by_module", "`extrapolation.search` is 'line_by_module', which is for `extrapolation.triggers` `every_step` alone. Write `search: line`, or those triggers."),
+        ("runs.effopd_every.extrapolation", {"triggers": "every_step", "search": "line_by_module", "gate": {"metric": "always", "source": "rollouts"}}, "`runs.effopd_every.extrapolation.search` is 'line_by_module', and the gate 'always' does not look at modules. Write `search: line`, or `metric: reverse_kl`."),
         ("extrapolation.gate.source", "rollouts", "`extrapolation.gate`.metric is 'accuracy', and with source `rollouts` candidates answer nothing"),
         ("extrapolation.gate.examples", 10**6, "`extrapolation.gate`.examples is 1000000, more than its source holds (`task.splits.train`: 8192)."),
         ("extrapolation.triggers", "sometimes", "`extrapolation.triggers` is 'sometimes'; see its meaning in config/README.md"),

@@ -8,6 +8,7 @@ from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.extrapolation.candidates import candidate, moving_parameters
 from effopd.extrapolation.gate import gate_rows
+from effopd.extrapolation.modules import by_module
 from effopd.losses import negative_log_likelihood, token_logprobs
 from effopd.models import save_model, special_ids, weights_of
 from effopd.rollouts import PaddedBatch
@@ -29,10 +30,10 @@ def setting(tmp_path, tokenizer):
     engine = TransformersEngine(trainer.model, eos_id=eos_id, pad_id=pad_id, batch_size=8)
     rollouts = engine.generate([[3 + i, 5, 9] for i in range(8)], list(range(8)), Sampling(1.0, 6))
 
-    def make(previous=1.0, moments="kept", parameters="attention_mlp", **gate):
+    def make(previous=1.0, moments="kept", parameters="attention_mlp", search="line", **gate):
         extrapolation = {
             "coefficients": [2, 4, 6, 8, 10],
-            "search": "line",
+            "search": search,
             "accept": ">",
             "moments": moments,
             "parameters": parameters,
@@ -96,6 +97,32 @@ def test_the_accepted_candidate_of_the_steps_own_update_is_what_training_goes_on
         first_trials.append(facts["trial_coefficients"][1])
         accepted.append(best)
     assert first_trials == [1.0, accepted[0]], "a search starts where the last one ended"
+
+
+def test_by_module_each_part_of_the_update_gets_the_coefficient_that_is_best_for_it(setting):
+    trainer, rollouts, make, update, pad_id = setting
+    extrapolation = make(parameters="all", search="line_by_module")
+    before = trainer.weights()
+    update()
+    current = trainer.weights()
+    facts, cost = extrapolation(rollouts, 1)
+    line = facts["coefficient"]
+    assert facts["trial_coefficients"][1] == 1.0
+    modules = by_module(current)
+    assert list(modules) == ["attention", "mlp", "other"]
+    found = {module: facts[f"coefficient_{module}"] for module in modules}
+    assert set(found.values()) <= {line, line * 3 / 2, line * 2 / 3}
+    assert set(found.values()) != {line}, "no module was better off alone: the test proves too little"
+    wanted = current
+    for module, names in modules.items():
+        wanted = candidate(wanted, before, found[module], names)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in trainer.weights().items())
+    chosen = rollouts.select(gate_rows(0, "rollouts", len(rollouts), 5, 1))
+    model = make_model(0)
+    model.load_state_dict({**model.state_dict(), **wanted})
+    rows = measure_reverse_kl(model, make_model(1), chosen, pad_id=pad_id, batch_size=8)
+    assert sum(float(row.sum()) for row in rows) / chosen.completion_tokens < min(facts["trial_values"])
+    assert cost["judged_tokens"] == chosen.completion_tokens * (len(facts["trial_values"]) + facts["module_trials"])
 
 
 def test_where_no_candidate_is_better_the_step_stays_as_it_is(setting):

@@ -9,6 +9,7 @@ from typing import Any
 from effopd.architecture import Architecture
 from effopd.estimates.hardware import Hardware
 from effopd.extrapolation.gate import BLIND
+from effopd.extrapolation.modules import FACTORS, LINE_BY_MODULE
 from effopd.flops import UPDATE_PASSES
 from effopd.plan import Plan
 
@@ -66,6 +67,8 @@ class Work:
         `rollouts`, of up to `horizon` tokens, are those that the step trained on; fresh completions have up to `limit`.
         """
         gate, trials = settings["gate"], 1 + len(settings["coefficients"])
+        if settings["search"] == LINE_BY_MODULE:
+            trials += len(FACTORS) * 3
         if gate["metric"] in BLIND:
             return 0.0
         if gate["source"] == "rollouts":  # the teacher is asked once
