@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 EVERY_STEP = {
     "extrapolation": {
         "triggers": "every_step",
-        "search": "line",
+        "search": "line_by_module",
         "accept": ">",
         "moments": "scaled",
         "gate": {"metric": "reverse_kl", "source": "rollouts"},
