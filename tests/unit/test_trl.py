@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_runs import Capture, CaptureAfter, arguments, distil
 
 from effopd.extrapolation.candidates import candidate
+from effopd.extrapolation.modules import by_module
 from effopd.integrations.gates import AccuracyGate, ReverseKLGate
 from effopd.integrations.transformers import EffOPDCallback
 from effopd.models import load_tensors, save_model, weights_of
@@ -218,6 +219,34 @@ def test_after_every_step_a_line_search_starts_where_the_last_one_ended(tokenize
     tried = [[trial["coefficient"] for trial in decision["trials"]] for decision in callback.decisions]
     assert [decision["coefficient"] for decision in callback.decisions] == [4.0, 8.0, -0.5, 1.0]
     assert [trials[0] for trials in tried] == [1.0, 4.0, 8.0, 1.0], "after a step back it starts at 1"
+
+
+def test_by_module_each_part_goes_as_far_as_the_gate_likes_best(tokenizer, tmp_path):
+    anchor, seen = weights_of(make_model(0, len(tokenizer))), Capture()
+    modules = by_module(anchor)
+    best = {"attention": 4 * 2 / 3, "mlp": 4.0, "other": 6.0}
+
+    def gate(model, step, coefficient):
+        """How near the coefficient of each module is to the best, read off the weights."""
+        weights, current = weights_of(model), seen.weights[1]
+        found = {}
+        for module, names in modules.items():
+            moved, ray = (
+                torch.cat([(w[n] - v[n]).flatten() for n in names]) for w, v in ((weights, current), (current, anchor))
+            )
+            found[module] = float(moved @ ray / (ray @ ray))
+        return -sum(abs(found[module] - best[module]) for module in best)
+
+    after = CaptureAfter()
+    callback = EffOPDCallback(gate, triggers=[1], search="line_by_module", accept=">", parameters="all")
+    distil(tmp_path, tokenizer, PROMPTS, [seen, callback, after], steps=1)
+    (decided,) = callback.decisions
+    assert (decided["coefficient"], decided["modules"], decided["module_trials"]) == (4.0, best, 2 + 2 + 1)
+    assert read_manifest(tmp_path / "extrapolation/1/ledger.json", "ledger").result == decided
+    right = seen.weights[1]
+    for module, names in modules.items():
+        right = candidate(right, anchor, best[module], names)
+    assert all(torch.equal(tensor, after.weights[1][name]) for name, tensor in right.items())
 
 
 def test_grpo_with_a_reward_function_for_both(tokenizer, tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
 from effopd.extrapolation.gate import GateValue, decision, score_of
+from effopd.extrapolation.modules import LINE_BY_MODULE, by_module, refine
 from effopd.extrapolation.schedule import EVERY_STEP, powers_of_two, trigger_steps
 from effopd.extrapolation.search import ACCEPT, Outcome, first_step, search
 from effopd.integrations.master_weights import MasterWeights, rank, ranks
@@ -23,7 +25,7 @@ from effopd.runtime.errors import UserError
 from effopd.runtime.progress import say
 
 STATE, ANCHOR = "effopd.json", "effopd_anchor.safetensors"  # in the Trainer's checkpoints
-SEARCHES = ("first_failure", "all", "line")
+SEARCHES = ("first_failure", "all", "line", LINE_BY_MODULE)
 TRIGGERS = ("powers_of_two", EVERY_STEP, "none")
 
 
@@ -90,6 +92,7 @@ class EffOPDCallback(TrainerCallback):
             self._triggers = self._planned(state.max_steps)
             self._masters = MasterWeights(kwargs["model"])
             self._moving = moving_parameters(self._masters.parameters, self.settings["parameters"])
+            self._modules = by_module(self._moving) if self._refines else {"": self._moving}
         except ValueError as error:
             raise UserError(f"EffOPDCallback: {error}") from None
         weights = self._masters.read()
@@ -142,36 +145,55 @@ class EffOPDCallback(TrainerCallback):
         values: dict[float, dict[str, Any]] = {}
         costs: list[dict[str, Any]] = []
 
-        def put(coefficient: float) -> None:
-            self._masters.write(self._moving, lambda name: self._candidate(current, name, coefficient))
+        def put(coefficients: Mapping[str, float]) -> None:
+            for module, names in self._modules.items():
+                self._masters.write(names, partial(self._candidate, current, coefficient=coefficients[module]))
+
+        def judged(coefficient: float) -> GateValue:
+            working = time.perf_counter()
+            value = self._judge(model, step, coefficient)
+            costs.append({**cost_row("gate", step, time.perf_counter() - working), "coefficient": coefficient})
+            return value
 
         def score(coefficient: float) -> float:
             if coefficient != 0:
-                put(coefficient)
-            working = time.perf_counter()
-            values[coefficient] = self._judge(model, step, coefficient).entry(coefficient)
-            costs.append({**cost_row("gate", step, time.perf_counter() - working), "coefficient": coefficient})
+                put(dict.fromkeys(self._modules, coefficient))
+            values[coefficient] = judged(coefficient).entry(coefficient)
             return score_of(values[coefficient])
 
-        chosen = 0.0
+        def refined(coefficients: Mapping[str, float]) -> float:
+            put(coefficients)
+            return judged(outcome.coefficient).usable  # draws as of the candidate that it is compared with
+
+        chosen, tried = dict.fromkeys(self._modules, 0.0), 0
         try:
             outcome = search(
-                self.settings["search"],
+                "line" if self._refines else self.settings["search"],
                 score,
                 score(0.0),
                 self.settings["coefficients"],
                 self.settings["accept"],
                 self._first_step(),
             )
-            chosen = outcome.coefficient
+            found = dict.fromkeys(self._modules, outcome.coefficient)
+            if self._refines and outcome.coefficient != 0:
+                best = next(trial.score for trial in reversed(outcome.trials) if trial.accepted)
+                found, tried = refine(refined, found, best, ACCEPT[self.settings["accept"]])
+            chosen = found
         finally:  # also when the gate fails: no candidate stays in the model
             put(chosen)
         if rank() == 0:
-            self._note(step, outcome, values, costs, current, output, started)
-            accepted = chosen if self.settings["anchor"] == "accepted" else 0.0
-            for name in self._moving:
-                current[name] = self._candidate(current, name, accepted)
+            own = {"modules": chosen, "module_trials": tried} if self._refines else {}
+            self._note(step, outcome, values, own, costs, current, output, started)
+            if self.settings["anchor"] == "accepted":
+                for module, names in self._modules.items():
+                    current |= {name: self._candidate(current, name, chosen[module]) for name in names}
             self._anchor = current
+
+    @property
+    def _refines(self) -> bool:
+        """Whether a line search goes on by module."""
+        return bool(self.settings["search"] == LINE_BY_MODULE)
 
     def _first_step(self) -> float:
         """Where a line search starts: after every step, where the last one ended."""
@@ -205,13 +227,14 @@ class EffOPDCallback(TrainerCallback):
         step: int,
         outcome: Outcome,
         values: dict[float, dict[str, Any]],
+        own: dict[str, Any],
         costs: list[dict[str, Any]],
         current: Weights,
         output: Path,
         started: float,
     ) -> None:
         named = getattr(self.gate, "__name__", type(self.gate).__name__)
-        result = decision(
+        result = own | decision(
             step,
             outcome,
             values,
