@@ -19,7 +19,8 @@ EVERY_STEP = {
     }
 }
 # What may differ: the setting itself, and what the gate cost (each coefficient is scored, asked for or not).
-MAY_DIFFER = ("config.yaml", "cost.parquet", *(f"tables/{name}.csv" for name in ("evaluation", "comparison", "summary")))
+TABLES = tuple(f"tables/{name}.csv" for name in ("evaluation", "comparison", "summary"))
+MAY_DIFFER = ("config.yaml", "cost.parquet", *TABLES)
 
 
 def prepared(undisturbed: Workflow, folder: Path, mode: str, shards: int, **training: int) -> Workflow:
