@@ -187,7 +187,8 @@ class EffOPDCallback(TrainerCallback):
             self._note(step, outcome, values, own, costs, current, output, started)
             if self.settings["anchor"] == "accepted":
                 for module, names in self._modules.items():
-                    current |= {name: self._candidate(current, name, chosen[module]) for name in names}
+                    for name in names:  # one at a time: a model may be large
+                        current[name] = self._candidate(current, name, chosen[module])
             self._anchor = current
 
     @property
