@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_refuse
 from effopd.extrapolation.gate import BLIND, GateValue, blind_value, gate_rows
 from effopd.extrapolation.modules import LINE_BY_MODULE, by_module, refine
-from effopd.extrapolation.search import ACCEPT, first_step, search
+from effopd.extrapolation.search import first_step, search
 from effopd.models import Weights, dtype_of, load_model, load_weights_into
 from effopd.rollouts import Rollouts
 from effopd.runtime.cost import cost_row
@@ -53,8 +53,8 @@ class StepExtrapolation:
         self.trainer, self.pad_id, self.batch_size = trainer, pad_id, training["batch_size"]
         self.anchor = trainer.weights(everywhere=True)
         self.moving = moving_or_refuse(self.anchor, extrapolation["parameters"])
-        self.by_module = extrapolation["search"] == LINE_BY_MODULE
-        self.modules = by_module(self.moving) if self.by_module else {"": self.moving}
+        self.refines = extrapolation["search"] == LINE_BY_MODULE
+        self.modules = by_module(self.moving) if self.refines else {"": self.moving}
         if self.gate["metric"] not in BLIND:
             self.probe = load_model(student, device, dtype_of(training["precision"]))
             self.teacher = teacher()
@@ -94,7 +94,7 @@ class StepExtrapolation:
             return found.usable
 
         outcome = search(
-            "line" if self.by_module else self.settings["search"],
+            "line" if self.refines else self.settings["search"],
             score,
             score(0.0),
             self.settings["coefficients"],
@@ -102,10 +102,10 @@ class StepExtrapolation:
             first_step(self.previous),
         )
         coefficients, refined = dict.fromkeys(self.modules, outcome.coefficient), 0
-        if self.by_module and outcome.coefficient != 0:
-            best = next(trial.score for trial in reversed(outcome.trials) if trial.accepted)
-            accepts = ACCEPT[self.settings["accept"]]
-            coefficients, refined = refine(lambda trial: judged(trial).usable, coefficients, best, accepts)
+        if self.refines:
+            coefficients, refined = refine(
+                lambda trial: judged(trial).usable, outcome, self.modules, self.settings["accept"]
+            )
         norm = delta_norms(current, self.anchor, self.moving)["moving"]
         if outcome.coefficient != 0:
             current = self._candidate(current, coefficients)
@@ -122,7 +122,7 @@ class StepExtrapolation:
             "trial_coefficients": list(values),
             "trial_values": list(values.values()),
             "accepted_coefficients": [trial.coefficient for trial in outcome.trials if trial.accepted],
-            **(own if self.by_module else {}),
+            **(own if self.refines else {}),
         }, cost
 
     def _examples(self, rollouts: Rollouts) -> int:

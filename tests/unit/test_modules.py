@@ -1,15 +1,20 @@
 """Coefficients by module, on a score that can be worked out by hand."""
 
 import math
-import operator
 
 from effopd.extrapolation.modules import by_module, refine
+from effopd.extrapolation.search import Outcome, Trial
 
 
 def test_parameters_are_of_attention_of_an_mlp_or_other():
     names = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight"]
     assert by_module(names) == {"attention": [names[1]], "mlp": [names[2]], "other": [names[0]]}
     assert by_module(names[:1]) == {"other": names[:1]}
+
+
+def ended(coefficient, score):
+    """A line search that ended with this coefficient, after one that was no better."""
+    return Outcome([Trial(coefficient, score, True), Trial(2 * coefficient, score - 1, False)], coefficient, "")
 
 
 def distance(best):
@@ -19,19 +24,22 @@ def distance(best):
 
 def test_each_module_is_scaled_in_turn_where_that_is_better():
     score = distance({"attention": 3.0, "mlp": 4.0, "other": 7.0})
-    start = dict.fromkeys(("attention", "mlp", "other"), 4.0)
-    found, tried = refine(score, start, score(start), operator.gt)
+    modules = ("attention", "mlp", "other")
+    found, tried = refine(score, ended(4.0, score(dict.fromkeys(modules, 4.0))), modules, ">")
     assert found == {"attention": 4 * 2 / 3, "mlp": 4.0, "other": 4 * 3 / 2}
     assert tried == 2 + 2 + 1  # longer fails and shorter helps; both fail; longer helps
-    assert start == dict.fromkeys(start, 4.0)
 
 
 def test_a_score_that_is_no_number_is_never_accepted():
-    start = {"attention": 2.0, "mlp": 2.0}
-    found, tried = refine(lambda trial: -math.inf, start, -1.0, operator.gt)
-    assert (found, tried) == (start, 4)
+    found, tried = refine(lambda trial: -math.inf, ended(2.0, -1.0), ("attention", "mlp"), ">")
+    assert (found, tried) == ({"attention": 2.0, "mlp": 2.0}, 4)
 
 
 def test_a_step_back_is_scaled_like_a_step_forward():
-    found, _ = refine(lambda trial: -trial["mlp"], {"mlp": -0.5}, 0.5, operator.gt)
+    found, _ = refine(lambda trial: -trial["mlp"], ended(-0.5, 0.5), ["mlp"], ">")
     assert found == {"mlp": -0.75}
+
+
+def test_where_the_line_search_accepted_nothing_no_module_is_tried():
+    none = Outcome([Trial(1.0, -2.0, False)], 0.0, "no candidate was accepted")
+    assert refine(lambda trial: 9.0, none, ["mlp"], ">") == ({"mlp": 0.0}, 0)

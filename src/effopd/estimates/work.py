@@ -9,7 +9,7 @@ from typing import Any
 from effopd.architecture import Architecture
 from effopd.estimates.hardware import Hardware
 from effopd.extrapolation.gate import BLIND
-from effopd.extrapolation.modules import FACTORS, LINE_BY_MODULE
+from effopd.extrapolation.modules import FACTORS, KINDS, LINE_BY_MODULE
 from effopd.flops import UPDATE_PASSES
 from effopd.plan import Plan
 
@@ -68,7 +68,7 @@ class Work:
         """
         gate, trials = settings["gate"], 1 + len(settings["coefficients"])
         if settings["search"] == LINE_BY_MODULE:
-            trials += len(FACTORS) * 3
+            trials += len(FACTORS) * (len(KINDS) + 1)
         if gate["metric"] in BLIND:
             return 0.0
         if gate["source"] == "rollouts":  # the teacher is asked once

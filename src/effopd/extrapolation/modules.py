@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from effopd.extrapolation.search import ACCEPT, Outcome
+
 LINE_BY_MODULE = "line_by_module"
 KINDS = {"attention": r"\.self_attn\.", "mlp": r"\.mlp\."}
 FACTORS = (3 / 2, 2 / 3)  # tried on a module's coefficient, in this order
@@ -19,18 +21,19 @@ def by_module(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def refine(
-    score: Callable[[Mapping[str, float]], float],
-    coefficients: Mapping[str, float],
-    best: float,
-    accepts: Callable[[float, float], bool],
+    score: Callable[[Mapping[str, float]], float], line: Outcome, modules: Iterable[str], accept: str
 ) -> tuple[dict[str, float], int]:
-    """Scale the coefficient of one module after the other where that is better.
+    """From where a line search ended, scale the coefficient of one module after the other where that is better.
 
-    `score` is of a candidate with these coefficients, higher is better; `best` that of `coefficients`. Returns the
-    coefficients accepted last, and how many candidates were tried: of each module, up to as many as FACTORS.
+    This project's own. `score` is of a candidate with these coefficients by module, higher is better. Returns the
+    coefficients accepted last, and how many candidates were tried: of each module, up to as many as FACTORS; none where
+    the line search accepted none.
     """
-    found, tried = dict(coefficients), 0
-    for module in coefficients:
+    found, tried = dict.fromkeys(modules, line.coefficient), 0
+    if line.coefficient == 0:
+        return found, tried
+    best, accepts = next(trial.score for trial in reversed(line.trials) if trial.accepted), ACCEPT[accept]
+    for module in found:
         for factor in FACTORS:
             trial = {**found, module: found[module] * factor}
             value = score(trial)

@@ -176,9 +176,8 @@ class EffOPDCallback(TrainerCallback):
                 self._first_step(),
             )
             found = dict.fromkeys(self._modules, outcome.coefficient)
-            if self._refines and outcome.coefficient != 0:
-                best = next(trial.score for trial in reversed(outcome.trials) if trial.accepted)
-                found, tried = refine(refined, found, best, ACCEPT[self.settings["accept"]])
+            if self._refines:
+                found, tried = refine(refined, outcome, self._modules, self.settings["accept"])
             chosen = found
         finally:  # also when the gate fails: no candidate stays in the model
             put(chosen)
