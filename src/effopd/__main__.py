@@ -9,10 +9,10 @@ import sys
 def main() -> None:
     """Run a verb, in a warm process where the workflow offers one (before importing anything slow)."""
     arguments = sys.argv[1:]
-    if "WORLD_SIZE" in os.environ:  # a rank: it ends with torch's launcher, which gives back its GPUs when it ends
+    if launcher := os.environ.pop("EFFOPD_LAUNCHER", ""):  # a rank: its launcher's end gives its GPUs to others
         from effopd.runtime.processes import die_with_parent
 
-        die_with_parent(os.getppid())
+        die_with_parent(int(launcher))
     if address := os.environ.get("EFFOPD_WARM"):
         from effopd.runtime.warm import run_warm
 

@@ -46,8 +46,9 @@ install_packages() {
     [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' > $policy && chmod +x $policy && made=yes; }
     export DEBIAN_FRONTEND=noninteractive
     local failed=""
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } > "$folder/apt.log" 2>&1 \
-        || failed=yes
+    local patient=(-qq -o DPkg::Lock::Timeout=120) # another test may be installing
+    { apt-get "${patient[@]}" update && apt-get "${patient[@]}" install -y --no-install-recommends "${missing[@]}"; } \
+        > "$folder/apt.log" 2>&1 || failed=yes
     [ -z "$made" ] || rm -f $policy
     [ -z "$failed" ] || fail "apt-get could not install ${missing[*]}: $(tail -1 "$folder/apt.log")"
 }

@@ -9,6 +9,7 @@ import pytest
 
 from effopd.runtime import launch
 from effopd.runtime.errors import UserError
+from effopd.runtime.processes import LOST
 
 LAUNCH = [sys.executable, "-m", "effopd.runtime.launch"]
 LONG_SPEC = (
@@ -179,6 +180,14 @@ def test_ranks_hold_gpus_of_their_launcher_and_end_with_it(jobs):
     assert {running(rank)["RANK"] for rank in ranks} == {"0", "1"}
     launcher.kill()
     wait_for(lambda: not any(os.path.exists(f"/proc/{rank}") for rank in ranks))
+
+
+def test_a_rank_whose_launcher_ended_before_it_started_does_nothing(tmp_path):
+    verb = ["make-data", "--spec", LONG_SPEC, "--out", "m.json"]
+    environment = {**os.environ, "EFFOPD_LAUNCHER": "1"}
+    rank = subprocess.run([sys.executable, "-m", "effopd", *verb], env=environment, cwd=tmp_path)
+    assert rank.returncode == LOST
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

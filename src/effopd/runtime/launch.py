@@ -151,6 +151,8 @@ def start(ranks: int, gpus: int, nodes: int, verb: Sequence[str]) -> NoReturn:
         module = ["-m", "torch.distributed.run", *rendezvous(ranks, nodes), *module]
     elif ranks > 1:
         module = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *module]
+    if ranks > 1:
+        os.environ["EFFOPD_LAUNCHER"] = str(os.getpid())  # a rank that starts as its launcher ends has another parent
     os.execv(sys.executable, [sys.executable, *module])
 
 
