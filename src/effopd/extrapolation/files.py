@@ -6,9 +6,12 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from effopd.runtime.errors import UserError
 from effopd.runtime.locks import LOCK, exclusive
 from effopd.runtime.progress import Progress
 
+THREADS = 4  # more than cores, as some wait for the disk (docs/benchmarks.md)
 BLOCK_ELEMENTS = 2**18  # worked on at a time: what fits a core's cache
 COPIED = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")  # configuration, tokenizer, generation
 NOT_COPIED = ("trainer_state.json", INDEX)
@@ -38,6 +42,10 @@ class Summary:
     alike: int = 0  # of those: the same in both checkpoints
     step: float = 0.0  # squared norm of coefficient * (current - anchor) over them
     lost: float = 0.0  # squared norm of what storing the result in 16 bits took away
+
+    def add(self, part: Summary) -> None:
+        for name in (field.name for field in fields(self)):
+            setattr(self, name, getattr(self, name) + getattr(part, name))
 
     def warnings(self) -> Iterator[str]:
         """What rounding did that a user should know, with the remedy."""
@@ -75,27 +83,50 @@ def extrapolate_folder(
     layouts = [Layout.of(file) for file in sorted({stored.file for stored in after.tensors.values()})]
     names = [entry.name for layout in layouts for entry in layout.entries]
     moving = _moving(after, names, parameters)
-    with _complete_folder(out) as folder, closing(Reader()) as reader:
-        stream = _Stream(before, reader, coefficient, moving)
-        progress = Progress("extrapolating: tensor", len(names))
+    summary, progress = Summary(), Progress("extrapolating: tensor", len(names))
+    with (
+        _complete_folder(out) as folder,
+        ExitStack() as files,
+        _workers(THREADS) as workers,
+        _workers(1) as syncing,
+    ):
+        stream = _Stream(before, files.enter_context(closing(Reader())), coefficient, moving)
+        written = []
         for layout in layouts:
             stored = {e.name: NAMES[dtype] for e in layout.entries if dtype and e.name in after.tensors}
             target = layout.stored_as(folder / layout.file.name, stored)
-            with target.file.open("wb", buffering=0) as handle:
-                handle.write(target.header())
-                for source, entry in zip(layout.entries, target.entries, strict=True):
-                    for block in stream.blocks(layout.file, source, entry.dtype):
-                        _write(handle.fileno(), block)
-                    progress.update(stream.summary.tensors, gigabytes=(stream.summary.bytes + handle.tell()) / 1e9)
-                stream.summary.bytes += handle.tell()
-                os.fsync(handle.fileno())
+            handle = files.enter_context(target.file.open("wb", buffering=0))
+            handle.write(target.header())
+            summary.bytes += handle.tell()
+            write = partial(stream.write, handle.fileno(), layout.file)
+            for part in workers.map(write, layout.entries, target.entries):
+                summary.add(part)  # in the tensors' order, whichever was first: sums are the same each time
+                progress.update(summary.tensors, gigabytes=summary.bytes / 1e9)
+            written.append(syncing.submit(os.fsync, handle.fileno()))  # the disk works while the next file is computed
+        for file in written:
+            file.result()
         if current.is_dir():
-            _copy_the_rest(current, folder, layouts, dtype, stream.summary.bytes)
-    return stream.summary
+            _copy_the_rest(current, folder, layouts, dtype, summary.bytes)
+    return summary
+
+
+@contextmanager
+def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads; after an error what waits for one is not begun."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Memory(threading.local):
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
 
 class _Stream:
-    """The candidate's tensors, block by block, in memory that is used again and again."""
+    """The candidate's tensors, block by block, in memory of each thread's own that is used again and again."""
 
     def __init__(self, anchor: Checkpoint, reader: Reader, coefficient: float, moving: Mapping[str, str]) -> None:
         self.reader, self.coefficient, self.moving = reader, coefficient, moving
@@ -104,23 +135,30 @@ class _Stream:
             for stored in anchor.tensors.values()
         }
         self.files = {name: stored.file for name, stored in anchor.tensors.items()}
-        self.summary = Summary()
-        self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._memory = _Memory()
 
-    def blocks(self, file: Path, entry: Entry, stored_as: str) -> Iterator[torch.Tensor]:
-        """The candidate of one tensor of `file`, to be written in the type `stored_as`. Each block is valid until the
-        next is asked for."""
-        self.summary.tensors += 1
+    def write(self, handle: int, file: Path, source: Entry, target: Entry) -> Summary:
+        """Write the candidate of one tensor of `file` to where `target` is in an open file, in that type."""
+        summary, place = Summary(tensors=1, bytes=target.size), target.start
+        for block in self._blocks(file, source, target.dtype, summary):
+            view = bytes_of(block)
+            while view:
+                done = os.pwrite(handle, view, place)
+                view, place = view[done:], place + done
+        return summary
+
+    def _blocks(self, file: Path, entry: Entry, stored_as: str, summary: Summary) -> Iterator[torch.Tensor]:
+        """Each block is valid until the next is asked for."""
         if entry.name in self.moving:
-            self.summary.moved += 1
-            yield from self._moved(file, entry, stored_as)
+            summary.moved += 1
+            yield from self._moved(file, entry, stored_as, summary)
         elif entry.dtype == stored_as:
             yield from self._read("current", file, entry.start, entry.size, torch.uint8)
         else:
             for block in self._read("current", file, entry.start, entry.elements, TYPES[entry.dtype]):
                 yield self._converted("stored", block, TYPES[stored_as])
 
-    def _moved(self, file: Path, entry: Entry, stored_as: str) -> Iterator[torch.Tensor]:
+    def _moved(self, file: Path, entry: Entry, stored_as: str, summary: Summary) -> Iterator[torch.Tensor]:
         name = self.moving[entry.name]
         other = self.anchor[self.files[name]][name]
         sixteen = any(TYPES[dtype].itemsize == 2 for dtype in (entry.dtype, other.dtype, stored_as))
@@ -130,8 +168,8 @@ class _Stream:
             weights, step = self._converted("weights", now, torch.float32), self._converted("step", then, torch.float32)
             torch.sub(weights, step, out=step)
             if sixteen:
-                self.summary.elements += step.numel()
-                self.summary.alike += step.numel() - int(step.count_nonzero())
+                summary.elements += step.numel()
+                summary.alike += step.numel() - int(step.count_nonzero())
             step.mul_(self.coefficient)
             result = weights.add_(step)
             if not math.isfinite(result.sum().item()) and not result.isfinite().all():
@@ -141,34 +179,28 @@ class _Stream:
                 )
             stored = self._converted("stored", result, TYPES[stored_as])
             if sixteen:
-                self.summary.step += step.dot(step).item()
+                summary.step += step.dot(step).item()
                 if stored is not result:
                     lost = result.sub_(stored)
-                    self.summary.lost += lost.dot(lost).item()
+                    summary.lost += lost.dot(lost).item()
             yield stored
 
     def _read(self, role: str, file: Path, start: int, elements: int, dtype: torch.dtype) -> Iterator[torch.Tensor]:
         size = BLOCK_ELEMENTS * (4 if dtype == torch.uint8 else 1)
         for first in range(0, elements, size):
-            block = self._memory(role, dtype, size)[: min(size, elements - first)]
+            block = self._buffer(role, dtype, size)[: min(size, elements - first)]
             yield self.reader.read(file, start + first * dtype.itemsize, block)
 
     def _converted(self, role: str, block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The block in another type, in memory of its own; itself where it has that type."""
         if block.dtype == dtype:
             return block
-        return self._memory(role, dtype, BLOCK_ELEMENTS)[: block.numel()].copy_(block)
+        return self._buffer(role, dtype, BLOCK_ELEMENTS)[: block.numel()].copy_(block)
 
-    def _memory(self, role: str, dtype: torch.dtype, size: int) -> torch.Tensor:
-        if (role, dtype) not in self._buffers:
-            self._buffers[role, dtype] = torch.empty(size, dtype=dtype)
-        return self._buffers[role, dtype]
-
-
-def _write(handle: int, block: torch.Tensor) -> None:
-    view = bytes_of(block)
-    while view:
-        view = view[os.write(handle, view) :]
+    def _buffer(self, role: str, dtype: torch.dtype, size: int) -> torch.Tensor:
+        if (role, dtype) not in self._memory.held:
+            self._memory.held[role, dtype] = torch.empty(size, dtype=dtype)
+        return self._memory.held[role, dtype]
 
 
 def _check_arguments(anchor: Path, current: Path, coefficient: float, out: Path) -> None:

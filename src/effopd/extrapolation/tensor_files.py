@@ -11,6 +11,7 @@ import json
 import math
 import os
 import struct
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,23 +91,21 @@ def _header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
 
 
 class Reader:
-    """Reads tensors of files block by block; the kernel is told what comes next."""
-
-    AHEAD_BYTES = 32 * 2**20
+    """Reads tensors of files block by block, for several threads."""
 
     def __init__(self) -> None:
         self._open: dict[Path, int] = {}
+        self._opening = threading.Lock()
 
     def read(self, file: Path, start: int, block: torch.Tensor) -> torch.Tensor:
         """Fill `block`, a contiguous tensor on the CPU, with the bytes of the file from `start`. Returns it.
 
         Raises EOFError where the file ends before.
         """
-        if file not in self._open:
-            self._open[file] = os.open(file, os.O_RDONLY)
-            os.posix_fadvise(self._open[file], 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        with self._opening:
+            if file not in self._open:
+                self._open[file] = os.open(file, os.O_RDONLY)
         handle, view = self._open[file], bytes_of(block)
-        os.posix_fadvise(handle, start + len(view), self.AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
         done = 0
         while done < len(view):
             if not (got := os.preadv(handle, [view[done:]], start + done)):
