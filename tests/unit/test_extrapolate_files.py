@@ -92,6 +92,17 @@ def test_bfloat16_is_computed_in_float32_and_rounded_once(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "wide").dtype == torch.float32
 
 
+def test_the_number_of_threads_changes_neither_bits_nor_summary(tmp_path, monkeypatch):
+    folders = [save(tmp_path / name, dtype=torch.bfloat16, drift=drift) for name, drift in (("a", 0), ("c", 1e-3))]
+    monkeypatch.setattr(files, "BLOCK_ELEMENTS", 100)
+    made = []
+    for threads in (1, 4, 4):
+        monkeypatch.setattr(files, "THREADS", threads)
+        out = tmp_path / str(len(made))
+        made.append((extrapolate_folder(*folders, 2.0, out), (out / "model.safetensors").read_bytes()))
+    assert made[0] == made[1] == made[2]
+
+
 def test_warns_where_16_bits_round_the_update_away(tmp_path, capfd):
     anchor, current = save(tmp_path / "a"), save(tmp_path / "c", drift=1e-6)
     arguments = ["extrapolate", "--anchor", str(anchor), "--current", str(current), "--coefficient", "2"]
