@@ -255,3 +255,12 @@ def test_many_labels_of_one_figure_do_not_overlap():
     figure.draw_without_rendering()
     assert texts_apart(figure, axes.texts)
     plt.close(figure)
+
+
+def test_labels_are_level_with_their_lines_where_there_is_room_and_around_them_where_not():
+    figure, axes = plt.subplots()
+    axes.set_ylim(0, 1)
+    label_ends(axes, [(1.0, y, str(y), "black") for y in (0.9, 0.1, 0.5, 0.5, 0.99, 1.0)], apart=0.1)
+    assert [text.xy[1] for text in axes.texts] == pytest.approx([0.1, 0.45, 0.55, 0.8, 0.9, 1.0])
+    assert [text.get_text() for text in axes.texts] == ["0.1", "0.5", "0.5", "0.9", "0.99", "1.0"]
+    plt.close(figure)

@@ -18,6 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from scipy.optimize import isotonic_regression
 
 # Okabe-Ito, which colour-blind readers can tell apart; the baseline is black, models are grey and dashed.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
@@ -120,11 +121,11 @@ def label_ends(
     """
     heights = [axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[1] for x, y, _, _ in ends]
     order = np.argsort(heights)
-    placed = np.array(heights)[order]
-    for index in range(1, len(placed)):
-        placed[index] = max(placed[index], placed[index - 1] + apart)
-    placed -= max(0.0, placed[-1] - 1.0) if len(placed) else 0.0
-    for height, index in zip(placed, order, strict=True):
+    offsets = apart * np.arange(len(ends))
+    # what is left of a height without the labels below it must not fall: the nearest that does not, by least squares
+    bases = isotonic_regression(np.array(heights)[order] - offsets).x if ends else offsets
+    top = 1.0 - apart * (len(ends) - 1)
+    for height, index in zip(np.clip(bases, min(0.0, top), top) + offsets, order, strict=True):
         _, _, label, colour = ends[index]
         axes.annotate(label, (1.015, height), xycoords="axes fraction", color=colour, fontsize=size, va="center")
 
