@@ -41,12 +41,15 @@ def verdict(row: pd.Series, measure: str, target: str = ACCURACY) -> str:
 
 
 def overview(config: dict[str, Any], comparison: pd.DataFrame, reference: str, target: str = ACCURACY) -> Rows:
-    """A row for each measure of cost: which runs reach the reference's last accuracy, or reverse KL, faster."""
+    """A row for each measure of cost: which runs reach the reference's last accuracy, or reverse KL, faster.
+
+    The largest ratios come first, in each cell.
+    """
     rows = comparison[comparison["reference"] == reference]
     found: Rows = []
     for measure in SHOWN:
         named: dict[str, list[str]] = {kind: [] for kind in (FASTER, OPEN, SLOWER, PARTLY, NEVER)}
-        for _, row in rows.iterrows():
+        for _, row in rows.sort_values(f"{target}{measure}_ratio", ascending=False, kind="stable").iterrows():
             kind = verdict(row, measure, target)
             ratio = "" if kind == NEVER else f" ({ratio_cell(row, measure, target, interval=False)})"
             named[kind].append(label_of(config, row["run"]) + ratio)

@@ -127,6 +127,11 @@ def test_the_overview_puts_each_run_where_its_interval_does(cells, expected):
     assert all(set(one) == {"cost in", expected} and one[expected].startswith("Jump") for one in rows)
 
 
+def test_the_overview_begins_with_the_largest_ratios():
+    table = pd.DataFrame([row(ratio=(4, 2, 8)), row(run="tuned", ratio=(8, 4, 16))])
+    assert overview(CONFIG, table, "plain")[0][FASTER] == "tuned (8.0); Jump (4.0)"
+
+
 def test_the_reverse_kl_is_a_target_of_its_own():
     table = pd.DataFrame([row(ratio=(1, 0, 1), reached=0, kl_ratio=(3, 0, 7), kl_reached=2)])
     assert verdict(table.iloc[0], "step") == NEVER
