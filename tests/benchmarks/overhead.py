@@ -47,7 +47,9 @@ def compare(folder: Path, steps: int, repeats: int) -> None:
         bare = float(subprocess.run(child, env=environment(), check=True, capture_output=True, text=True).stdout)
         subprocess.run(["rm", "-rf", str(folder / "results/runs")], check=True)
         wall = snakemake(folder, steps, "colocated", f"results/runs/opd/seed0/state/{steps}/state.json")
-        recorded = [json.loads(path.read_text())["recorded"] for path in folder.glob("results/runs/*/*/state/*/state.json")]
+        recorded = [
+            json.loads(path.read_text())["recorded"] for path in folder.glob("results/runs/*/*/state/*/state.json")
+        ]
         jobs = sum(entry["seconds"] for entry in recorded)
         work = sum(row["seconds"] for entry in recorded for row in entry["cost"])
         rows.append({"bare": bare, "work": work, "jobs": jobs, "wall": wall, "ratio": jobs / bare})
