@@ -1,5 +1,6 @@
 """What a model does with a task: each completion's outcome, whatever it shares a batch with."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from tiny_models import make_model
@@ -9,18 +10,25 @@ from effopd.engines.transformers_engine import TransformersEngine
 from effopd.evaluation import measure
 from effopd.models import special_ids
 from effopd.prompts import Prompts
+from effopd.rollouts import Rollouts
 from effopd.tasks.base import Problem
 
 
 @pytest.fixture
-def measured(task):
-    """A function: the outcomes of 20 problems of mixed lengths, asked `batch_size` at a time."""
-    tables, _ = task.make_tables()
-    problems = [Problem(text, text) for text in tables["test"]["problem"][:20]]
-    tokenizer, student = task.make_tokenizer(), make_model(0)
+def prompts(task, tokenizer) -> Prompts:
+    """20 problems of mixed lengths."""
+    rows = task.make_split("test")[["problem", "answer"]][:20].itertuples(index=False)
+    problems = [Problem(text, answer) for text, answer in rows]
+    found = Prompts([tokenizer(problem.text)["input_ids"] for problem in problems], problems)
+    assert len({len(tokens) for tokens in found.tokens}) > 2
+    return found
+
+
+@pytest.fixture
+def measured(task, tokenizer, prompts):
+    """A function: the outcomes of these problems, asked `batch_size` at a time."""
+    student = make_model(0)
     eos_id, pad_id = special_ids(tokenizer)
-    prompts = Prompts([tokenizer(problem.text)["input_ids"] for problem in problems], problems)
-    assert len({len(tokens) for tokens in prompts.tokens}) > 2
 
     def run(batch_size: int, rows=range(20)) -> pd.DataFrame:
         engine = TransformersEngine(student, eos_id=eos_id, pad_id=pad_id, batch_size=batch_size)
@@ -45,3 +53,25 @@ def test_outcomes_follow_their_prompts(measured):
     backwards = measured(4, range(19, -1, -1))
     assert backwards["index"].tolist() == list(range(19, -1, -1))
     pd.testing.assert_frame_equal(backwards[::-1].reset_index(drop=True), measured(4), atol=1e-3, rtol=1e-4)
+
+
+def test_each_answer_is_judged_by_its_own_problem(task, tokenizer, prompts):
+    class Knowing:
+        """An engine that has every second problem right."""
+
+        def generate(self, asked, seeds, sampling):
+            problem_of = {
+                tuple(tokens): problem for tokens, problem in zip(prompts.tokens, prompts.problems, strict=True)
+            }
+            answers = [
+                (task.wrong_completion if seed % 2 else task.right_completion)(problem_of[tuple(tokens)])
+                for tokens, seed in zip(asked, seeds, strict=True)
+            ]
+            completions = [[*tokenizer(answer)["input_ids"], tokenizer.eos_token_id] for answer in answers]
+            logprobs = [np.zeros(len(completion), np.float32) for completion in completions]
+            return Rollouts(list(asked), completions, logprobs, [True] * len(asked))
+
+    found = measure(
+        Knowing(), task, tokenizer, prompts, list(range(20)), Sampling(1.0, 12), list(range(20)), batch_size=4
+    )
+    assert found.items["reward"].tolist() == [1.0, 0.0] * 10

@@ -185,7 +185,7 @@ def test_ranks_hold_gpus_of_their_launcher_and_end_with_it(jobs):
 def test_a_rank_whose_launcher_ended_before_it_started_does_nothing(tmp_path):
     verb = ["make-data", "--spec", LONG_SPEC, "--out", "m.json"]
     environment = {**os.environ, "EFFOPD_LAUNCHER": "1"}
-    rank = subprocess.run([sys.executable, "-m", "effopd", *verb], env=environment, cwd=tmp_path)
+    rank = subprocess.run([sys.executable, "-m", "effopd", *verb], env=environment, cwd=tmp_path, timeout=60)
     assert rank.returncode == LOST
     assert not list(tmp_path.iterdir())
 

@@ -91,7 +91,7 @@ def extrapolate_folder(
         _workers(1) as syncing,
     ):
         stream = _Stream(before, files.enter_context(closing(Reader())), coefficient, moving)
-        written = []
+        on_disk = []
         for layout in layouts:
             stored = {e.name: NAMES[dtype] for e in layout.entries if dtype and e.name in after.tensors}
             target = layout.stored_as(folder / layout.file.name, stored)
@@ -102,9 +102,9 @@ def extrapolate_folder(
             for part in workers.map(write, layout.entries, target.entries):
                 summary.add(part)  # in the tensors' order, whichever was first: sums are the same each time
                 progress.update(summary.tensors, gigabytes=summary.bytes / 1e9)
-            written.append(syncing.submit(os.fsync, handle.fileno()))  # the disk works while the next file is computed
-        for file in written:
-            file.result()
+            on_disk.append(syncing.submit(os.fsync, handle.fileno()))  # the disk works while the next file is computed
+        for sync in on_disk:
+            sync.result()
         if current.is_dir():
             _copy_the_rest(current, folder, layouts, dtype, summary.bytes)
     return summary
@@ -121,6 +121,8 @@ def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 class _Memory(threading.local):
+    """A thread's buffers, by what they hold and its type."""
+
     def __init__(self) -> None:
         self.held: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
