@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["step", "rollouts", "scoring"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # without it TRL's accelerate takes all cores, for both sides
     bench = Bench(options.steps)
     if options.only in (None, "rollouts"):
         compare("rollouts", options.repeats * 2, {"effopd": bench.our_rollouts, "generate": bench.generate})
