@@ -9,6 +9,7 @@ from effopd.chunked_loss import chunked_loss
 from effopd.engines.base import RolloutEngine, Sampling
 from effopd.logits import Head
 from effopd.objective import MicroBatch
+from effopd.passes import passes_of
 from effopd.randomness import epoch_order, seed_of
 from effopd.rollouts import Rollouts
 from effopd.scoring import Scores
@@ -60,25 +61,24 @@ def update_policy(
 ) -> dict[str, float]:
     """One optimizer step on the objective at the rollouts' tokens (paper section 1; docs/objectives.md).
 
-    Every rank is given the whole step and works on its share of the fixed batches; the full vocabulary needs the
-    teacher's head. Returns the step's metrics, means over its tokens: `reverse_kl` is the sampled estimate, log
-    pi_student - log pi_teacher in nats; `importance_*` compare the trainer's log-probs with the engine's.
+    Every rank is given the whole step and works on its share of the fixed batches, in passes of similar length; the
+    full vocabulary needs the teacher's head. Returns the step's metrics, means over its tokens: `reverse_kl` is the
+    sampled estimate, log pi_student - log pi_teacher in nats; `importance_*` compare the trainer's log-probs with the
+    engine's.
     """
     total, size = rollouts.completion_tokens, training["batch_size"]
-    micro_batches = []
-    for number in Share(trainer.rank, trainer.ranks).batches(len(rollouts), size):
-        end = min((number + 1) * size, len(rollouts))
-        micro = training.get("micro_batch", size)
-        for start in range(number * size, end, micro):
-            rows = range(start, min(start + micro, end))
-            part, scored = rollouts.select(rows), scores.select(rows)
-            micro_batches.append(MicroBatch(part, scored, training, total, pad_id, trainer.model.device, teacher_head))
+    share, lengths = Share(trainer.rank, trainer.ranks).rows(len(rollouts), size), rollouts.lengths
+    micros = []
+    for chosen in passes_of([lengths[row] for row in share], training.get("micro_batch", size)):
+        rows = [share[position] for position in chosen]
+        part, scored = rollouts.select(rows), scores.select(rows)
+        micros.append(MicroBatch(part, scored, training, total, pad_id, trainer.model.device, teacher_head))
 
     lr = warmed_up(training["lr"], step, training["warmup_steps"])
-    facts = trainer.step(micro_batches, lambda model, micro: chunked_loss(model, micro.batch, micro.loss), lr)
+    facts = trainer.step(micros, lambda model, micro: chunked_loss(model, micro.batch, micro.loss), lr)
     means = {
-        name: trainer.sum_over_ranks(sum(micro.sums[name].item() for micro in micro_batches)) / total
-        for name in micro_batches[0].sums
+        name: trainer.sum_over_ranks(sum(micro.sums[name].item() for micro in micros)) / total
+        for name in micros[0].sums
     }
     return {
         "reverse_kl": means.pop("reverse_kl"),

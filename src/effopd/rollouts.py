@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from effopd.passes import passes_of
 from effopd.runtime.artifacts import atomic_path
 
 
@@ -45,6 +46,13 @@ class Rollouts:
     def completion_tokens(self) -> int:
         return sum(len(c) for c in self.completions)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each prompt and its completion."""
+        return [
+            len(prompt) + len(completion) for prompt, completion in zip(self.prompts, self.completions, strict=True)
+        ]
+
     def select(self, rows: Sequence[int]) -> Rollouts:
         def pick(values: list[Any]) -> list[Any]:
             return [values[i] for i in rows]
@@ -56,6 +64,15 @@ class Rollouts:
     def batches(self, size: int) -> list[Rollouts]:
         """Fixed batches of `size` rows in order: the unit of all floating-point work on rollouts."""
         return [self.select(range(i, min(i + size, len(self)))) for i in range(0, len(self), size)]
+
+    def passes(self, size: int) -> list[list[int]]:
+        """Rows of the forward passes over fixed batches of `size`: each batch in as many as its padding is worth."""
+        lengths = self.lengths
+        return [
+            [first + row for row in rows]
+            for first in range(0, len(self), size)
+            for rows in passes_of(lengths[first : first + size], size)
+        ]
 
     @staticmethod
     def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
@@ -108,9 +125,9 @@ class PaddedBatch:
 
     @staticmethod
     def of(rollouts: Rollouts, pad_id: int, device: torch.device) -> PaddedBatch:
-        lengths = [len(p) + len(c) for p, c in zip(rollouts.prompts, rollouts.completions, strict=True)]
-        tokens = np.full((len(rollouts), max(lengths)), pad_id, np.int64)
-        mask = np.zeros((len(rollouts), max(lengths) - 1), bool)
+        longest = max(rollouts.lengths)
+        tokens = np.full((len(rollouts), longest), pad_id, np.int64)
+        mask = np.zeros((len(rollouts), longest - 1), bool)
         for row, (prompt, completion) in enumerate(zip(rollouts.prompts, rollouts.completions, strict=True)):
             end = len(prompt) + len(completion)
             tokens[row, :end] = prompt + completion

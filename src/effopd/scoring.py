@@ -51,7 +51,7 @@ class Scores:
         """The tokens that models were asked about: twice as many where there is a reference."""
         return self.tokens + sum(len(row) for row in self.reference_logprobs)
 
-    def select(self, rows: range) -> Scores:
+    def select(self, rows: Sequence[int]) -> Scores:
         return Scores(*([column[i] for i in rows] if column else [] for column in self._columns()))
 
     @staticmethod
@@ -118,10 +118,12 @@ class LocalTeacher:
 
     def score(self, rollouts: Rollouts) -> Scores:
         self.model.eval()
-        return Scores.concatenate([self._score_batch(part) for part in rollouts.batches(self.batch_size)])
+        passes = rollouts.passes(self.batch_size)
+        scores = Scores.concatenate([self._score_pass(rollouts.select(rows)) for rows in passes])
+        return scores.select(_places(passes))
 
     @torch.inference_mode()
-    def _score_batch(self, part: Rollouts) -> Scores:
+    def _score_pass(self, part: Rollouts) -> Scores:
         batch = PaddedBatch.of(part, self.pad_id, self.model.device)
         targets = batch.targets[batch.mask]
         if self.hidden_states:
@@ -162,13 +164,15 @@ def measure_logprobs(
 ) -> list[np.ndarray]:
     """log pi of every completion token at a temperature, as the update computes it: N float32 arrays."""
     model.eval()
-    rows: list[np.ndarray] = []
-    for part in rollouts.batches(batch_size):
+    found: list[np.ndarray] = []
+    passes = rollouts.passes(batch_size)
+    for rows in passes:
+        part = rollouts.select(rows)
         batch = PaddedBatch.of(part, pad_id, model.device)
         logits, targets = completion_logits(model, batch), batch.targets[batch.mask]
         chunks = position_chunks(len(targets), vocabulary_of(model))
-        rows += _split(torch.cat([token_logprobs(logits(c) / temperature, targets[c]) for c in chunks]), part)
-    return rows
+        found += _split(torch.cat([token_logprobs(logits(c) / temperature, targets[c]) for c in chunks]), part)
+    return [found[place] for place in _places(passes)]
 
 
 def measure_reverse_kl(
@@ -193,7 +197,8 @@ class ReverseKL:
         batch_size: int,
         remembered_bytes: int = 2**30,
     ) -> None:
-        self.teacher, self.rollouts, self.pad_id, self.batch_size = teacher, rollouts, pad_id, batch_size
+        self.teacher, self.rollouts, self.pad_id = teacher, rollouts, pad_id
+        self.passes = rollouts.passes(batch_size)
         widest = max(vocabulary_of(teacher), teacher.config.get_text_config().hidden_size)
         self.remembers = 4 * widest * rollouts.completion_tokens <= remembered_bytes
         self.remembered: list[Logits] = []
@@ -203,13 +208,14 @@ class ReverseKL:
         """In nats: N float32 arrays, as long as the completions."""
         student.eval()
         self.teacher.eval()
-        rows: list[np.ndarray] = []
-        for number, part in enumerate(self.rollouts.batches(self.batch_size)):
+        found: list[np.ndarray] = []
+        for number, rows in enumerate(self.passes):
+            part = self.rollouts.select(rows)
             batch = PaddedBatch.of(part, self.pad_id, student.device)
             of_student, of_teacher = completion_logits(student, batch), self._of_teacher(number, batch)
             chunks = position_chunks(part.completion_tokens, max(vocabulary_of(student), vocabulary_of(self.teacher)))
-            rows += _split(torch.cat([reverse_kl(of_student(chunk), of_teacher(chunk)) for chunk in chunks]), part)
-        return rows
+            found += _split(torch.cat([reverse_kl(of_student(chunk), of_teacher(chunk)) for chunk in chunks]), part)
+        return [found[place] for place in _places(self.passes)]
 
     def _of_teacher(self, number: int, batch: PaddedBatch) -> Logits:
         if number < len(self.remembered):
@@ -218,6 +224,12 @@ class ReverseKL:
         if self.remembers:
             self.remembered.append(logits)
         return logits
+
+
+def _places(passes: list[list[int]]) -> list[int]:
+    """Where each row stands among the results of the passes, one after the other."""
+    order = [row for rows in passes for row in rows]
+    return np.argsort(order).tolist()
 
 
 def _split(values: torch.Tensor, rollouts: Rollouts) -> list[np.ndarray]:

@@ -1,10 +1,11 @@
 """A step of on-policy distillation, and its rollouts, against TRL's DistillationTrainer and `model.generate`.
 
-    python tests/benchmarks/step.py [--steps 8] [--repeats 5] [--threads 1]
+    python tests/benchmarks/step.py [--steps 8] [--repeats 5] [--threads 1] [--tokens 24] [--micro 128]
 
 The embedded experiment's student (4 layers, 64 wide) and teacher shapes, random weights, 128 prompts a step, up to 24
-new tokens, float32, on the CPU. Both sides have the same models, prompts, batch, lengths, optimizer and learning rate,
-in one process, in turn. Printed are seconds and CPU seconds a step (which other processes disturb less), their
+new tokens, float32, on the CPU. With a higher limit completions end by themselves, most of them early; with a smaller
+micro-batch the update is made in several passes, as where memory is short. Both sides have the same models, prompts,
+batch, lengths, micro-batch, optimizer and learning rate, in one process, in turn. Printed are seconds and CPU seconds a step (which other processes disturb less), their
 ratios, and the exact reverse KL that each side ends with on the same fresh rollouts: neither is faster by
 learning less.
 """
@@ -43,13 +44,12 @@ from effopd.scoring import LocalTeacher, measure_reverse_kl
 from effopd.tasks.base import build_task
 from effopd.trainer import Trainer, TrainerSettings
 
-BATCH, NEW_TOKENS, LR = 128, 24, 1e-4
+BATCH, LR = 128, 1e-4
 CONFIG = {
     "models": {"base": {"kind": "pretrain"}, "teacher": {"kind": "grpo", "init": "base"}},
     "training": {
         "prompts_per_step": BATCH,
         "batch_size": BATCH,
-        "max_new_tokens": NEW_TOKENS,
         "lr": LR,
         "weight_decay": 0,
     },
@@ -64,11 +64,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="Optimizer steps of each run (default: 8).")
     parser.add_argument("--repeats", type=int, default=5, help="Runs of each side (default: 5).")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=24, help="Longest completion (default: 24).")
+    parser.add_argument("--micro", type=int, default=BATCH, help=f"Rollouts of a micro-batch (default: {BATCH}).")
     parser.add_argument("--only", choices=["step", "rollouts", "scoring"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # without it TRL's accelerate takes all cores, for both sides
-    bench = Bench(options.steps)
+    bench = Bench(options.steps, options.tokens, options.micro)
+    lengths = [len(completion) for completion in bench.rollouts.completions]
+    print(f"completions of {statistics.mean(lengths):.1f} tokens on average, the longest {max(lengths)}")
     if options.only in (None, "rollouts"):
         compare("rollouts", options.repeats * 2, {"effopd": bench.our_rollouts, "generate": bench.generate})
     if options.only in (None, "scoring"):
@@ -81,7 +85,8 @@ def main() -> None:
 class Bench:
     """Models and prompts, and each side of each comparison."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, tokens: int, micro: int) -> None:
+        self.steps, self.tokens, self.micro = steps, tokens, micro
         task = build_task(Plan(CONFIG).config["task"])
         tables, _ = task.make_tables()
         self.tokenizer = task.make_tokenizer()
@@ -91,9 +96,9 @@ class Bench:
         self.held_out = [list(ids) for ids in self.tokenizer(tables["validation"]["problem"].tolist())["input_ids"]]
         self.eos_id, self.pad_id = special_ids(self.tokenizer)
         self.student, self.teacher = (self._model(seed) for seed in (0, 1))
-        self.steps, self.quality = steps, dict[str, float]()
+        self.quality = dict[str, float]()
         self.rollouts = self._engine(self.student).generate(
-            self.prompts[:BATCH], range(BATCH), Sampling(1.0, NEW_TOKENS)
+            self.prompts[:BATCH], range(BATCH), Sampling(1.0, self.tokens)
         )
 
     def _model(self, seed: int) -> PreTrainedModel:
@@ -103,7 +108,7 @@ class Bench:
             layers=4,
             heads=4,
             vocabulary=len(self.tokenizer),
-            max_position_embeddings=128,
+            max_position_embeddings=32 + self.tokens,
             tie_word_embeddings=False,
             initializer_range=0.1,
             eos_token_id=self.eos_id,
@@ -114,7 +119,7 @@ class Bench:
         return TransformersEngine(model, eos_id=self.eos_id, pad_id=self.pad_id, batch_size=BATCH)
 
     def our_rollouts(self) -> int:
-        made = self._engine(self.student).generate(self.prompts[:BATCH], range(BATCH), Sampling(1.0, NEW_TOKENS))
+        made = self._engine(self.student).generate(self.prompts[:BATCH], range(BATCH), Sampling(1.0, self.tokens))
         return made.completion_tokens
 
     def generate(self) -> int:
@@ -122,7 +127,7 @@ class Bench:
         made = self.student.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=self.tokens,
             do_sample=True,
             top_k=0,
             top_p=1.0,
@@ -145,7 +150,7 @@ class Bench:
         return self.rollouts.completion_tokens
 
     def our_steps(self) -> Timing:
-        training = Plan(CONFIG).runs["opd"]["training"]
+        training = Plan(CONFIG).runs["opd"]["training"] | {"max_new_tokens": self.tokens, "micro_batch": self.micro}
         student = copy.deepcopy(self.student)
         trainer = Trainer(student, TrainerSettings(LR, (0.9, 0.999), 0.0, 1.0))
         engine, teacher = self._engine(student), LocalTeacher(self.teacher, pad_id=self.pad_id, batch_size=BATCH)
@@ -167,12 +172,13 @@ class Bench:
                 args=DistillationConfig(
                     output_dir=folder,
                     max_steps=self.steps,
-                    per_device_train_batch_size=BATCH,
+                    per_device_train_batch_size=self.micro,
+                    gradient_accumulation_steps=BATCH // self.micro,
                     learning_rate=LR,
                     lr_scheduler_type="constant",
                     adam_beta2=0.999,
                     max_grad_norm=1.0,
-                    max_completion_length=NEW_TOKENS,
+                    max_completion_length=self.tokens,
                     beta=1.0,  # reverse KL
                     use_cpu=True,
                     bf16=False,
@@ -192,7 +198,7 @@ class Bench:
 
     def _measure(self, side: str, student: PreTrainedModel) -> None:
         seeds = [seed_of(0, "held out", i) for i in range(len(self.held_out))]
-        rollouts = self._engine(student).generate(self.held_out, seeds, Sampling(1.0, NEW_TOKENS))
+        rollouts = self._engine(student).generate(self.held_out, seeds, Sampling(1.0, self.tokens))
         rows = measure_reverse_kl(student, self.teacher, rollouts, pad_id=self.pad_id, batch_size=BATCH)
         self.quality[side] = float(np.concatenate(rows).mean())
 

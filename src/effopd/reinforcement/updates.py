@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from effopd.chunked_loss import chunked_loss
 from effopd.logits import completion_logits, position_chunks, vocabulary_of
 from effopd.losses import policy_gradient_loss, token_logprobs
+from effopd.passes import passes_of
 from effopd.reinforcement.draws import Groups
 from effopd.reinforcement.losses import (
     clipped_surrogate,
@@ -105,15 +106,15 @@ class Updates:
     def _prepare(self, groups: Groups) -> list[MicroBatch]:
         """The micro-batches of a minibatch, with all that does not change while it is trained on."""
         rollouts, size = groups.rollouts, self.settings.get("micro_batch", max(1, len(groups.rollouts)))
-        parts = list(zip(rollouts.batches(size), groups.rewards.split(size), strict=False))
-        micros = [self._micro_batch(part) for part, _ in parts]
+        parts = passes_of(rollouts.lengths, size)
+        micros = [self._micro_batch(rollouts.select(rows)) for rows in parts]
         if self.actor_critic:
-            for micro, (_, rewards) in zip(micros, parts, strict=True):
-                self._estimate_advantages(micro, rewards)
+            for micro, rows in zip(micros, parts, strict=True):
+                self._estimate_advantages(micro, groups.rewards[rows])
         elif micros:
             advantages = group_advantages(self._shaped(groups), groups.size, self.settings["scale_rewards"])
-            for micro, of_rollouts in zip(micros, advantages.split(size), strict=True):
-                micro.advantages = of_rollouts.repeat_interleave(micro.lengths).to(self.device)
+            for micro, rows in zip(micros, parts, strict=True):
+                micro.advantages = advantages[rows].repeat_interleave(micro.lengths).to(self.device)
         return micros
 
     def _shaped(self, groups: Groups) -> torch.Tensor:

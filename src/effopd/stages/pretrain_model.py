@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from effopd.losses import negative_log_likelihood, token_logprobs
 from effopd.models import special_ids
+from effopd.passes import passes_of
 from effopd.randomness import epoch_order, seed_of
 from effopd.rollouts import PaddedBatch, Rollouts
 from effopd.runtime.artifacts import read_manifest
@@ -47,7 +48,8 @@ def pretrain_model(spec: dict[str, Any], data: Path, out: Path, device: torch.de
             logprobs=[np.zeros(len(completions[i]), np.float32) for i in share],
             finished=[True] * len(share),
         )
-        batches = [PaddedBatch.of(part, pad_id, device) for part in text.batches(settings.get("micro_batch", size))]
+        passes = passes_of(text.lengths, settings.get("micro_batch", size))
+        batches = [PaddedBatch.of(text.select(chosen), pad_id, device) for chosen in passes]
         progress = step / settings["steps"]
         decay = FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2
         lr = warmed_up(settings["lr"], step, settings["warmup_steps"]) * decay
