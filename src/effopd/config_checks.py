@@ -208,11 +208,6 @@ def _reinforcement_problems(
             f"{key('minibatches')} is {parts}, and {prompts} prompts a step do not give each of {ranks} ranks one for "
             f"every minibatch. Lower it, or raise {key('prompts_per_step')} to {parts * ranks} or more."
         )
-    elif model["kind"] == "ppo" and model["zero_stage"] >= 2 and prompts % (parts * ranks):
-        yield (
-            f"{key('prompts_per_step')} is {prompts}, and with ZeRO {model['zero_stage']} every rank must have as many "
-            f"prompts in each minibatch. Make it a multiple of {parts * ranks} (`minibatches` x `ranks`)."
-        )
     if stopping := model.get("early_stopping"):
         if stopping["every"] > model["steps"]:
             yield (

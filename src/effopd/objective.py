@@ -1,4 +1,4 @@
-"""What is minimised: the objective's loss of a fixed batch of rollouts, as a function of the student's logits.
+"""What is minimised: the objective's loss of some rollouts, as a function of the student's logits.
 
 docs/objectives.md has the formulas; losses.py the pure functions.
 """
@@ -28,7 +28,7 @@ from effopd.scoring import Scores
 
 
 class MicroBatch:
-    """A fixed batch of rollouts with its scores; M completion tokens.
+    """The rollouts of one forward and backward pass with their scores; M completion tokens.
 
     `total_tokens` counts those of the whole step, on all ranks: the losses of its micro-batches add up to the mean over
     them. `sums` are over the tokens whose loss has been asked for.

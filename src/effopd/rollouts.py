@@ -62,7 +62,7 @@ class Rollouts:
         )
 
     def batches(self, size: int) -> list[Rollouts]:
-        """Fixed batches of `size` rows in order: the unit of all floating-point work on rollouts."""
+        """Fixed batches of `size` rows in order."""
         return [self.select(range(i, min(i + size, len(self)))) for i in range(0, len(self), size)]
 
     def passes(self, size: int) -> list[list[int]]:

@@ -162,7 +162,7 @@ class WithReference:
 def measure_logprobs(
     model: PreTrainedModel, rollouts: Rollouts, *, pad_id: int, batch_size: int, temperature: float
 ) -> list[np.ndarray]:
-    """log pi of every completion token at a temperature, as the update computes it: N float32 arrays."""
+    """log pi of every completion token at a temperature, as the update has it but for rounding: N float32 arrays."""
     model.eval()
     found: list[np.ndarray] = []
     passes = rollouts.passes(batch_size)

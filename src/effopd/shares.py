@@ -1,4 +1,4 @@
-"""How the rollouts of a step are shared: by whole fixed batches, so that no floating-point result depends on it.
+"""How the rollouts of a step are shared: by whole fixed batches, so that no rollout or score depends on it.
 
 Light to import (no torch): the configuration's check reads it.
 """

@@ -95,6 +95,12 @@ def warmed_up(lr: float, step: int, warmup_steps: int) -> float:
     return lr * min(1.0, step / max(1, warmup_steps))
 
 
+def zero_of_logits(model: PreTrainedModel, token: torch.Tensor) -> torch.Tensor:
+    """A loss that changes nothing: [1, 1] token ids -> 0, with every parameter of a language model in its graph."""
+    loss: torch.Tensor = model(input_ids=token, use_cache=False).logits.float().sum() * 0.0
+    return loss
+
+
 class Trainer:
     """Trains a model's parameters with AdamW under DeepSpeed.
 
@@ -172,12 +178,18 @@ class Trainer:
         return float(total.item())
 
     def step(
-        self, micro_batches: Sequence[Micro], loss_of: Callable[[PreTrainedModel, Micro], torch.Tensor], lr: float
+        self,
+        micro_batches: Sequence[Micro],
+        loss_of: Callable[[PreTrainedModel, Micro], torch.Tensor],
+        lr: float,
+        idle_loss: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = zero_of_logits,
     ) -> dict[str, float]:
         """Forward, loss and backward of every micro-batch, then one update.
 
         `loss_of(model, micro_batch)` returns a scalar that is already divided by the size of the whole batch, so that
-        the losses of the micro-batches (and ranks) add up. Returns the summed `loss` and the `gradient_norm` before
+        the losses of the micro-batches (and ranks) add up. A rank with fewer micro-batches than another takes
+        `idle_loss(model, token)` where all have to keep step (ZeRO 2 and 3): 0, by way of every parameter that is
+        trained. Returns the summed `loss` and the `gradient_norm` before
         clipping. Raises DivergenceError where either is not finite, before anything is changed.
         """
         self.engine.train()
@@ -193,7 +205,7 @@ class Trainer:
                 loss = loss_of(self.engine, micro_batches[position])
                 total += loss.detach()
             else:
-                loss = self._idle_pass()
+                loss = idle_loss(self.engine, torch.zeros((1, 1), dtype=torch.int64, device=self.engine.device))
             # DeepSpeed averages gradients over the ranks; the losses are shares of one sum.
             self.engine.backward(loss * self.ranks, scale_wrt_gas=False)
         if not math.isfinite(value := self.sum_over_ranks(total.item())):
@@ -216,12 +228,6 @@ class Trainer:
             )
         self.optimizer_steps += 1
         return {"loss": value, "gradient_norm": norm}
-
-    def _idle_pass(self) -> torch.Tensor:
-        """A loss that changes nothing, for a rank without a micro-batch, or with fewer: ZeRO 2 has all keep step."""
-        token = torch.zeros((1, 1), dtype=torch.int64, device=self.engine.device)
-        loss: torch.Tensor = self.engine(input_ids=token, use_cache=False).logits.float().sum() * 0.0
-        return loss
 
     def weights(self, everywhere: bool = False) -> Weights:
         """A copy of the master weights on the CPU, on the first rank or `everywhere`; nothing on the others.

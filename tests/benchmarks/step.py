@@ -68,6 +68,8 @@ def main() -> None:
     parser.add_argument("--micro", type=int, default=BATCH, help=f"Rollouts of a micro-batch (default: {BATCH}).")
     parser.add_argument("--only", choices=["step", "rollouts", "scoring"])
     options = parser.parse_args()
+    if options.micro < 1 or BATCH % options.micro:
+        parser.error(f"--micro is {options.micro}; give a divisor of {BATCH}")
     torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # without it TRL's accelerate takes all cores, for both sides
     bench = Bench(options.steps, options.tokens, options.micro)

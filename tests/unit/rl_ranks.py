@@ -9,11 +9,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from test_reinforcement import PARTED, FirstTokenTask, Setup
 
+from effopd import passes
 from effopd.early_stopping import METRIC
 from effopd.models import save_tensors
 
 torch.set_num_threads(1)
 tokenizer = FirstTokenTask().make_tokenizer()
+for stage in (2, 3):  # three prompts for one rank, two for the other: four passes and three
+    uneven = Setup("ppo", tokenizer, prompts_per_step=5, ranks=2, zero_stage=stage, micro_batch=3)
+    facts = [uneven.step(number) for number in (1, 2)]
+    weights = uneven.trainer.weights()
+    if uneven.trainer.first:
+        save_tensors(Path(sys.argv[1]) / f"uneven-zero{stage}.safetensors", weights, {"facts": repr(facts)})
+passes.FEWEST_POSITIONS = 1  # each rank cuts its passes where its own lengths say
 for way, stage in PARTED:
     setup = Setup(way, tokenizer, ranks=2, zero_stage=stage, micro_batch=3)
     facts = [{METRIC: setup.accuracy()}, *(setup.step(number) for number in (1, 2))]

@@ -69,7 +69,6 @@ def edited(path: str, value):
         ("models.teacher", {"kind": "dapo", "init": "base", "kl_coefficient": 0.1}, "`models.teacher.kl_coefficient` is not a key."),
         ("models.teacher", {"kind": "dapo", "init": "base", "overlong_buffer": 24}, "`models.teacher.overlong_buffer` is 24, not less than `max_new_tokens` (24). Lower it; 0 turns it off."),
         ("models.teacher", {"kind": "ppo", "init": "base", "gae_lambda": 1.1}, "`models.teacher.gae_lambda` is 1.1; it must be at most 1."),
-        ("models.teacher", {"kind": "ppo", "init": "base", "zero_stage": 2, "ranks": 3}, "`models.teacher.prompts_per_step` is 32, and with ZeRO 2 every rank must have as many prompts in each minibatch. Make it a multiple of 6"),
         ("training.zero_stage", 4, "`training.zero_stage` is 4; it must be one of 0, 1, 2, 3."),
         ("models.base.stepz", 4, "`models.base.stepz` is not a key. Did you mean `steps`?"),
         ("models.teacher.early_stopping", {"every": 500}, "`models.teacher.early_stopping`.every is 500, more than `steps` (220)"),

@@ -1,17 +1,24 @@
 """Which sequences share a forward pass."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
+import torch
 from test_engine import PROMPTS, SEEDS, engine_of
 from tiny_models import make_model
 
 from effopd import passes
 from effopd.engines.base import Sampling
+from effopd.models import load_model, weights_of
 from effopd.passes import passes_of
+from effopd.plan import Plan
 from effopd.rollouts import Rollouts
-from effopd.scoring import LocalTeacher, measure_logprobs, measure_reverse_kl
+from effopd.scoring import LocalTeacher, ReverseKL, Scores, measure_logprobs, measure_reverse_kl
+from effopd.shares import Share
+from effopd.stages.make_data import make_data
+from effopd.stages.pretrain_model import pretrain_model
 
 
 def lengths_of(seed: int, count: int = 37) -> list[int]:
@@ -88,3 +95,45 @@ def test_what_models_say_does_not_depend_on_the_passes(rollouts, model, other_mo
         assert [row.shape for row in mine] == [row.shape for row in theirs]
         for row, other in zip(mine, theirs, strict=True):
             np.testing.assert_allclose(row, other, atol=1e-5)
+
+
+def test_shares_of_a_step_are_scored_as_the_whole_bit_for_bit(rollouts, other_model, monkeypatch):
+    """A pass never crosses fixed batches: staged and colocated runs have the same scores."""
+    monkeypatch.setattr(passes, "FEWEST_POSITIONS", 1)
+    teacher = LocalTeacher(other_model, pad_id=0, batch_size=4, top_k=3)
+    whole = teacher.score(rollouts)
+    shares = [Share(index, 2).rows(len(rollouts), 4) for index in range(2)]
+    parts = Scores.concatenate([teacher.score(rollouts.select(rows)) for rows in shares])
+    for name in ("logprobs", "top_ids", "top_logprobs"):
+        for mine, theirs in zip(getattr(parts, name), getattr(whole, name), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_remembered_teacher_says_the_same_of_the_next_student(rollouts, model, other_model, monkeypatch):
+    monkeypatch.setattr(passes, "FEWEST_POSITIONS", 1)
+    divergence = ReverseKL(other_model, rollouts, pad_id=0, batch_size=8)
+    divergence.of(other_model)
+    assert len(divergence.remembered) == len(rollouts.passes(8)) > 2
+    wanted = measure_reverse_kl(model, other_model, rollouts, pad_id=0, batch_size=8)
+    for mine, theirs in zip(divergence.of(model), wanted, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_pretraining_in_passes_makes_the_same_model(tmp_path):
+    task = {"splits": {"train": 128, "validation": 16, "test": 16}, "corpus": {"size": 200}}
+    small = {"kind": "pretrain", "steps": 3, "hidden_size": 32, "intermediate_size": 48, "layers": 2, "head_dim": 8}
+
+    def trained(**settings):
+        base = {**small, "batch_size": 16, **settings}
+        plan = Plan(
+            {"task": task, "models": {"base": base, "teacher": {"kind": "grpo", "init": "base"}}, "runs": {"opd": {}}}
+        )
+        folder = tmp_path / str(settings)
+        data, model = folder / "data/manifest.json", folder / "model/manifest.json"
+        make_data(json.loads(plan.spec("make_data")), data)
+        pretrain_model(json.loads(plan.spec("pretrain_model", model="base")), data, model, torch.device("cpu"))
+        return weights_of(load_model(model.parent, torch.device("cpu")))
+
+    whole = trained()
+    for name, tensor in trained(micro_batch=3).items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=2e-5, msg=name)

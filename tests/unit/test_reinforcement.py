@@ -39,7 +39,7 @@ WAYS = {  # of training: each part of each algorithm acts in one of them
     "ppo": {"kind": "ppo", "epochs": 2, "kl_coefficient": 0.1},
 }  # fmt: skip
 # Which of them two ranks go, under which ZeRO stage (test_two_ranks.py).
-PARTED = [("grpo", 0), ("grpo_clipped", 3), ("dapo", 0), ("dapo", 2), ("ppo", 0), ("ppo", 3)]
+PARTED = [("grpo", 0), ("grpo_clipped", 3), ("dapo", 0), ("dapo", 2), ("ppo", 0), ("ppo", 2), ("ppo", 3)]
 
 
 def settings_of(way, **changes):

@@ -66,12 +66,19 @@ def test_losses_in_chunks_go_through_every_zero_stage(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_learn_by_reinforcement_what_one_does(tmp_path, tokenizer):
-    """Each way of training, under several ZeRO stages; DAPO's groups are dropped alike on both ranks."""
+    """Each way of training, under several ZeRO stages; DAPO's groups are dropped alike on both ranks.
+
+    A rank that has fewer passes keeps step, with PPO's value head, too.
+    """
     run_on_two_ranks("rl_ranks.py", tmp_path)
     for way, stage in PARTED:
         alone = Setup(way, tokenizer)
         facts = [{METRIC: alone.accuracy()}, *(alone.step(number) for number in (1, 2))]
         compare_step(tmp_path / f"{way}-zero{stage}.safetensors", facts, alone.trainer.weights())
+    for stage in (2, 3):
+        alone = Setup("ppo", tokenizer, prompts_per_step=5)
+        facts = [alone.step(number) for number in (1, 2)]
+        compare_step(tmp_path / f"uneven-zero{stage}.safetensors", facts, alone.trainer.weights())
     settings = {"prompts_per_step": 2, "max_draws": 1, "minibatches": 1}
     few = Setup("dapo", tokenizer, task=FirstTokenTask(right="0"), **settings)
     facts = [few.step(number) for number in range(1, 5)]

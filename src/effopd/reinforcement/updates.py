@@ -26,9 +26,9 @@ from effopd.reinforcement.losses import (
     token_rewards,
     value_loss,
 )
-from effopd.reinforcement.value_head import values_of
+from effopd.reinforcement.value_head import values_of, zero_of_logits_and_values
 from effopd.rollouts import PaddedBatch, Rollouts
-from effopd.trainer import Trainer
+from effopd.trainer import Trainer, zero_of_logits
 
 SMALLEST_DEVIATION = 1e-8
 
@@ -78,8 +78,9 @@ class Updates:
         prepared = [self._prepare(groups) for groups in minibatches]
         explained = self._whiten(trainer, list(chain.from_iterable(prepared))) if self.actor_critic else {}
         totals = [int(trainer.sum_over_ranks(sum(micro.tokens for micro in part))) for part in prepared]
+        idle_loss = zero_of_logits_and_values if self.actor_critic else zero_of_logits
         made = [
-            trainer.step(part, partial(self._loss, total=total), lr)
+            trainer.step(part, partial(self._loss, total=total), lr, idle_loss)
             for _ in range(self.settings["epochs"])
             for part, total in zip(prepared, totals, strict=True)
         ]

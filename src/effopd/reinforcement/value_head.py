@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from effopd.trainer import zero_of_logits
+
 NAME = "value_head"
 PARAMETERS = (f"{NAME}.weight", f"{NAME}.bias")
 
@@ -55,3 +57,10 @@ def values_of(model: Any) -> Iterator[list[torch.Tensor]]:
         yield found
     finally:
         hook.remove()
+
+
+def zero_of_logits_and_values(model: PreTrainedModel, token: torch.Tensor) -> torch.Tensor:
+    """`trainer.zero_of_logits` of a model with a value head, by way of it, too."""
+    with values_of(model) as values:
+        loss = zero_of_logits(model, token)
+    return loss + values[0].sum() * 0.0
