@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LARGEST_PADDING = 0.25  # how much shorter than a pass's longest sequence another may be
-FEWEST_POSITIONS = 2**13  # of a pass: enough that its arithmetic, not its calls, takes the time of a billion parameters
+LARGEST_PADDING = 0.25  # share of a pass's longest sequence by which another may be shorter
+# Positions of a pass, padding included, that keep a GPU busy with a billion parameters: by arithmetic, not measured.
+FEWEST_POSITIONS = 2**13
 
 
 def passes_of(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """N sequences' lengths -> rows of passes of at most `size`, the longest first.
+    """Lengths of N sequences in tokens -> rows of passes of at most `size` sequences, the longest first.
 
     A pass also ends where it has `FEWEST_POSITIONS` and the next sequence is shorter than its longest by more than
     `LARGEST_PADDING`. One pass for all leaves them in their order.

@@ -189,8 +189,8 @@ class Trainer:
         `loss_of(model, micro_batch)` returns a scalar that is already divided by the size of the whole batch, so that
         the losses of the micro-batches (and ranks) add up. A rank with fewer micro-batches than another takes
         `idle_loss(model, token)` where all have to keep step (ZeRO 2 and 3): 0, by way of every parameter that is
-        trained. Returns the summed `loss` and the `gradient_norm` before
-        clipping. Raises DivergenceError where either is not finite, before anything is changed.
+        trained. Returns the summed `loss` and the `gradient_norm` before clipping. Raises DivergenceError where either
+        is not finite, before anything is changed.
         """
         self.engine.train()
         for group in self.optimizer.param_groups:

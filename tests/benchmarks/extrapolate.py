@@ -4,9 +4,9 @@
 
 `cp` reads and writes those bytes once; extrapolation reads as much again, the anchor: on a disk that is the limit, 2/3
 of cp's speed is the most it can reach. Before each run both checkpoints are put out of the page cache (cold), or into
-it (warm), and memory that is free is written once: a virtual machine may have given it back to its host, and getting it
-again costs several times what copying does, the more the more memory a side needs. Either side ends with fsync. The
-sides alternate. Ratios are cp's time over effopd's, 1 is as fast as cp.
+it (warm), and as much free memory as both sides may use is written once: a virtual machine may have given it back to
+its host, and getting it again can cost more than copying. Either side ends with fsync. The sides alternate. Ratios are
+cp's time over effopd's, 1 is as fast as cp.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def compare(folder: Path, cache: str, repeats: int) -> None:
     for side, name in enumerate(("cp", "effopd")):
         seconds, cpu, peak = (statistics.median(row[side][i] for row in rows) for i in range(3))
         print(
-            f"{cache}: {name} {seconds:.1f} s ({size / 1e9 / seconds:.2f} GB/s written), CPU {cpu:.1f} s, {peak:.0f} MB peak"
+            f"{cache}: {name} {seconds:.1f} s ({size / 1e9 / seconds:.2f} GB/s written), "
+            f"CPU {cpu:.1f} s, {peak:.0f} MB peak"
         )
     whole = [copied[0] / made[0] for copied, made in rows]
     working = [copied[0] / (made[0] - start_up) for copied, made in rows]

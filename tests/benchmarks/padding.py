@@ -5,7 +5,8 @@
 A random student of 4 layers, 128 wide, and a teacher like it, float32, one thread; 64 rollouts of random tokens whose
 lengths are drawn from a geometric distribution with a mean of a third of the limit and cut there, as lengths of
 answers that are mostly short and sometimes cut. Scoring works in fixed batches, the update in micro-batches. The sides
-alternate; ratios are of CPU time, above 1 is faster than in order. Both sides' mean scores and gradient norms are printed.
+alternate; ratios are of CPU time, above 1 is faster than in order. In brackets: the mean score and the gradient's norm,
+which must agree.
 """
 
 from __future__ import annotations

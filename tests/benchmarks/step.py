@@ -5,9 +5,9 @@
 The embedded experiment's student (4 layers, 64 wide) and teacher shapes, random weights, 128 prompts a step, up to 24
 new tokens, float32, on the CPU. With a higher limit completions end by themselves, most of them early; with a smaller
 micro-batch the update is made in several passes, as where memory is short. Both sides have the same models, prompts,
-batch, lengths, micro-batch, optimizer and learning rate, in one process, in turn. Printed are seconds and CPU seconds a step (which other processes disturb less), their
-ratios, and the exact reverse KL that each side ends with on the same fresh rollouts: neither is faster by
-learning less.
+batch, lengths, micro-batch (ours is the update's alone), optimizer and learning rate, in one process, in turn. Printed
+are seconds and CPU seconds a step (which other processes disturb less), their ratios, and the exact reverse KL that
+each side ends with on the same fresh rollouts: neither is faster by learning less.
 """
 
 from __future__ import annotations
