@@ -6,6 +6,7 @@ instant.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ import click
 from effopd import __version__
 from effopd.cli_results import COMMANDS, PATH
 from effopd.runtime.errors import PreflightError, UserError, describe_os_error
+from effopd.runtime.text import one_line
 
 
 class _Spec(click.ParamType):
@@ -428,7 +430,10 @@ for _command in COMMANDS:
 
 
 def run_verb(arguments: list[str]) -> int:
-    """Run a verb. Its exit status: 0; 2 after one line about what a person can mend; 1 after a traceback."""
+    """Run a command. Returns its exit status: 0; 2 after one line about what a person can fix; 1 after a traceback.
+
+    With EFFOPD_TRACEBACK=1 in the environment, the traceback stands before the line, too.
+    """
     try:
         status = main.main(args=arguments, prog_name="effopd", standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -439,24 +444,30 @@ def run_verb(arguments: list[str]) -> int:
         print("error: interrupted", file=sys.stderr)
         return 130
     except PreflightError as error:
-        print("\n".join(f"error: {found}" for found in str(error).splitlines()), file=sys.stderr)
-        return 2
+        return _end_with(str(error).splitlines())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _end_with([str(error)])
     except OSError as error:
-        line = describe_os_error(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
+        return _end_with([describe_os_error(error)])
+    except MemoryError:
+        return _end_with(["out of memory. Lower the batch size or the number of parallel jobs, or free memory."])
     except Exception as error:
         traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
         return 1
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # nobody reads what was written
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def _end_with(lines: list[str]) -> int:
+    """Say what a person can fix, a line each. Returns the exit status."""
+    if os.environ.get("EFFOPD_TRACEBACK"):
+        traceback.print_exc()
+    for line in lines:
+        print(f"error: {one_line(line)}", file=sys.stderr)
+    return 2
 
 
 def exit_now(status: int) -> None:

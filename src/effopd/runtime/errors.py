@@ -45,8 +45,8 @@ def named_for(other_task: str | None) -> Iterator[None]:
         raise
 
 
-def describe_os_error(error: OSError) -> str | None:
-    """One line for the file-system failures that users meet; None for any other OSError."""
+def describe_os_error(error: OSError) -> str:
+    """One line for a failure of the operating system: the file, the reason, and the remedy where there is one."""
     place = f" ({error.filename})" if error.filename else ""
     kept = "Everything finished so far is kept; run the same command again"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -54,5 +54,6 @@ def describe_os_error(error: OSError) -> str | None:
     if error.errno == errno.EROFS:
         return f"the results folder is on a read-only file system{place}. {kept} where it can be written."
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"no permission to write{place}. {kept} once the permissions are mended."
-    return None
+        return f"no permission{place}. {kept} once the permissions are fixed."
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{reason}{place}. {kept} once that is fixed."

@@ -39,3 +39,10 @@ def duration_text(seconds: float) -> str:
 def shortened(text: str, width: int) -> str:
     """The text, with an ellipsis for what does not fit the width."""
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def one_line(text: object, longest: int = 2000) -> str:
+    """A message on one line that any terminal can show: no line breaks, no control characters, not endless."""
+    line = " ".join(str(text).split())
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return shortened(printable, longest)
