@@ -81,9 +81,13 @@ class Masters:
 
     @torch.no_grad()
     def load_moments(self, step: int, moments: Mapping[str, torch.Tensor]) -> None:
-        """Replace AdamW's memory after `step` steps."""
+        """Replace AdamW's memory after `step` steps; any number of times."""
         for flat in self._optimized():
-            self.adam.state[flat] = {"step": torch.tensor(float(step))} | {m: torch.zeros_like(flat) for m in MOMENTS}
+            memory = self.adam.state[flat]
+            if not memory:
+                memory |= {"step": torch.zeros(())} | {m: torch.zeros_like(flat) for m in MOMENTS}
+            # In place: DeepSpeed links the parameters to the tensors that it finds here first, and never again.
+            memory["step"].fill_(step)
         if 0 < self.stage < 3:
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.parameters.items():

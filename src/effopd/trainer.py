@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
@@ -130,10 +130,12 @@ class Trainer:
         adam = torch.optim.AdamW(
             trained.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        with contextlib.redirect_stdout(sys.stderr):  # it prints how much memory it takes
+        # It prints how much memory it takes, and with ZeRO 3 it changes torch's linear map for all models.
+        with contextlib.redirect_stdout(sys.stderr), _linear(torch.nn.functional.linear):
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
                 model=trained, optimizer=adam, config=settings.deepspeed_config()
             )
+            self._linear = torch.nn.functional.linear
         self.masters = Masters(self.engine, adam, settings.zero_stage)
         if initial is not None:  # DeepSpeed has made its masters from the rounded parameters
             self.masters.load_weights(initial)
@@ -195,20 +197,9 @@ class Trainer:
         self.engine.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        total = torch.zeros((), device=self.engine.device)
-        passes = max(1, len(micro_batches))
-        if self.settings.zero_stage >= 2:
-            passes = max(self.gather(passes))
-        for position in range(passes):
-            self.engine.set_gradient_accumulation_boundary(position + 1 == passes)
-            if position < len(micro_batches):
-                loss = loss_of(self.engine, micro_batches[position])
-                total += loss.detach()
-            else:
-                loss = idle_loss(self.engine, torch.zeros((1, 1), dtype=torch.int64, device=self.engine.device))
-            # DeepSpeed averages gradients over the ranks; the losses are shares of one sum.
-            self.engine.backward(loss * self.ranks, scale_wrt_gas=False)
-        if not math.isfinite(value := self.sum_over_ranks(total.item())):
+        with _linear(self._linear):
+            value = self.sum_over_ranks(self._add_up_gradients(micro_batches, loss_of, idle_loss))
+        if not math.isfinite(value):
             raise DivergenceError(
                 f"the loss of optimizer step {self.optimizer_steps + 1} is {value}. Lower `lr` (now {lr:g}) or tighten "
                 f"`gradient_clipping` (now {self.settings.gradient_clipping:g}); earlier steps are kept."
@@ -228,6 +219,28 @@ class Trainer:
             )
         self.optimizer_steps += 1
         return {"loss": value, "gradient_norm": norm}
+
+    def _add_up_gradients(
+        self,
+        micro_batches: Sequence[Micro],
+        loss_of: Callable[[PreTrainedModel, Micro], torch.Tensor],
+        idle_loss: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor],
+    ) -> float:
+        """Forward and backward passes of a step on this rank; returns the sum of its losses."""
+        total = torch.zeros((), device=self.engine.device)
+        passes = max(1, len(micro_batches))
+        if self.settings.zero_stage >= 2:
+            passes = max(self.gather(passes))
+        for position in range(passes):
+            self.engine.set_gradient_accumulation_boundary(position + 1 == passes)
+            if position < len(micro_batches):
+                loss = loss_of(self.engine, micro_batches[position])
+                total += loss.detach()
+            else:
+                loss = idle_loss(self.engine, torch.zeros((1, 1), dtype=torch.int64, device=self.engine.device))
+            # DeepSpeed averages gradients over the ranks; the losses are shares of one sum.
+            self.engine.backward(loss * self.ranks, scale_wrt_gas=False)
+        return float(total.item())
 
     def weights(self, everywhere: bool = False) -> Weights:
         """A copy of the master weights on the CPU, on the first rank or `everywhere`; nothing on the others.
@@ -279,6 +292,18 @@ def import_deepspeed(on_cpu: bool) -> ModuleType:
     if on_cpu:  # gloo serves; else the first job of a machine would compile a C++ extension of its own
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextlib.contextmanager
+def _linear(function: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Replace torch's linear map inside the block, whatever the block makes of it."""
+    functional: Any = torch.nn.functional
+    before = functional.linear
+    functional.linear = function
+    try:
+        yield
+    finally:
+        functional.linear = before
 
 
 def _join_process_group(device: torch.device) -> None:
