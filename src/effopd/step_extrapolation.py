@@ -23,6 +23,7 @@ from effopd.extrapolation.search import first_step, search
 from effopd.models import Weights, dtype_of, load_model, load_weights_into
 from effopd.rollouts import Rollouts
 from effopd.runtime.cost import cost_row
+from effopd.runtime.progress import say
 from effopd.scoring import ReverseKL
 from effopd.shares import Share
 from effopd.trainer import Trainer
@@ -91,7 +92,7 @@ class StepExtrapolation:
             else:
                 found = judged(dict.fromkeys(self.modules, coefficient))
             values[coefficient] = found.value
-            return found.usable
+            return found.score
 
         outcome = search(
             "line" if self.refines else self.settings["search"],
@@ -101,11 +102,11 @@ class StepExtrapolation:
             self.settings["accept"],
             first_step(self.previous),
         )
+        if outcome.warning and self.trainer.first:
+            say(f"warning: step {step}: {outcome.warning}")
         coefficients, refined = dict.fromkeys(self.modules, outcome.coefficient), 0
         if self.refines:
-            coefficients, refined = refine(
-                lambda trial: judged(trial).usable, outcome, self.modules, self.settings["accept"]
-            )
+            coefficients, refined = refine(lambda trial: judged(trial).score, outcome, self.modules)
         norm = delta_norms(current, self.anchor, self.moving)["moving"]
         if outcome.coefficient != 0:
             current = self._candidate(current, coefficients)

@@ -174,10 +174,44 @@ def test_a_line_search_starts_at_one_after_a_step_back_or_none():
     assert [first_step(previous) for previous in (0.0, -0.5, 0.75, 1e9)] == [1.0, 1.0, 0.75, LONGEST_STEP]
 
 
-def test_scores_that_are_not_numbers_are_never_accepted():
-    for kind in ("first_failure", "all", "line"):
-        assert run(kind, lambda c: math.nan, 0.0)[0].coefficient == 0
-        assert run(kind, lambda c: -math.inf, 0.0)[0].coefficient == 0
+KINDS, RULES = ("first_failure", "all", "line"), (">=", ">")
+ANY_SCORE = st.floats(-1, 1) | st.sampled_from([0.5, math.nan, math.inf, -math.inf])
+
+
+@given(st.sampled_from(KINDS), st.sampled_from(RULES), ANY_SCORE, st.lists(ANY_SCORE, min_size=40, max_size=40))
+def test_a_score_that_is_not_finite_is_never_accepted_and_with_such_a_current_one_nothing_is_tried(
+    kind, accept, current, scores
+):
+    given_scores = iter(scores)
+    outcome, _ = run(kind, lambda c: next(given_scores), current, accept)
+    if not math.isfinite(current):
+        assert (outcome.trials, outcome.coefficient) == ([], 0)
+        assert "is not finite" in outcome.reason
+        assert "is not finite" in outcome.warning
+    accepted = [trial.score for trial in outcome.trials if trial.accepted]
+    assert all(math.isfinite(score) for score in accepted)
+    kept = [current, *accepted]
+    assert kept == sorted(kept), "the best only rises"
+    if kind == "line" or accept == ">":
+        assert len(set(kept)) == len(kept), "a tie was accepted"
+
+
+@pytest.mark.parametrize("accept", RULES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.25])
+def test_a_flat_gate_lengthens_no_step_and_is_warned_of_where_ties_are_taken(kind, accept, value):
+    """0 of 50, or 50 of 50: the accuracy of every candidate."""
+    outcome, asked = run(kind, lambda c: value, value, accept)
+    taken = kind != "line" and accept == ">="
+    assert outcome.coefficient == (COEFFICIENTS[-1] if taken else 0)
+    assert bool(outcome.warning) == taken
+    assert max(asked) <= max(COEFFICIENTS)
+    assert kind != "line" or max(asked) == 1
+
+
+def test_a_plateau_ends_a_line_search_where_it_begins():
+    outcome, asked = run("line", lambda c: min(c, 4.0), 0.0, ">=")
+    assert (outcome.coefficient, asked, outcome.warning) == (4, [1, 2, 4, 8, 6], "")
 
 
 def test_a_gate_of_pure_noise_accepts_k_candidates_with_probability_one_over_k_plus_one_factorial():

@@ -10,7 +10,6 @@ from typing import Any
 from effopd.extrapolation.search import Outcome
 from effopd.randomness import generator, seed_of
 
-NEVER = -math.inf  # the score of a candidate whose metric is not finite
 BLIND = ("random", "always")  # metrics that are controls
 
 
@@ -21,11 +20,6 @@ class GateValue:
     value: float  # the metric, as people read it
     score: float  # higher is better
     per_item: Sequence[float] = ()
-
-    @property
-    def usable(self) -> float:
-        """The score, or NEVER where it is no number."""
-        return self.score if math.isfinite(self.score) else NEVER
 
     def entry(self, coefficient: float) -> dict[str, Any]:
         """The ledger's entry of these weights; nothing but the coefficient where the metric is not finite."""
@@ -39,8 +33,8 @@ class GateValue:
 
 
 def score_of(entry: Mapping[str, Any]) -> float:
-    """The score in a ledger's entry."""
-    return NEVER if entry["score"] is None else float(entry["score"])
+    """The score in a ledger's entry; NaN where it was not finite."""
+    return math.nan if entry["score"] is None else float(entry["score"])
 
 
 def blind_value(metric: str, seed: int, step: int, coefficient: float) -> GateValue:

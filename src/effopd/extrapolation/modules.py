@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from effopd.extrapolation.search import ACCEPT, Outcome
+from effopd.extrapolation.search import Outcome, better
 
 LINE_BY_MODULE = "line_by_module"
 KINDS = {"attention": r"\.self_attn\.", "mlp": r"\.mlp\."}
@@ -21,24 +21,24 @@ def by_module(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def refine(
-    score: Callable[[Mapping[str, float]], float], line: Outcome, modules: Iterable[str], accept: str
+    score: Callable[[Mapping[str, float]], float], line: Outcome, modules: Iterable[str]
 ) -> tuple[dict[str, float], int]:
     """From where a line search ended, scale the coefficient of one module after the other where that is better.
 
-    This project's own. `score` is of a candidate with these coefficients by module, higher is better. Returns the
-    coefficients accepted last, and how many candidates were tried: of each module, up to as many as FACTORS; none where
+    This project's own. `score` is of a candidate with these coefficients by module, higher is better; as in the line
+    search a tie is not accepted, and a score that is not finite is not either. Returns the coefficients accepted last, and how many candidates were tried: of each module, up to as many as FACTORS; none where
     the line search accepted none.
     """
     found, tried = dict.fromkeys(modules, line.coefficient), 0
     if line.coefficient == 0:
         return found, tried
-    best, accepts = next(trial.score for trial in reversed(line.trials) if trial.accepted), ACCEPT[accept]
+    best = next(trial.score for trial in reversed(line.trials) if trial.accepted)
     for module in found:
         for factor in FACTORS:
             trial = {**found, module: found[module] * factor}
             value = score(trial)
             tried += 1
-            if accepts(value, best):
+            if better(value, best):
                 found, best = trial, value
                 break
     return found, tried

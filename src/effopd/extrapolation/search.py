@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ class Outcome:
     trials: list[Trial]
     coefficient: float
     reason: str
+    warning: str = ""  # one line where the decision rests on nothing; else empty
+
+
+def better(value: float, best: float, accept: str = ">") -> bool:
+    """Whether a score displaces the best so far. One that is not finite, on either side, never does."""
+    return math.isfinite(value) and math.isfinite(best) and ACCEPT[accept](value, best)
 
 
 def search(
@@ -37,10 +44,14 @@ def search(
     """Look for the coefficient to accept, given the score of the current weights.
 
     `kind`: "first_failure" (paper section 2: in turn, until one is rejected), "all" (the best of all that are
-    accepted) or "line" (this project's, which chooses its own coefficients, beginning with `start`). Each coefficient
-    is scored at most once, and a score of NaN is never accepted.
+    accepted) or "line" (this project's, which chooses its own coefficients, beginning with `start`, and whose steps
+    must improve the score: a tie is not accepted, whatever `accept` says). Each coefficient is scored at most once.
+    Scores that are not finite are never accepted, and if the current one is not, nothing is tried.
     """
-    tracker = _Tracker(score, current, ACCEPT[accept])
+    if not math.isfinite(current):
+        why = "the score of the current weights is not finite"
+        return Outcome([], 0.0, why, f"nothing is extrapolated: {why}")
+    tracker = _Tracker(score, current, ">" if kind == "line" else accept)
     if kind == "first_failure":
         reason = _first_failure(tracker, coefficients)
     elif kind == "all":
@@ -51,9 +62,15 @@ def search(
         reason = _line(tracker, start)
     else:
         raise ValueError(f"unknown search {kind!r}")
+    warning = ""
     if tracker.coefficient == 0:
         reason = "no candidate was accepted"
-    return Outcome(tracker.trials, tracker.coefficient, reason)
+    elif all(trial.score == current for trial in tracker.trials):
+        warning = (
+            f"every candidate scores the same as the current weights ({current:g}), and `accept` takes ties. Write "
+            "accept: '>', or have the gate ask more."
+        )
+    return Outcome(tracker.trials, tracker.coefficient, reason, warning)
 
 
 def first_step(previous: float) -> float:
@@ -64,14 +81,14 @@ def first_step(previous: float) -> float:
 class _Tracker:
     """Keeps the best so far."""
 
-    def __init__(self, score: Score, current: float, accepts: Callable[[float, float], bool]) -> None:
-        self.score, self.best, self.accepts = score, current, accepts
+    def __init__(self, score: Score, current: float, accept: str) -> None:
+        self.score, self.best, self.accept = score, current, accept
         self.coefficient = 0.0
         self.trials: list[Trial] = []
 
     def trial(self, coefficient: float) -> bool:
         value = self.score(coefficient)
-        accepted = self.accepts(value, self.best)
+        accepted = better(value, self.best, self.accept)
         self.trials.append(Trial(coefficient, value, accepted))
         if accepted:
             self.best, self.coefficient = value, coefficient

@@ -163,7 +163,7 @@ class EffOPDCallback(TrainerCallback):
 
         def refined(coefficients: Mapping[str, float]) -> float:
             put(coefficients)
-            return judged(outcome.coefficient).usable  # draws as of the candidate that it is compared with
+            return judged(outcome.coefficient).score  # draws as of the candidate that it is compared with
 
         chosen, tried = dict.fromkeys(self._modules, 0.0), 0
         try:
@@ -177,7 +177,7 @@ class EffOPDCallback(TrainerCallback):
             )
             found = dict.fromkeys(self._modules, outcome.coefficient)
             if self._refines:
-                found, tried = refine(refined, outcome, self._modules, self.settings["accept"])
+                found, tried = refine(refined, outcome, self._modules)
             chosen = found
         finally:  # also when the gate fails: no candidate stays in the model
             put(chosen)
@@ -246,4 +246,6 @@ class EffOPDCallback(TrainerCallback):
         spec = {"extrapolation": self.settings, "step": step}
         path = output / f"extrapolation/{step}/ledger.json"
         write_manifest(path, kind="ledger", spec=spec, parents={}, result=result, cost=costs, started=started)
+        if outcome.warning:
+            say(f"effopd: warning: step {step}: {outcome.warning}")
         say(f"effopd: step {step}: coefficient {outcome.coefficient:g} ({outcome.reason})")

@@ -203,7 +203,7 @@ class Gate:
         return [eligible[row] for row in drawn]
 
     def score(self, weights: Weights, coefficient: float) -> float:
-        """The score of a candidate (0: the current weights), higher is better."""
+        """The score of a candidate (0: the current weights), higher is better; perhaps not finite."""
         metric = self.settings["metric"]
         if metric in BLIND:
             found = blind_value(metric, self.spec["seed"], self.spec["step"], coefficient)
@@ -211,7 +211,7 @@ class Gate:
             value, per_item = self._measure(weights, coefficient)
             found = GateValue(value, value if metric == "accuracy" else -value, per_item)
         self.values.append(found.entry(coefficient))
-        return found.usable
+        return found.score
 
     def close(self) -> None:
         """End its engine, where it needed one."""

@@ -64,6 +64,8 @@ def predict_weights(
 
     with closing(gate):
         outcome = search(settings["search"], score, score(0.0), settings["coefficients"], settings["accept"])
+    if outcome.warning:
+        say(f"warning: {outcome.warning}")
     weights = out.with_name(WEIGHTS)
     save_tensors(weights, predictor.weights(outcome.coefficient))
     write_manifest(

@@ -51,6 +51,8 @@ def select_candidate(
         return scores[coefficient]
 
     outcome = search(settings["search"], recorded, recorded(0.0), settings["coefficients"], settings["accept"])
+    if outcome.warning:
+        say(f"warning: {outcome.warning}")
     scored = manifests[0]
     if "coefficient" in scored.spec:
         scored = _put_together(manifests, [0.0, *(trial.coefficient for trial in outcome.trials)], out, started)
