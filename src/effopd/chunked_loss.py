@@ -18,7 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from effopd.logits import Head, capped, fits_at_once, position_chunks, vocabulary_of
+from effopd.logits import Head, capped, fits_at_once, position_chunks, tokens_of, vocabulary_of
 from effopd.rollouts import PaddedBatch
 
 LOGITS_IN_CACHE = 2**21  # 8 MiB in float32
@@ -38,7 +38,7 @@ def chunked_loss(model: Any, batch: PaddedBatch, loss_of: LossOfLogits) -> torch
         plain = plain.module
     inputs = batch.tokens[:, :-1]
     if fits_at_once(batch, vocabulary_of(plain)):
-        logits = model(input_ids=inputs, use_cache=False).logits[batch.mask]
+        logits = tokens_of(plain)(model(input_ids=inputs, use_cache=False).logits[batch.mask])
         return loss_of(logits, slice(0, len(logits)))
     with _loss_in_place_of_logits(plain, batch.mask, loss_of):
         loss: torch.Tensor = model(input_ids=inputs, use_cache=False).logits
@@ -52,10 +52,13 @@ def _loss_in_place_of_logits(model: PreTrainedModel, mask: torch.Tensor, loss_of
     Inside the head's own forward, because only there does ZeRO 3 have its partitioned weights together.
     """
     head, config = model.get_output_embeddings(), model.config.get_text_config()
-    cap = Head.of(model).cap
+    cap, tokens, size = Head.of(model).cap, tokens_of(model), vocabulary_of(model)
+
+    def loss_of_product(product: torch.Tensor, rows: slice) -> torch.Tensor:
+        return loss_of(tokens(capped(product, cap)), rows)
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = HeadAndLoss.apply(hidden[mask], head.weight, head.bias, cap, loss_of)
+        loss: torch.Tensor = HeadAndLoss.apply(hidden[mask], head.weight, head.bias, size, loss_of_product)
         return loss.reshape(1, 1, 1)
 
     head.forward = forward
@@ -69,7 +72,7 @@ def _loss_in_place_of_logits(model: PreTrainedModel, mask: torch.Tensor, loss_of
             config.final_logit_softcapping = cap
 
 
-def _replace_by_gradient(logits: torch.Tensor, cap: float | None, loss_of: LossOfLogits, start: int) -> torch.Tensor:
+def _replace_by_gradient(logits: torch.Tensor, loss_of: LossOfLogits, start: int) -> torch.Tensor:
     """Put the loss's gradient into the place of a chunk's logits [m, V], and return the loss; `start` is its position.
 
     On a CPU by small blocks, whose many intermediate results stay in its caches.
@@ -80,7 +83,7 @@ def _replace_by_gradient(logits: torch.Tensor, cap: float | None, loss_of: LossO
         block = logits[rows]
         with torch.enable_grad():
             leaf = block.detach().requires_grad_()
-            loss = loss_of(capped(leaf, cap), slice(start + rows.start, start + rows.stop))
+            loss = loss_of(leaf, slice(start + rows.start, start + rows.stop))
             (gradient,) = torch.autograd.grad(loss, leaf)
         block.copy_(gradient)
         total += loss.detach()
@@ -94,10 +97,10 @@ class HeadAndLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: torch.Tensor,  # [M, H]
-        weight: torch.Tensor,  # [V, H]
-        bias: torch.Tensor | None,  # [V]
-        cap: float | None,
-        loss_of: LossOfLogits,
+        weight: torch.Tensor,  # [at least V, H]
+        bias: torch.Tensor | None,  # [at least V]
+        size: int,  # V
+        loss_of: LossOfLogits,  # of the product with the head
     ) -> torch.Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -107,18 +110,18 @@ class HeadAndLoss(torch.autograd.Function):
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if trained else None  # chunks add up in float32
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and trained_bias else None
         with torch.autocast(device, enabled=False):
-            matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
-            for rows in position_chunks(len(hidden), len(weight)):
+            matrix, offset = weight[:size].to(dtype), None if bias is None else bias[:size].to(dtype)
+            for rows in position_chunks(len(hidden), size):
                 states = hidden[rows].to(dtype)
                 logits = torch.nn.functional.linear(states, matrix, offset)
-                total += _replace_by_gradient(logits, cap, loss_of, rows.start)
+                total += _replace_by_gradient(logits, loss_of, rows.start)
                 of_hidden[rows] = (logits @ matrix).to(hidden.dtype)
                 if of_weight is not None and dtype == torch.float32:
-                    of_weight.addmm_(logits.T, states)
+                    of_weight[:size].addmm_(logits.T, states)
                 elif of_weight is not None:
-                    of_weight += logits.T @ states
+                    of_weight[:size] += logits.T @ states
                 if of_bias is not None:
-                    of_bias += logits.sum(0)
+                    of_bias[:size] += logits.sum(0)
         ctx.gradients = of_hidden, *(None if sums is None else sums.to(weight.dtype) for sums in (of_weight, of_bias))
         return total
 

@@ -68,9 +68,11 @@ def measure(
     student: PreTrainedModel | None = None,
     teacher: PreTrainedModel | None = None,
     batch_size: int,
+    policy_temperature: float = 1.0,
 ) -> Measurement:
     """Generate a completion for each prompt, verify it and, given student and teacher, measure the reverse KL.
 
+    That is of the student at `policy_temperature` to the teacher, whatever temperature the completions are sampled at.
     `batch_size` is the engine's. Where there are more prompts, they are asked in the order of their length, which saves
     padding (docs/benchmarks.md); the outcomes are in the order of the prompts.
     """
@@ -91,7 +93,9 @@ def measure(
     )
     if student is not None and teacher is not None:
         _, pad_id = special_ids(tokenizer)
-        per_token = measure_reverse_kl(student, teacher, rollouts, pad_id=pad_id, batch_size=batch_size)
+        per_token = measure_reverse_kl(
+            student, teacher, rollouts, pad_id=pad_id, batch_size=batch_size, temperature=policy_temperature
+        )
         items["reverse_kl"] = [float(row.sum(dtype=np.float64)) for row in per_token]
     items = items.iloc[np.argsort(order)].reset_index(drop=True)
     finite = all(np.isfinite(row).all() for row in rollouts.logprobs)

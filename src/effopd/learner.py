@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.engines import teacher_module
 from effopd.engines.base import RolloutEngine, build_engine, longest_context
-from effopd.logits import Head
+from effopd.logits import Head, KnownTokens, restricted
 from effopd.models import dtype_of, load_frozen, load_model, load_tokenizer, model_with, special_ids
 from effopd.rollouts import Rollouts
 from effopd.runtime.artifacts import Manifest
@@ -50,7 +50,7 @@ class Learner:
         settings = TrainerSettings.of(self.training)
         # What DeepSpeed will round or share out need not be on the GPU as a whole in float32.
         start = torch.device("cpu") if settings.reshapes else self.device
-        model = model_with(self.folder, self.point.weights(), start)
+        model = restricted(model_with(self.folder, self.point.weights(), start), self.tokenizer)
         trainer: Trainer
         if "lora" in self.training:
             kind = importlib.import_module("effopd.lora").LoraTrainer  # named only where it runs: no code of other runs
@@ -103,23 +103,24 @@ def teacher_of(
     """
     objective, support = training["objective"], training["objective"]["support"]
     _, pad_id = special_ids(tokenizer)
+    tokens = KnownTokens.of(tokenizer)
     top_k = objective["top_k"] if support == "top_k" else 0
     scorer: Teacher
     if training["scored_by"] == "endpoint":
         kind = importlib.import_module(teacher_module("endpoint")).EndpointTeacher
-        scorer = kind(endpoint_of(training["teacher"]), tokenizer, top_k=top_k, vocabulary=len(tokenizer))
+        scorer = kind(endpoint_of(training["teacher"]), tokenizer, top_k=top_k, vocabulary=tokens.size)
     else:
         scorer = LocalTeacher(
             load_frozen(teacher, device),
             pad_id=pad_id,
             batch_size=training["batch_size"],
             top_k=top_k,
-            vocabulary=len(tokenizer),
+            tokens=tokens,
             hidden_states=support == "full",
         )
     if objective["lambda"] == 1:
         return scorer
-    base = load_model(student, device, dtype_of(training["precision"]))
+    base = restricted(load_model(student, device, dtype_of(training["precision"])), tokenizer)
     reference = LocalTeacher(base, pad_id=pad_id, batch_size=training["batch_size"])
     return WithReference(scorer, reference)
 
@@ -130,6 +131,10 @@ def _model_of(scorer: Teacher | None) -> PreTrainedModel | None:
     return scorer.model if isinstance(scorer, LocalTeacher) else None
 
 
-def teacher_head_of(training: dict[str, Any], teacher: Path, device: torch.device) -> Head | None:
-    """What an update on the full vocabulary needs of the teacher."""
-    return Head.of_folder(teacher, device) if training["objective"]["support"] == "full" else None
+def teacher_head_of(
+    training: dict[str, Any], teacher: Path, tokenizer: PreTrainedTokenizerFast, device: torch.device
+) -> Head | None:
+    """What an update on the full vocabulary, that is the student's tokens, needs of the teacher."""
+    if training["objective"]["support"] != "full":
+        return None
+    return Head.of_folder(teacher, KnownTokens.of(tokenizer), device)

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.dynamics.checkpoints import Checkpoint
 from effopd.models import without_weights
@@ -23,7 +24,52 @@ from effopd.runtime.errors import ArtifactError
 
 LOGITS_AT_ONCE = 2**24  # 64 MiB in float32
 
+NEVER = -1e9  # a logit whose probability is 0 in any precision, and finite: 0 * -inf would be NaN
+
 Logits = Callable[[slice], torch.Tensor]  # of M positions: the logits [m, V] of those in the slice
+
+
+@dataclass(frozen=True)
+class KnownTokens:
+    """The token ids that a tokenizer knows. A model may have rows for more of them, to pad its embedding."""
+
+    size: int  # the largest id, and 1
+    holes: tuple[int, ...] = ()  # smaller ids that it does not know
+
+    @staticmethod
+    def of(tokenizer: PreTrainedTokenizerFast) -> KnownTokens:
+        ids = set(tokenizer.get_vocab().values())
+        size = 1 + max(ids)
+        return KnownTokens(size, tuple(sorted(set(range(size)) - ids)))
+
+    def unknown(self, rows: int) -> list[int]:
+        """The ids that it does not know, of a model with so many rows."""
+        return [*(number for number in self.holes if number < rows), *range(self.size, rows)]
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits without rows that pad [..., V] -> [..., at most size]; NEVER at the holes."""
+        logits = logits[..., : self.size]
+        if not self.holes:
+            return logits
+        holes = [number for number in self.holes if number < logits.shape[-1]]
+        return logits.index_fill(-1, torch.tensor(holes, device=logits.device), NEVER)
+
+
+def restricted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """The model as a policy that says nothing but what its tokenizer knows, in whatever is made of its logits here."""
+    restrict(model, KnownTokens.of(tokenizer))
+    return model
+
+
+def restrict(model: Any, tokens: KnownTokens) -> None:
+    """Let these tokens be all that a model may say."""
+    model.known_tokens = tokens
+
+
+def tokens_of(model: PreTrainedModel) -> KnownTokens:
+    """The tokens that a model may say: all of its rows where it is not `restricted`."""
+    known: KnownTokens = getattr(model, "known_tokens", KnownTokens(model.config.get_text_config().vocab_size))
+    return known
 
 
 @dataclass(frozen=True)
@@ -33,6 +79,7 @@ class Head:
     weight: torch.Tensor  # [V, H]
     bias: torch.Tensor | None  # [V]
     cap: float | None  # logits become cap * tanh(logits / cap)
+    tokens: KnownTokens  # of which alone there are logits
 
     @staticmethod
     def of(model: PreTrainedModel) -> Head:
@@ -48,10 +95,10 @@ class Head:
                 f"({config.vocab_size}) must be at most {LOGITS_AT_ONCE}."
             )
         bias = None if linear.bias is None else linear.bias.detach()
-        return Head(linear.weight.detach(), bias, getattr(config, "final_logit_softcapping", None))
+        return Head(linear.weight.detach(), bias, getattr(config, "final_logit_softcapping", None), tokens_of(model))
 
     @staticmethod
-    def of_folder(folder: Path, device: torch.device) -> Head:
+    def of_folder(folder: Path, tokens: KnownTokens, device: torch.device) -> Head:
         """The head of a model folder in float32, which alone is read of it. Raises ArtifactError as `of` does."""
         form, checkpoint = Head.of(without_weights(folder)), Checkpoint.open(folder)
 
@@ -60,11 +107,13 @@ class Head:
                 raise ArtifactError(f"{folder} holds no {name}. Choose another support than `full`.")
             return checkpoint.read(name).to(device, torch.float32)
 
-        return Head(read("lm_head.weight"), None if form.bias is None else read("lm_head.bias"), form.cap)
+        return Head(read("lm_head.weight"), None if form.bias is None else read("lm_head.bias"), form.cap, tokens)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """Hidden states [m, H] -> logits [m, V]."""
-        return capped(torch.nn.functional.linear(states, self.weight, self.bias), self.cap)
+        rows = slice(self.tokens.size)
+        bias = None if self.bias is None else self.bias[rows]
+        return self.tokens(capped(torch.nn.functional.linear(states, self.weight[rows], bias), self.cap))
 
 
 def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
@@ -72,8 +121,8 @@ def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
 
 
 def vocabulary_of(model: PreTrainedModel) -> int:
-    """The number of logits at a position, rows that pad the vocabulary included."""
-    return int(model.config.get_text_config().vocab_size)
+    """The number of logits at a position."""
+    return min(int(model.config.get_text_config().vocab_size), tokens_of(model).size)
 
 
 def position_chunks(positions: int, vocabulary: int, at_once: int | None = None) -> Iterator[slice]:
@@ -101,7 +150,7 @@ def completion_logits(model: PreTrainedModel, batch: PaddedBatch) -> Logits:
     Raises ArtifactError where the batch needs chunks and the model has no plain head.
     """
     if fits_at_once(batch, vocabulary_of(model)):
-        logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits[batch.mask]
+        logits = tokens_of(model)(model(input_ids=batch.tokens[:, :-1], use_cache=False).logits[batch.mask])
         return lambda rows: logits[rows]
     return logits_of(Head.of(model), completion_states(model, batch))
 
@@ -120,7 +169,7 @@ def logits_of(head: Head, states: torch.Tensor) -> Logits:
         nonlocal held
         if not held[0].start <= rows.start < rows.stop <= held[0].stop:
             chunk = slice(rows.start, max(rows.stop, min((rows.start // size + 1) * size, len(states))))
-            held = chunk, head(states[chunk])
+            held = chunk, head(states[chunk].to(head.weight.device))
         chunk, values = held
         if rows.stop == chunk.stop:
             held = nothing

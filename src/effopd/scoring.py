@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,17 +14,19 @@ from transformers import PreTrainedModel
 
 from effopd.logits import (
     Head,
+    KnownTokens,
     Logits,
     completion_logits,
     completion_states,
     logits_of,
     position_chunks,
+    tokens_of,
     vocabulary_of,
 )
 from effopd.losses import reverse_kl, token_logprobs
 from effopd.models import save_tensors
 from effopd.rollouts import PaddedBatch, Rollouts
-from effopd.runtime.errors import ConfigError
+from effopd.runtime.errors import ArtifactError, ConfigError
 
 
 @dataclass
@@ -93,7 +95,7 @@ class LocalTeacher:
     """A transformers model in this process, scoring fixed batches of `batch_size` rollouts.
 
     Beside the sampled tokens' log-probabilities its scores have the `top_k` likeliest tokens of each position (0: none;
-    only ids below `vocabulary`, where rows pad it), or its last hidden states. Raises ConfigError where it has no
+    of `tokens` alone, where they are not all), or its last hidden states. Raises ConfigError where it has no
     `top_k` tokens and one more.
     """
 
@@ -104,15 +106,16 @@ class LocalTeacher:
         pad_id: int,
         batch_size: int,
         top_k: int = 0,
-        vocabulary: int | None = None,
+        tokens: KnownTokens | None = None,
         hidden_states: bool = False,
     ) -> None:
         self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
         self.top_k, self.hidden_states = top_k, hidden_states
-        self.vocabulary = min(vocabulary_of(model), vocabulary or vocabulary_of(model))
-        if top_k >= self.vocabulary:
+        self.tokens = tokens or tokens_of(model)
+        known = vocabulary_of(model) - len(self.tokens.unknown(vocabulary_of(model)))
+        if top_k >= known:
             raise ConfigError(
-                f"config: `training.objective.top_k` is {top_k}, and the teacher's vocabulary has {self.vocabulary} "
+                f"config: `training.objective.top_k` is {top_k}, and the teacher's vocabulary has {known} "
                 "tokens. Lower it, or write `support: full`."
             )
 
@@ -136,7 +139,7 @@ class LocalTeacher:
             chunk = logits(rows)
             sampled.append(token_logprobs(chunk, targets[rows]))
             if self.top_k:
-                top.append(torch.log_softmax(chunk.float(), -1)[:, : self.vocabulary].topk(self.top_k, -1))
+                top.append(self.tokens(torch.log_softmax(chunk.float(), -1)).topk(self.top_k, -1))
         scores = Scores(_split(torch.cat(sampled), part))
         if top:
             scores.top_ids = _split(torch.cat([entry.indices.int() for entry in top]), part)
@@ -176,16 +179,26 @@ def measure_logprobs(
 
 
 def measure_reverse_kl(
-    student: PreTrainedModel, teacher: PreTrainedModel, rollouts: Rollouts, *, pad_id: int, batch_size: int
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    rollouts: Rollouts,
+    *,
+    pad_id: int,
+    batch_size: int,
+    temperature: float = 1.0,
 ) -> list[np.ndarray]:
-    """Exact KL(student || teacher) at every completion token, in nats: N float32 arrays."""
-    return ReverseKL(teacher, rollouts, pad_id=pad_id, batch_size=batch_size, remembered_bytes=0).of(student)
+    """Exact KL(student || teacher) at every completion token, in nats: N float32 arrays (ReverseKL)."""
+    settings: dict[str, Any] = {"pad_id": pad_id, "batch_size": batch_size, "temperature": temperature}
+    return ReverseKL(teacher, rollouts, **settings, remember=False).of(student)
 
 
 class ReverseKL:
     """Exact KL(student || teacher) at every completion token of N rollouts, for one student after the other.
 
-    What the teacher says is remembered from the first one on, where all of it fits in `remembered_bytes`.
+    The student is the policy at `temperature`; the teacher is as it is, as in the objectives. What it says is
+    remembered from the first student on: its logits, where those of `shared_tokens` (default: all of the rollouts')
+    fit in `remembered_bytes`, else its hidden states in main memory, from which its head makes them again.
+    `scored_tokens` counts those that the teacher has been asked about so far.
     """
 
     def __init__(
@@ -195,33 +208,50 @@ class ReverseKL:
         *,
         pad_id: int,
         batch_size: int,
+        temperature: float = 1.0,
+        shared_tokens: int | None = None,
         remembered_bytes: int = 2**30,
+        remember: bool = True,
     ) -> None:
-        self.teacher, self.rollouts, self.pad_id = teacher, rollouts, pad_id
+        self.teacher, self.rollouts, self.pad_id, self.temperature = teacher, rollouts, pad_id, temperature
         self.passes = rollouts.passes(batch_size)
+        self.remember, self.head = remember, None
         widest = max(vocabulary_of(teacher), teacher.config.get_text_config().hidden_size)
-        self.remembers = 4 * widest * rollouts.completion_tokens <= remembered_bytes
+        if remember and 4 * widest * (shared_tokens or rollouts.completion_tokens) > remembered_bytes:
+            try:
+                self.head = Head.of(teacher)
+            except ArtifactError:  # no plain head: it is asked each time
+                self.remember = False
         self.remembered: list[Logits] = []
+        self.scored_tokens = 0
 
     @torch.inference_mode()
     def of(self, student: PreTrainedModel) -> list[np.ndarray]:
         """In nats: N float32 arrays, as long as the completions."""
         student.eval()
         self.teacher.eval()
-        found: list[np.ndarray] = []
+        tokens, found = tokens_of(student), list[np.ndarray]()
         for number, rows in enumerate(self.passes):
             part = self.rollouts.select(rows)
             batch = PaddedBatch.of(part, self.pad_id, student.device)
             of_student, of_teacher = completion_logits(student, batch), self._of_teacher(number, batch)
             chunks = position_chunks(part.completion_tokens, max(vocabulary_of(student), vocabulary_of(self.teacher)))
-            found += _split(torch.cat([reverse_kl(of_student(chunk), of_teacher(chunk)) for chunk in chunks]), part)
+            values = [reverse_kl(self._policy(of_student(chunk)), tokens(of_teacher(chunk))) for chunk in chunks]
+            found += _split(torch.cat(values), part)
         return [found[place] for place in _places(self.passes)]
+
+    def _policy(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def _of_teacher(self, number: int, batch: PaddedBatch) -> Logits:
         if number < len(self.remembered):
             return self.remembered[number]
-        logits = completion_logits(self.teacher, batch)
-        if self.remembers:
+        self.scored_tokens += int(batch.mask.sum())
+        if self.head is None:
+            logits = completion_logits(self.teacher, batch)
+        else:
+            logits = logits_of(self.head, completion_states(self.teacher, batch).cpu())
+        if self.remember:
             self.remembered.append(logits)
         return logits
 

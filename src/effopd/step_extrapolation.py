@@ -20,6 +20,7 @@ from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_re
 from effopd.extrapolation.gate import BLIND, GateValue, blind_value, gate_rows
 from effopd.extrapolation.modules import LINE_BY_MODULE, by_module, refine
 from effopd.extrapolation.search import first_step, search
+from effopd.logits import restrict, tokens_of
 from effopd.models import Weights, dtype_of, load_model, load_weights_into
 from effopd.rollouts import Rollouts
 from effopd.runtime.cost import cost_row
@@ -52,12 +53,14 @@ class StepExtrapolation:
     ) -> None:
         self.settings, self.gate, self.seed, self.previous = extrapolation, extrapolation["gate"], seed, previous
         self.trainer, self.pad_id, self.batch_size = trainer, pad_id, training["batch_size"]
+        self.temperature = training["temperature"]
         self.anchor = trainer.weights(everywhere=True)
         self.moving = moving_or_refuse(self.anchor, extrapolation["parameters"])
         self.refines = extrapolation["search"] == LINE_BY_MODULE
         self.modules = by_module(self.moving) if self.refines else {"": self.moving}
         if self.gate["metric"] not in BLIND:
             self.probe = load_model(student, device, dtype_of(training["precision"]))
+            restrict(self.probe, tokens_of(trainer.model))
             self.teacher = teacher()
 
     def __call__(self, rollouts: Rollouts, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -76,7 +79,14 @@ class StepExtrapolation:
         mine = chosen.select(share.rows(len(chosen), self.batch_size))
         divergence = None
         if self.gate["metric"] not in BLIND:
-            divergence = ReverseKL(self.teacher, mine, pad_id=self.pad_id, batch_size=self.batch_size)
+            divergence = ReverseKL(
+                self.teacher,
+                mine,
+                pad_id=self.pad_id,
+                batch_size=self.batch_size,
+                temperature=self.temperature,
+                shared_tokens=chosen.completion_tokens,
+            )
         values: dict[float, float] = {}
 
         def judged(coefficients: Mapping[str, float]) -> GateValue:
@@ -106,16 +116,20 @@ class StepExtrapolation:
             say(f"warning: step {step}: {outcome.warning}")
         coefficients, refined = dict.fromkeys(self.modules, outcome.coefficient), 0
         if self.refines:
-            coefficients, refined = refine(lambda trial: judged(trial).score, outcome, self.modules)
+            coefficients, refined = refine(
+                lambda trial: judged(trial).score, outcome, self.modules, self.settings["accept"]
+            )
         norm = delta_norms(current, self.anchor, self.moving)["moving"]
         if outcome.coefficient != 0:
             current = self._candidate(current, coefficients)
             self.trainer.load_weights(current)
             self.trainer.forget_after_jump(self.settings["moments"], outcome.coefficient)
         self.anchor, self.previous = current, outcome.coefficient
-        scored = 0 if divergence is None else chosen.completion_tokens
-        tried = len(values) + refined
-        cost = cost_row("gate: score", step, time.perf_counter() - started, scored=scored, judged=scored * tried)
+        scored = judged_tokens = 0
+        if divergence is not None:
+            scored = int(self.trainer.sum_over_ranks(divergence.scored_tokens))
+            judged_tokens = chosen.completion_tokens * (len(values) + refined)
+        cost = cost_row("gate: score", step, time.perf_counter() - started, scored=scored, judged=judged_tokens)
         own = {f"coefficient_{module}": value for module, value in coefficients.items()} | {"module_trials": refined}
         return {
             "coefficient": outcome.coefficient,

@@ -20,7 +20,7 @@ import torch
 from shared import resident_bytes
 
 from effopd.chunked_loss import HeadAndLoss
-from effopd.logits import Head
+from effopd.logits import Head, KnownTokens
 from effopd.objective import MicroBatch
 from effopd.rollouts import Rollouts
 from effopd.scoring import Scores
@@ -40,7 +40,7 @@ class Case:
 
         self.states = random(positions, hidden).requires_grad_()
         self.weight = torch.nn.Parameter(random(vocabulary, hidden, scale=hidden**-0.5))
-        self.teacher = Head(random(vocabulary, hidden, scale=hidden**-0.5), None, None)
+        self.teacher = Head(random(vocabulary, hidden, scale=hidden**-0.5), None, None, KnownTokens(vocabulary))
         tokens = torch.randint(vocabulary, (positions,), generator=generator).tolist()
         zeros = np.zeros(positions, np.float32)
         self.rollouts = Rollouts([[0]], [tokens], [zeros], [True])
@@ -65,7 +65,7 @@ class Case:
             self.rollouts, self.scores, {**TRAINING, "objective": objective}, len(self.states), 0,
             torch.device("cpu"), self.teacher,
         )  # fmt: skip
-        loss: torch.Tensor = HeadAndLoss.apply(self.states, self.weight, None, None, micro.loss)
+        loss: torch.Tensor = HeadAndLoss.apply(self.states, self.weight, None, len(self.weight), micro.loss)
         return loss
 
     def run(self, side: str) -> float:

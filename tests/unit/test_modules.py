@@ -25,26 +25,28 @@ def distance(best):
 def test_each_module_is_scaled_in_turn_where_that_is_better():
     score = distance({"attention": 3.0, "mlp": 4.0, "other": 7.0})
     modules = ("attention", "mlp", "other")
-    found, tried = refine(score, ended(4.0, score(dict.fromkeys(modules, 4.0))), modules)
+    found, tried = refine(score, ended(4.0, score(dict.fromkeys(modules, 4.0))), modules, ">")
     assert found == {"attention": 4 * 2 / 3, "mlp": 4.0, "other": 4 * 3 / 2}
     assert tried == 2 + 2 + 1  # longer fails and shorter helps; both fail; longer helps
 
 
 def test_a_score_that_is_no_number_is_never_accepted():
     for score in (-math.inf, math.inf, math.nan):
-        found, tried = refine(lambda trial, score=score: score, ended(2.0, -1.0), ("attention", "mlp"))
+        found, tried = refine(lambda trial, score=score: score, ended(2.0, -1.0), ("attention", "mlp"), ">=")
         assert (found, tried) == ({"attention": 2.0, "mlp": 2.0}, 4)
 
 
-def test_a_tie_scales_no_module():
-    assert refine(lambda trial: -1.0, ended(2.0, -1.0), ("attention", "mlp")) == ({"attention": 2.0, "mlp": 2.0}, 4)
+def test_a_tie_lengthens_no_step_of_a_module():
+    for accept, wanted in ((">", 3.0), (">=", 2.0)):
+        found = refine(lambda trial: -1.0, ended(3.0, -1.0), ("attention", "mlp"), accept)
+        assert found == ({"attention": wanted, "mlp": wanted}, 4)
 
 
 def test_a_step_back_is_scaled_like_a_step_forward():
-    found, _ = refine(lambda trial: -trial["mlp"], ended(-0.5, 0.5), ["mlp"])
+    found, _ = refine(lambda trial: -trial["mlp"], ended(-0.5, 0.5), ["mlp"], ">")
     assert found == {"mlp": -0.75}
 
 
 def test_where_the_line_search_accepted_nothing_no_module_is_tried():
     none = Outcome([Trial(1.0, -2.0, False)], 0.0, "no candidate was accepted")
-    assert refine(lambda trial: 9.0, none, ["mlp"]) == ({"mlp": 0.0}, 0)
+    assert refine(lambda trial: 9.0, none, ["mlp"], ">") == ({"mlp": 0.0}, 0)

@@ -8,7 +8,7 @@ from tiny_models import FAMILIES, make_family, make_model
 
 from effopd import logits as logits_module
 from effopd.engines.base import Sampling
-from effopd.logits import Head, completion_states
+from effopd.logits import Head, KnownTokens, completion_states
 from effopd.rollouts import PaddedBatch, Rollouts
 from effopd.runtime.errors import ArtifactError, ConfigError
 from effopd.scoring import LocalTeacher, Scores, WithReference, measure_reverse_kl
@@ -81,7 +81,9 @@ def test_scores_in_chunks_are_those_in_one_go(rollouts, other_model, model, monk
 
 
 def test_ids_of_rows_that_pad_the_vocabulary_are_never_among_the_top(rollouts, other_model):
-    scores = LocalTeacher(other_model, pad_id=0, batch_size=4, top_k=8, vocabulary=9).score(rollouts)
+    scores = LocalTeacher(other_model, pad_id=0, batch_size=4, top_k=8, tokens=KnownTokens(9, holes=(2, 5))).score(
+        rollouts
+    )
     assert np.concatenate(scores.top_ids).max() == 8
 
 
@@ -98,7 +100,7 @@ def test_a_head_on_disk_is_the_models_own(family, rollouts, tmp_path):
     model = make_family(family, 3)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
-    head = Head.of_folder(tmp_path, torch.device("cpu"))
+    head = Head.of_folder(tmp_path, KnownTokens(10**6), torch.device("cpu"))
     batch = PaddedBatch.of(rollouts, 0, torch.device("cpu"))
     with torch.no_grad():
         wanted = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits[batch.mask]

@@ -17,7 +17,7 @@ from effopd.scoring import measure_reverse_kl
 from effopd.step_extrapolation import StepExtrapolation
 from effopd.trainer import Trainer, TrainerSettings
 
-TRAINING = {"batch_size": 3, "precision": "float32"}
+TRAINING = {"batch_size": 3, "precision": "float32", "temperature": 1.0}
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.engines.base import Sampling
 from effopd.engines.decoders import prefill
+from effopd.logits import KnownTokens, tokens_of
 from effopd.models import load_weights_into, special_ids
 from effopd.randomness import uniforms
 from effopd.rollouts import Rollouts
@@ -24,20 +25,29 @@ class TransformersEngine:
 
     Each token is drawn by inverting the cumulative distribution at one uniform number, so two models that agree draw
     the same token from the same seed (common random numbers). The n-th fixed batch of prompts gives the same rollouts,
-    bit for bit on a CPU, whatever the other batches are.
+    bit for bit on a CPU, whatever the other batches are. Of `tokens` alone are any drawn (default: those of the model).
     """
 
-    def __init__(self, model: PreTrainedModel, *, eos_id: int, pad_id: int, batch_size: int) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        eos_id: int,
+        pad_id: int,
+        batch_size: int,
+        tokens: KnownTokens | None = None,
+    ) -> None:
+        self.model, self.tokens = model, tokens or tokens_of(model)
         self.eos_id, self.pad_id, self.batch_size = eos_id, pad_id, batch_size
 
     @staticmethod
     def of(
         model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, batch_size: int, context: int, dtype: str
     ) -> TransformersEngine:
-        """An engine that ends and pads sequences as the tokenizer says, in the model's own type, of any `context`."""
+        """An engine of the tokenizer's tokens, ends and padding, in the model's own type, of any `context`."""
         eos_id, pad_id = special_ids(tokenizer)
-        return TransformersEngine(model, eos_id=eos_id, pad_id=pad_id, batch_size=batch_size)
+        tokens = KnownTokens.of(tokenizer)
+        return TransformersEngine(model, eos_id=eos_id, pad_id=pad_id, batch_size=batch_size, tokens=tokens)
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         load_weights_into(self.model, weights)
@@ -73,7 +83,7 @@ class TransformersEngine:
         logits, decoder = prefill(self.model, tokens, mask, positions, sampling.max_new_tokens)
         last = positions[:, -1]
         for step in range(sampling.max_new_tokens):
-            chosen, chosen_logprobs = _choose(logits, draws[alive, step], sampling.temperature)
+            chosen, chosen_logprobs = _choose(self.tokens(logits), draws[alive, step], sampling.temperature)
             sampled[alive, step] = chosen.masked_fill(done, self.pad_id)
             logprobs[alive, step] = chosen_logprobs
             done = done | (chosen == self.eos_id)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.engines.base import Sampling
 from effopd.engines.vllm_worker import WeightsExtension
+from effopd.logits import KnownTokens
 from effopd.models import load_weights_into, special_ids, write_checkpoint
 from effopd.rollouts import Rollouts
 from effopd.runtime.errors import ConfigError, UserError
@@ -34,6 +35,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
 }
+UNKNOWN_TOKENS = "effopd_unknown_tokens"  # where vllm_logits.py finds them in vLLM's own configuration
 LONGEST_REASON = 400  # characters of what vLLM says, which can be pages
 # What torch's launcher tells the ranks of a job: vLLM's processes are not among them.
 OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
@@ -46,13 +48,14 @@ class VllmEngine:
     on what it was batched with, and batches form as vLLM's scheduler likes: two runs need not be bitwise equal.
     """
 
-    def __init__(self, model: PreTrainedModel, *, eos_id: int, context: int, dtype: str) -> None:
+    def __init__(self, model: PreTrainedModel, *, eos_id: int, tokens: KnownTokens, context: int, dtype: str) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ConfigError(
                 "config: the engine is 'vllm', which is not installed here. Install `effopd[vllm]` on a GPU, use the "
                 "environment of `make setup-vllm` on a CPU, or choose `engine: transformers`."
             )
         self.model, self.eos_id, self.context, self.dtype = model, eos_id, context, dtype
+        self._unknown = tokens.unknown(model.config.get_text_config().vocab_size)
         self.options: dict[str, Any] = runtime_options()["vllm"]
         self._on_gpu = model.device.type == "cuda"
         self._sleeps = self._on_gpu and self.options["sleep"]
@@ -67,8 +70,9 @@ class VllmEngine:
     def of(
         model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, batch_size: int, context: int, dtype: str
     ) -> VllmEngine:
-        """An engine that ends sequences as the tokenizer says. vLLM forms batches itself, of no fixed size."""
-        return VllmEngine(model, eos_id=special_ids(tokenizer)[0], context=context, dtype=dtype)
+        """An engine of the tokenizer's tokens and ends. vLLM forms batches itself, of no fixed size."""
+        tokens = KnownTokens.of(tokenizer)
+        return VllmEngine(model, eos_id=special_ids(tokenizer)[0], tokens=tokens, context=context, dtype=dtype)
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         load_weights_into(self.model, weights)
@@ -159,6 +163,9 @@ class VllmEngine:
                 distributed_executor_backend="mp",
                 enable_prefix_caching=False,
                 logprobs_mode="processed_logprobs",  # of the distribution sampled from, its temperature included
+                # Not `allowed_token_ids` of each request: hundreds of thousands of numbers for each completion.
+                logits_processors=["effopd.engines.vllm_logits:KnownTokensOnly"] if self._unknown else None,
+                additional_config={UNKNOWN_TOKENS: self._unknown},
                 worker_extension_cls=f"{WeightsExtension.__module__}.{WeightsExtension.__qualname__}",
                 disable_log_stats=True,
                 use_tqdm_on_load=False,

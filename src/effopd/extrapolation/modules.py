@@ -21,13 +21,13 @@ def by_module(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def refine(
-    score: Callable[[Mapping[str, float]], float], line: Outcome, modules: Iterable[str]
+    score: Callable[[Mapping[str, float]], float], line: Outcome, modules: Iterable[str], accept: str
 ) -> tuple[dict[str, float], int]:
     """From where a line search ended, scale the coefficient of one module after the other where that is better.
 
     This project's own. `score` is of a candidate with these coefficients by module, higher is better; as in the line
-    search a tie is not accepted, and a score that is not finite is not either. Returns the coefficients accepted last, and how many candidates were tried: of each module, up to as many as FACTORS; none where
-    the line search accepted none.
+    search, a tie lengthens no step. Returns the coefficients accepted last, and how many candidates were tried: of each
+    module, up to as many as FACTORS; none where the line search accepted none.
     """
     found, tried = dict.fromkeys(modules, line.coefficient), 0
     if line.coefficient == 0:
@@ -38,7 +38,7 @@ def refine(
             trial = {**found, module: found[module] * factor}
             value = score(trial)
             tried += 1
-            if better(value, best):
+            if better(value, best, ">" if factor > 1 else accept):
                 found, best = trial, value
                 break
     return found, tried

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from effopd.engines.base import Sampling
+from effopd.engines.base import Sampling, longest_context
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.extrapolation.gate import GateValue, gate_rows, gate_seeds
 from effopd.models import special_ids
@@ -50,8 +50,10 @@ class _SampledGate:
         self.paired, self.seed, self.batch_size = paired, seed, batch_size or len(self.rows)
 
     def _sample(self, model: PreTrainedModel, step: int, coefficient: float) -> Rollouts:
-        eos_id, pad_id = special_ids(self.tokenizer)
-        engine = TransformersEngine(model, eos_id=eos_id, pad_id=pad_id, batch_size=self.batch_size)
+        context = longest_context(self.tokens, self.sampling.max_new_tokens)
+        engine = TransformersEngine.of(
+            model, self.tokenizer, batch_size=self.batch_size, context=context, dtype="float32"
+        )
         seeds = gate_seeds(self.seed, step, coefficient, len(self.rows), self.paired)
         return engine.generate(self.tokens, seeds, self.sampling)
 
@@ -113,7 +115,14 @@ class ReverseKLGate(_SampledGate):
         _, pad_id = special_ids(self.tokenizer)
         teacher: Any = self.teacher
         teacher.to(model.device)
-        per_token = measure_reverse_kl(model, teacher, rollouts, pad_id=pad_id, batch_size=self.batch_size)
+        per_token = measure_reverse_kl(
+            model,
+            teacher,
+            rollouts,
+            pad_id=pad_id,
+            batch_size=self.batch_size,
+            temperature=self.sampling.temperature or 1.0,  # of the policy that was sampled from
+        )
         per_item = [float(row.sum(dtype=np.float64)) for row in per_token]
         value = float(np.array(per_item).sum() / rollouts.completion_tokens)
         return GateValue(value, -value, per_item)

@@ -177,7 +177,7 @@ class EffOPDCallback(TrainerCallback):
             )
             found = dict.fromkeys(self._modules, outcome.coefficient)
             if self._refines:
-                found, tried = refine(refined, outcome, self._modules)
+                found, tried = refine(refined, outcome, self._modules, self.settings["accept"])
             chosen = found
         finally:  # also when the gate fails: no candidate stays in the model
             put(chosen)

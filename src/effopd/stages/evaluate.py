@@ -12,6 +12,7 @@ import torch
 
 from effopd.engines.base import Sampling, build_engine, longest_context
 from effopd.evaluation import measure
+from effopd.logits import restricted
 from effopd.models import dtype_of, load_frozen, load_tokenizer, model_with
 from effopd.prompts import data_of, load_prompts, other_task
 from effopd.randomness import seed_of
@@ -53,6 +54,7 @@ def evaluate(
     else:
         model = model_with(student.parent, point.weights(), device, dtype_of(settings["precision"]))
     tokenizer = load_tokenizer(student.parent)
+    model = restricted(model, tokenizer)
     asked, limit = problems.select(rows), settings["max_new_tokens"]
     context = longest_context(asked.tokens, limit)
     with named_for(other_task(data_of(prompts_manifest))):

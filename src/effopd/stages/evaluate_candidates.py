@@ -16,6 +16,7 @@ from effopd.evaluation import measure
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_refuse
 from effopd.extrapolation.gate import BLIND, GateValue, blind_value, gate_rows, gate_seeds
 from effopd.extrapolation.search import search
+from effopd.logits import restricted
 from effopd.models import Weights, dtype_of, load_frozen, load_model, load_tokenizer, load_weights_into, special_ids
 from effopd.prompts import Prompts, load_prompts
 from effopd.rollouts import Rollouts
@@ -171,12 +172,15 @@ class Gate:
         self.rows = self._draw(source)
         self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(student.parent)
         self.source = source.select(self.rows)
-        self.model = load_model(student.parent, device, dtype_of(spec["precision"]))
+        self.model = restricted(load_model(student.parent, device, dtype_of(spec["precision"])), self.tokenizer)
         self.teacher = load_frozen(teacher.parent, device) if self.settings["metric"] == "reverse_kl" else None
         if isinstance(self.source, Rollouts):
             assert self.teacher is not None  # the configuration's check lets nothing else judge rollouts
             _, pad_id = special_ids(self.tokenizer)
-            self.divergence = ReverseKL(self.teacher, self.source, pad_id=pad_id, batch_size=len(self.rows))
+            temperature = spec["sampling"]["temperature"]
+            self.divergence = ReverseKL(
+                self.teacher, self.source, pad_id=pad_id, batch_size=len(self.rows), temperature=temperature
+            )
         else:
             context = longest_context(self.source.tokens, spec["sampling"]["max_new_tokens"])
             self.engine = build_engine(
@@ -238,6 +242,7 @@ class Gate:
             student=self.model,
             teacher=self.teacher,
             batch_size=len(self.rows),
+            policy_temperature=sampling.temperature,
         )
         self.costs += [{**row, "coefficient": coefficient} for row in measured.cost("gate", step)]
         if self.teacher is None:
@@ -247,8 +252,9 @@ class Gate:
     def _measure_on_rollouts(self, rollouts: Rollouts, coefficient: float) -> tuple[float, list[float]]:
         """The exact reverse KL per token at the contexts of these rollouts, and its sum over each of them."""
         started, tokens = time.perf_counter(), rollouts.completion_tokens
-        scored = 0 if self.divergence.remembered else tokens
+        before = self.divergence.scored_tokens
         per_item = [float(row.sum(dtype=np.float64)) for row in self.divergence.of(self.model)]
-        cost = cost_row("gate: score", self.spec["step"], time.perf_counter() - started, scored=scored, judged=tokens)
+        scored, seconds = self.divergence.scored_tokens - before, time.perf_counter() - started
+        cost = cost_row("gate: score", self.spec["step"], seconds, scored=scored, judged=tokens)
         self.costs.append({**cost, "coefficient": coefficient})
         return sum(per_item) / tokens, per_item

@@ -25,6 +25,7 @@ from effopd.dynamics.variant_weights import Norm, variant_parameter, weights_dig
 from effopd.dynamics.variants import FINAL, Variant, variants
 from effopd.engines.base import Sampling, build_engine, longest_context
 from effopd.evaluation import Measurement, measure
+from effopd.logits import restricted
 from effopd.models import dtype_of, load_frozen, load_model, load_tokenizer, special_ids
 from effopd.prompts import load_prompts
 from effopd.randomness import seed_of
@@ -115,7 +116,7 @@ class _Bench:
         self.sampling = Sampling(settings["temperature"], settings["max_new_tokens"])
         self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(self.base)
         self.dtype = dtype_of(settings["precision"])
-        self.model = load_model(self.base, device, self.dtype)
+        self.model = restricted(load_model(self.base, device, self.dtype), self.tokenizer)
         context = longest_context(self.asked.tokens, self.sampling.max_new_tokens)
         self.engine = build_engine(
             spec["engine"], self.model, self.tokenizer, batch_size=self.batch_size, context=context

@@ -16,7 +16,7 @@ from effopd.dynamics.krylov import RitzPairs, lanczos
 from effopd.dynamics.linearized import LinearizedModel
 from effopd.dynamics.local_theory import cosine, logit_residual, weighted_residual
 from effopd.dynamics.spectra import effective_rank, effective_rank_squared, spectral_to_frobenius, top_norm_ratio
-from effopd.engines.base import Sampling
+from effopd.engines.base import Sampling, longest_context
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.logits import completion_logits
 from effopd.models import load_model, load_tokenizer, save_tensors, special_ids
@@ -53,10 +53,11 @@ def linearize_student(
         "prompts": read_manifest(prompts, "prompts"),
     }
     model, tokenizer = load_model(student.parent, device), load_tokenizer(student.parent)
-    eos_id, pad_id = special_ids(tokenizer)
+    _, pad_id = special_ids(tokenizer)
     tokens = load_tokens(manifests["prompts"], "test")[: settings["completions"]]
     seeds = [seed_of(spec["seed"], "local theory", position) for position in range(len(tokens))]
-    engine = TransformersEngine(model, eos_id=eos_id, pad_id=pad_id, batch_size=size)
+    context = longest_context(tokens, spec["max_new_tokens"])
+    engine = TransformersEngine.of(model, tokenizer, batch_size=size, context=context, dtype="float32")
     rollouts = engine.generate(tokens, seeds, Sampling(1.0, spec["max_new_tokens"]))  # b is a mean over pi_theta_0
     linear = LinearizedModel(model, rollouts, pad_id=pad_id, batch_size=size)
     student_logits = linear.logits(linear.origin)

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from effopd.engines.base import Sampling, build_engine, longest_context
 from effopd.engines.endpoint_teacher import EndpointTeacher
-from effopd.logits import LOGITS_AT_ONCE
+from effopd.logits import LOGITS_AT_ONCE, restricted
 from effopd.lora import factors_size
 from effopd.models import dtype_of, load_frozen, load_model, load_tokenizer, model_config, special_ids
 from effopd.preflight.agreement import (
@@ -189,7 +189,7 @@ def _check_models(
             rollouts = generating.generate(sample.tokens, seeds, sampling)
         return _Sampled(rollouts, verify_rollouts(task, tokenizer, sample.problems, rollouts)["reward"])
 
-    model = load_model(subjects["student"].folder, device, dtype_of(training["precision"]))
+    model = restricted(load_model(subjects["student"].folder, device, dtype_of(training["precision"])), tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     missing = _states_to_write(results, spec["states"])
     factors = factors_size(model, training["lora"]) if "lora" in training else None

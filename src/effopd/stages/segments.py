@@ -116,7 +116,7 @@ def train_segment(
     learner = Learner(spec, student_manifest, point, device)
     tokens = load_tokens(prompts_manifest, "train")
     scorer = teacher_of(training, student.parent, teacher.parent, learner.tokenizer, device)
-    teacher_head = teacher_head_of(training, teacher.parent, device)
+    teacher_head = teacher_head_of(training, teacher.parent, learner.tokenizer, device)
     trainer = learner.trainer(seed)
     acting = learner.acting() if training["zero_stage"] == 3 else trainer.model  # ZeRO 3 has taken that one apart
     share = Share(trainer.rank, trainer.ranks)
@@ -266,7 +266,7 @@ def update_policy(
             rows = pd.read_parquet(point.manifest.file(METRICS)).to_dict("records")
             costs = list(point.manifest.recorded["cost"])
         costs += [*generation, *scoring]
-        teacher_head = teacher_head_of(training, teacher.parent, device)
+        teacher_head = teacher_head_of(training, teacher.parent, learner.tokenizer, device)
         jump = learner.jump(trainer, teacher.parent, spec["seed"], rows)
         _update(learner, trainer, jump, made, scored, step, teacher_head, rows, costs)
         _write_state(out, segment, step, trainer, rows, costs, started)

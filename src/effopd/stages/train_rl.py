@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from effopd.early_stopping import EarlyStopping
 from effopd.engines.base import build_engine, longest_context
 from effopd.extrapolation.schedule import powers_of_two
+from effopd.logits import restricted
 from effopd.models import dtype_of, load_model, load_tokenizer, special_ids
 from effopd.prompts import load_prompts
 from effopd.reinforcement.draws import Source, Validation, draw_minibatches
@@ -28,12 +30,17 @@ def train_rl(spec: dict[str, Any], prompts: Path, init: Path, out: Path, device:
     prompts_manifest, init_manifest = read_manifest(prompts, "prompts"), read_manifest(init, "model")
     task = build_task(spec["task"])
     training = load_prompts(prompts_manifest, "train")
-    model, tokenizer = load_model(init.parent, device), load_tokenizer(init.parent)
+    tokenizer = load_tokenizer(init.parent)
+
+    def load(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        return restricted(load_model(init.parent, device, dtype), tokenizer)
+
+    model = load()
     dtype = dtype_of(settings["precision"])
     partitioned = settings["zero_stage"] == 3  # the engine then needs a model of its own
-    acting = load_model(init.parent, device, dtype) if partitioned else model
+    acting = load(dtype) if partitioned else model
     compared = settings["measure_kl"] or settings.get("kl_coefficient")
-    reference = load_model(init.parent, device, dtype) if compared else None
+    reference = load(dtype) if compared else None
     critic = settings["kind"] == "ppo"
     if critic:
         for one in {id(model): model, id(acting): acting}.values():
