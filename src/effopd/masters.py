@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from effopd.models import Weights, check_weights
 from effopd.runtime.errors import ArtifactError
@@ -46,8 +47,7 @@ def read_masters(parameters: Iterable[tuple[str, torch.nn.Parameter]], keep: boo
 def write_master(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
     """Set a parameter's master, and the parameter itself with it. Every rank is given the whole value."""
     if has_own_master(parameter):
-        value = value.to(parameter.device, torch.float32)
-        _utils().safe_set_full_fp32_param(parameter, value)
+        _write_kept(parameter, value.to(parameter.device, torch.float32))
     with _whole(parameter):
         parameter.data.copy_(value)
 
@@ -96,8 +96,7 @@ class Masters:
                 if self.stage == 0:
                     self.adam.state[parameter][moment].copy_(value)
                 else:
-                    value = value.to(self.engine.device)
-                    _utils().safe_set_full_optimizer_state(parameter, value, moment)
+                    _write_kept(parameter, value.to(self.engine.device), moment)
 
     @torch.no_grad()
     def scale_gradients(self, factor: float, step: int) -> None:
@@ -125,6 +124,22 @@ class Masters:
             if hasattr(optimizer, name):
                 return list(getattr(optimizer, name))
         raise ArtifactError(f"DeepSpeed's {type(optimizer).__name__} keeps its masters where effopd does not know.")
+
+
+def _write_kept(parameter: Any, value: torch.Tensor, *moment: str) -> None:
+    """Set what DeepSpeed keeps of a parameter, its master or a moment, to a value that every rank has in one piece."""
+    utils = _utils()
+    if _in_zero3(parameter):  # where setting whole values fails for sizes that the ranks do not divide
+        size = parameter.ds_tensor.numel()
+        start = size * dist.get_rank(parameter.ds_process_group)
+        part = value.flatten()[start : start + size]
+        part = torch.nn.functional.pad(part, (0, size - part.numel()))
+        write = utils.safe_set_local_optimizer_state if moment else utils.safe_set_local_fp32_param
+        write(parameter, part, *moment)
+    elif moment:
+        utils.safe_set_full_optimizer_state(parameter, value, *moment)
+    else:
+        utils.safe_set_full_fp32_param(parameter, value)
 
 
 def _utils() -> Any:

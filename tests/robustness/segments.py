@@ -1,6 +1,6 @@
 """Training segments of a tiny experiment, trained in this process: undisturbed, or stopped before a step.
 
-Run by test_resume.py under torch.distributed.run as well, with the ways of training as arguments.
+Run by test_resume.py and test_kills.py under torch.distributed.run as well: `compare` or `train`, and where.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from tiny_models import make_model
+from transformers import Qwen3ForCausalLM
 
 from effopd import distillation
 from effopd.models import load_tensors, save_model, weights_of
@@ -30,6 +31,7 @@ from effopd.stages.tokenize_prompts import tokenize_prompts
 from effopd.tasks.base import build_task
 
 ENDS = {"first": (0, 2), "later": (2, 4)}  # segments: after which steps they start and end
+SEGMENTS = {**ENDS, "long": (2, 42)}
 EVERY_STEP = {
     **{"triggers": "every_step", "search": "line", "accept": ">"},
     "gate": {"metric": "reverse_kl", "source": "rollouts", "examples": 4},
@@ -54,14 +56,17 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def make_inputs(folder: Path, vocabulary: int = 0, hidden: int = 32) -> None:
-    """Data, prompts and two random models below `folder`."""
+def make_inputs(folder: Path) -> None:
+    """Data, prompts and two random models below `folder`, of odd sizes that two ranks cannot halve."""
     plan = _plan({}, {})
     data = folder / "data/manifest.json"
     make_data(json.loads(plan.spec("make_data")), data)
     tokenizer = build_task(plan.config["task"]).make_tokenizer()
     for seed, name in enumerate(("student", "teacher")):
-        model, out = make_model(seed, vocabulary or len(tokenizer)), folder / name
+        config, out = make_model(seed, len(tokenizer) + 1).config, folder / name
+        config.hidden_size = 33
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
         out.mkdir()
         save_model(model.config, weights_of(model), tokenizer, out)
         files = {path.name: path for path in sorted(out.iterdir())}
@@ -71,7 +76,7 @@ def make_inputs(folder: Path, vocabulary: int = 0, hidden: int = 32) -> None:
 
 
 def _plan(training: dict[str, Any], extrapolation: dict[str, Any]) -> Plan:
-    small = {"steps": 4, "prompts_per_step": 6, "batch_size": 2, "max_new_tokens": 4, "lr": 1e-3, "student": "student"}
+    small = {"steps": 42, "prompts_per_step": 6, "batch_size": 2, "max_new_tokens": 4, "lr": 1e-3, "student": "student"}
     return Plan(
         {
             "task": {"splits": {"train": 40, "validation": 4, "test": 4}, "corpus": {"size": 40}},
@@ -102,11 +107,11 @@ def killed_before(step: int) -> Iterator[None]:
 
 
 def train(inputs: Path, run: Path, way: str, which: str, origin: Path | None = None, stop: int = 0) -> None:
-    """Train a segment of ENDS in one of WAYS in the folder of a run, from where it starts in the run `origin`.
+    """Train one of SEGMENTS in one of WAYS in the folder of a run, from where it starts in the run `origin`.
 
     Killed is raised before step `stop`.
     """
-    start, end = ENDS[which]
+    start, end = SEGMENTS[which]
     spec = json.loads(_plan(*WAYS[way]).spec("train_segment", run="opd", seed="0", step=str(end)))
     spec |= {"start": start, "end": end}
     with killed_before(stop):
@@ -134,7 +139,7 @@ def train_and_resume(inputs: Path, origin: Path, run: Path, way: str, which: str
 
 def left(run: Path, which: str) -> dict[str, Any]:
     """What a segment leaves: weights, moments and metrics."""
-    folder = run / f"state/{ENDS[which][1]}"
+    folder = run / f"state/{SEGMENTS[which][1]}"
     metrics = {"metrics": repr(pq.read_table(folder / "metrics.parquet").to_pydict())}
     return metrics | load_tensors(folder / "weights.safetensors") | load_tensors(folder / "optimizer.safetensors")
 
@@ -151,10 +156,14 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    inputs, folder, *ways = sys.argv[1:]
-    for way in ways:
-        for which in ENDS:
-            train(Path(inputs), Path(folder, way), way, which)
-            train_and_resume(Path(inputs), Path(folder, way), Path(folder, f"{way}-resumed"), way, which)
+    what, inputs, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    if what == "train":
+        way, which, origin = sys.argv[4:]
+        train(inputs, folder, way, which, Path(origin))
+    else:
+        for way in sys.argv[4:]:
+            for which in ENDS:
+                train(inputs, folder / way, way, which)
+                train_and_resume(inputs, folder / way, folder / f"{way}-resumed", way, which)
     dist.barrier()
     os._exit(0)

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import segments
 from preloaded import Process
 from workflow_runs import Workflow
 
@@ -86,6 +88,11 @@ CASES = {
         Kill("evaluate-interventions", "dynamics/effopd/seed0/*", "group", KILL, 1.0),
         Kill("evaluate-interventions", "dynamics/models/teacher/*", "job", TERM, 1.0),
     ],
+    "bfloat16": [
+        Kill("train-segment", f"{RUN}/*/*1*", "rank", KILL, 4.0),
+        Kill("train-segment", STEP_2, "rank", KILL, 4.0),
+        Kill("train-segment", STEP_2, "group", KILL, 4.0),
+    ],
     "ranks": [
         Kill("train-rl", "models/teacher/*", "rank", KILL, 4.0),
         Kill("train-rl", "models/teacher/*", "workflow", TERM, 4.0),
@@ -98,17 +105,20 @@ CASES = {
 def small(folder: Path, mode: str) -> Workflow:
     """The tiny experiment cut down to one run of two steps; with `ranks`, staged and two processes a training job.
 
-    Only where it is `analysed` are its weights looked into: tables and figures of that are most of a run's jobs.
+    In `bfloat16` two processes share out AdamW's moments and train a segment together. Only where it is `analysed` are
+    its weights looked into: tables and figures of that are most of a run's jobs.
     """
-    workflow, ranks = Workflow(folder), 2 if mode == "ranks" else 1
+    workflow, ranks = Workflow(folder), 2 if mode in ("ranks", "bfloat16") else 1
     config = workflow.config
-    config["models"]["teacher"] |= {"ranks": ranks, "steps": 2}
+    config["models"]["teacher"] |= {"ranks": 2 if mode == "ranks" else 1, "steps": 2}
     config["training"] |= {"steps": 2, "batch_size": 3, "ranks": ranks}
+    if mode == "bfloat16":
+        config["training"] |= {"precision": "bfloat16", "zero_stage": 1}
     config["runs"] = {"effopd": config["runs"]["effopd"]}
     config["evaluation"]["baseline"] = "effopd"
     config["seeds"] = [0]
     config["dynamics"]["enabled"] = mode == "analysed"
-    together = mode in ("colocated", "analysed")
+    together = mode in ("colocated", "analysed", "bfloat16")
     config["execution"] = {"mode": "colocated", "shards": 1} if together else {"mode": "staged", "shards": 2}
     return workflow
 
@@ -238,3 +248,36 @@ def test_what_a_job_finished_that_outlived_its_killed_workflow_is_used(reference
     workflow.config = reference.config
     workflow.run()
     assert workflow.contents() == reference.contents()
+
+
+def start_segment(inputs: Path, run: Path, origin: Path) -> subprocess.Popen:
+    """Two ranks that train the long segment in bfloat16 under ZeRO 1, with a resume point after every step."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", segments.__file__]
+    arguments = ["train", str(inputs), str(run), "zero1-bfloat16", "long", str(origin)]
+    return subprocess.Popen([*launch, *arguments], start_new_session=True, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("victim", ["rank", "group"])
+def test_a_segment_killed_at_random_moments_goes_on_bitwise_from_its_resume_points(tmp_path, victim):
+    """Killed again and again while it does steps: each life starts from what the last one saved."""
+    inputs, whole, run = (tmp_path / name for name in ("inputs", "whole", "run"))
+    segments.make_inputs(inputs)
+    segments.train(inputs, whole, "zero1-bfloat16", "first")
+    assert start_segment(inputs, whole, whole).wait(timeout=300) == 0
+    moments, last = random.Random(victim), segments.SEGMENTS["long"][1]
+    resume, state = run / f"state/{last}/resume.safetensors", run / f"state/{last}/state.json"
+    for _ in range(3):
+        process = start_segment(inputs, run, whole)
+        before = resume.stat().st_mtime_ns if resume.exists() else 0
+        while process.poll() is None and (not resume.exists() or resume.stat().st_mtime_ns == before):
+            time.sleep(0.002)  # until it trains
+        time.sleep(moments.uniform(0, 0.2))
+        assert process.poll() is None, "it was done before the blow fell"
+        if victim == "group":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            os.kill(children_of(process.pid)[moments.randrange(2)], signal.SIGKILL)
+        process.wait(timeout=120)
+        assert not state.exists()
+    assert start_segment(inputs, run, whole).wait(timeout=300) == 0
+    assert segments.differences(segments.left(whole, "long"), segments.left(run, "long")) == []
