@@ -8,9 +8,11 @@ from tiny_models import make_model
 
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
+from effopd.extrapolation.search import search
 from effopd.models import save_model, special_ids, weights_of
 from effopd.prompts import Prompts
 from effopd.runtime.errors import ConfigError
+from effopd.scoring import ReverseKL
 from effopd.stages.evaluate_candidates import Gate
 from effopd.tasks.base import Problem
 from effopd.verification import encode_prompts
@@ -25,7 +27,7 @@ def gate_of(tmp_path, tokenizer):
         model = make_model(seed)
         save_model(model.config, weights_of(model), tokenizer, tmp_path / name)
 
-    def make(rollouts=None, **settings):
+    def make(rollouts=None, temperature=1.0, **settings):
         gate = {
             "metric": "reverse_kl",
             "examples": 12,
@@ -39,7 +41,7 @@ def gate_of(tmp_path, tokenizer):
             "seed": 0,
             "step": 4,
             "extrapolation": {"gate": gate},
-            "sampling": {"temperature": 1.0, "max_new_tokens": 8},
+            "sampling": {"temperature": temperature, "max_new_tokens": 8},
             "engine": {"engine": "transformers", "engine_dtype": "float32"},
             "precision": "float32",
             "task": {"name": "arithmetic"},
@@ -134,3 +136,47 @@ def test_on_the_steps_own_rollouts_nothing_is_generated_and_the_current_weights_
     assert gate.score(weights_of(teacher), 1.0) == pytest.approx(0, abs=1e-7)
     costs = [(row["generated_tokens"], row["scored_tokens"], row["judged_tokens"]) for row in gate.costs]
     assert costs == [(0, tokens, tokens), (0, 0, tokens)], "the teacher is asked once"
+
+
+def sharpened(model, factor):
+    """Weights with which a model's logits are `factor` times as large."""
+    weights = weights_of(model)
+    return weights | {"lm_head.weight": weights["lm_head.weight"] * factor}
+
+
+@pytest.mark.parametrize("source", ["train", "rollouts"])
+def test_a_gate_judges_the_policy_at_the_temperature_that_it_is_trained_at(gate_of, source, tokenizer):
+    """At temperature 2 a student whose logits are twice the teacher's has reached the objective."""
+    rollouts = None
+    if source == "rollouts":
+        engine = TransformersEngine.of(make_model(0), tokenizer, batch_size=16, context=32, dtype="float32")
+        prompts = encode_prompts(tokenizer, [problem.text for problem in PROBLEMS[:16]])
+        rollouts = engine.generate(prompts, list(range(16)), Sampling(2.0, 8))
+    gate = gate_of(rollouts, temperature=2.0, source=source)
+    assert gate.score(sharpened(make_model(1), 2.0), 2.0) == pytest.approx(0, abs=1e-6)
+    assert gate.score(weights_of(make_model(1)), 1.0) < -0.1
+
+
+def test_a_gate_on_rollouts_with_large_logits_pays_for_one_question_to_the_teacher(gate_of, tokenizer, monkeypatch):
+    monkeypatch.setitem(ReverseKL.__init__.__kwdefaults__, "remembered_bytes", 0)
+    engine = TransformersEngine.of(make_model(0), tokenizer, batch_size=16, context=32, dtype="float32")
+    prompts = encode_prompts(tokenizer, [problem.text for problem in PROBLEMS[:16]])
+    gate = gate_of(engine.generate(prompts, list(range(16)), Sampling(1.0, 8)), source="rollouts")
+    calls = []
+    gate.teacher.model.register_forward_hook(lambda *_: calls.append(1))
+    for coefficient in (0.0, 2.0, 4.0):
+        gate.score(weights_of(make_model(0)), coefficient)
+    assert len(calls) == 1
+    assert [row["scored_tokens"] for row in gate.costs] == [gate.source.completion_tokens, 0, 0]
+
+
+@pytest.mark.parametrize("accept", [">=", ">"])
+@pytest.mark.parametrize("kind", ["first_failure", "all", "line"])
+def test_a_gate_that_is_not_finite_accepts_nothing(gate_of, kind, accept):
+    """For the current weights, or for every candidate."""
+    good, broken = weights_of(make_model(0)), sharpened(make_model(0), math.nan)
+    for current, others in ((broken, good), (good, broken)):
+        gate = gate_of()
+        outcome = search(kind, lambda c, g=gate, w=others: g.score(w, c), gate.score(current, 0.0), [2, 4], accept)
+        assert outcome.coefficient == 0
+        assert not any(trial.accepted for trial in outcome.trials)

@@ -11,7 +11,7 @@ from effopd.engines.base import Sampling
 from effopd.logits import Head, KnownTokens, completion_states
 from effopd.rollouts import PaddedBatch, Rollouts
 from effopd.runtime.errors import ArtifactError, ConfigError
-from effopd.scoring import LocalTeacher, Scores, WithReference, measure_reverse_kl
+from effopd.scoring import LocalTeacher, ReverseKL, Scores, WithReference, measure_reverse_kl
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,29 @@ def test_scores_with_all_columns_survive_files_shards_and_selection(rollouts, ot
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "granite"])
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_teacher_is_asked_once_however_large_its_logits_are(rollouts, family, fits, model, monkeypatch):
+    """Where they do not fit it is remembered by its hidden states; what was asked is what is counted."""
+    teacher = make_family("qwen3" if family == "granite" else family, 1, 16)
+    if family == "granite":  # whose head alone does not make its logits
+        teacher.config.logits_scaling = 2.0
+    forgets = family == "granite" and not fits
+    calls = []
+    teacher.model.register_forward_hook(lambda *_: calls.append(1))
+    judge = ReverseKL(teacher, rollouts, pad_id=0, batch_size=4, remembered_bytes=2**30 if fits else 0)
+    first = judge.of(model)
+    asked = len(calls)
+    assert judge.scored_tokens == rollouts.completion_tokens
+    again, other = judge.of(model), judge.of(make_model(3))
+    assert len(calls) == (3 if forgets else 1) * asked > 0
+    assert judge.scored_tokens == (3 if forgets else 1) * rollouts.completion_tokens
+    for student, rows in ((model, first), (model, again), (make_model(3), other)):
+        wanted = measure_reverse_kl(student, teacher, rollouts, pad_id=0, batch_size=4)
+        np.testing.assert_allclose(np.concatenate(rows), np.concatenate(wanted), atol=1e-5)
+    assert np.array_equal(np.concatenate(first), np.concatenate(again)), "one student, one value"
+
+
 def test_scores_in_chunks_are_those_in_one_go(rollouts, other_model, model, monkeypatch):
     def everything():
         teacher = LocalTeacher(other_model, pad_id=0, batch_size=4, top_k=3)
@@ -81,10 +104,10 @@ def test_scores_in_chunks_are_those_in_one_go(rollouts, other_model, model, monk
 
 
 def test_ids_of_rows_that_pad_the_vocabulary_are_never_among_the_top(rollouts, other_model):
-    scores = LocalTeacher(other_model, pad_id=0, batch_size=4, top_k=8, tokens=KnownTokens(9, holes=(2, 5))).score(
-        rollouts
-    )
-    assert np.concatenate(scores.top_ids).max() == 8
+    teacher = LocalTeacher(other_model, pad_id=0, batch_size=4, top_k=6, tokens=KnownTokens(9, holes=(2, 5)))
+    found = np.concatenate(teacher.score(rollouts).top_ids)
+    assert set(found.flatten()) <= {0, 1, 3, 4, 6, 7, 8}
+    assert found.max() == 8
 
 
 def test_more_top_tokens_than_there_are_is_refused(other_model):

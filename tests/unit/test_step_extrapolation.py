@@ -13,11 +13,11 @@ from effopd.losses import negative_log_likelihood, token_logprobs
 from effopd.models import save_model, special_ids, weights_of
 from effopd.rollouts import PaddedBatch
 from effopd.runtime.errors import ConfigError
-from effopd.scoring import measure_reverse_kl
+from effopd.scoring import ReverseKL, measure_reverse_kl
 from effopd.step_extrapolation import StepExtrapolation
 from effopd.trainer import Trainer, TrainerSettings
 
-TRAINING = {"batch_size": 3, "precision": "float32", "temperature": 1.0}
+TRAINING = {"batch_size": 3, "precision": "float32"}
 
 
 @pytest.fixture
@@ -30,21 +30,30 @@ def setting(tmp_path, tokenizer):
     engine = TransformersEngine(trainer.model, eos_id=eos_id, pad_id=pad_id, batch_size=8)
     rollouts = engine.generate([[3 + i, 5, 9] for i in range(8)], list(range(8)), Sampling(1.0, 6))
 
-    def make(previous=1.0, moments="kept", parameters="attention_mlp", search="line", **gate):
+    def make(
+        previous=1.0,
+        moments="kept",
+        parameters="attention_mlp",
+        search="line",
+        accept=">",
+        teacher=None,
+        temperature=1.0,
+        **gate,
+    ):
         extrapolation = {
             "coefficients": [2, 4, 6, 8, 10],
             "search": search,
-            "accept": ">",
+            "accept": accept,
             "moments": moments,
             "parameters": parameters,
             "gate": {"metric": "reverse_kl", "source": "rollouts", "examples": 5, **gate},
         }
         return StepExtrapolation(
             extrapolation,
-            TRAINING,
+            {**TRAINING, "temperature": temperature},
             trainer=trainer,
             student=tmp_path / "student",
-            teacher=lambda: make_model(1),
+            teacher=lambda: teacher or make_model(1),
             pad_id=pad_id,
             seed=0,
             previous=previous,
@@ -152,3 +161,50 @@ def test_moments_are_scaled_after_a_jump_where_the_configuration_says_so(setting
 def test_parameters_that_match_nothing_are_one_line(setting):
     with pytest.raises(ConfigError, match="`extrapolation.parameters`: 'nothing' matches no parameter"):
         setting[2](parameters="nothing")
+
+
+@pytest.mark.parametrize("accept", [">=", ">"])
+@pytest.mark.parametrize("search", ["first_failure", "all", "line", "line_by_module"])
+@pytest.mark.parametrize("broken", ["current", "candidates"])
+def test_a_gate_that_is_not_finite_accepts_nothing(setting, search, accept, broken):
+    trainer, rollouts, make, update, _ = setting
+    teacher = make_model(1)
+    if broken == "current":
+        teacher.lm_head.weight.data[0, 0] = float("nan")
+    extrapolation = make(search=search, accept=accept, teacher=teacher)
+    update()
+    current = trainer.weights()
+    if broken == "candidates":
+        extrapolation.anchor = {
+            name: torch.full_like(tensor, torch.inf) for name, tensor in extrapolation.anchor.items()
+        }
+    facts, _ = extrapolation(rollouts, 1)
+    assert facts["coefficient"] == 0
+    assert facts["accepted_coefficients"] == []
+    assert all(torch.equal(tensor, current[name]) for name, tensor in trainer.weights().items())
+    if broken == "current":
+        assert facts["trial_coefficients"] == [0.0], "nothing is tried in vain"
+
+
+def test_the_policy_is_judged_at_the_temperature_of_training(setting):
+    _, rollouts, make, _, _ = setting
+    teacher = make_model(0)
+    teacher.lm_head.weight.data /= 2  # the student at temperature 2
+    facts, _ = make(teacher=teacher, temperature=2.0)(rollouts, 1)
+    assert facts["trial_values"][0] == pytest.approx(0, abs=1e-6)
+    facts, _ = make(teacher=teacher)(rollouts, 1)
+    assert facts["trial_values"][0] > 0.1
+
+
+def test_a_teacher_whose_logits_are_large_is_asked_once(setting, monkeypatch):
+    _, rollouts, make, update, _ = setting
+    monkeypatch.setitem(ReverseKL.__init__.__kwdefaults__, "remembered_bytes", 0)
+    teacher, calls = make_model(1), []
+    teacher.model.register_forward_hook(lambda *_: calls.append(1))
+    extrapolation = make(teacher=teacher)
+    update()
+    facts, cost = extrapolation(rollouts, 1)
+    chosen = rollouts.select(gate_rows(0, "rollouts", len(rollouts), 5, 1))
+    assert len(facts["trial_values"]) > 2
+    assert len(calls) == len(chosen.passes(TRAINING["batch_size"]))
+    assert cost["scored_tokens"] == chosen.completion_tokens

@@ -159,3 +159,38 @@ def test_after_a_jump_moments_are_kept_or_weigh_less_or_begin_anew():
         one.step([data(7)], loss_of, 1e-3)
     for one in (new, loaded):
         assert all(torch.equal(tensor, trainer.weights()[name]) for name, tensor in one.weights().items())
+
+
+def test_zero_3_changes_nothing_for_other_models_of_the_process():
+    """DeepSpeed replaces torch's linear map, and leaves its own there."""
+    plain, seen = torch.nn.functional.linear, []
+    trainer = Trainer(make_model(0), replace(SETTINGS, zero_stage=3))
+    assert torch.nn.functional.linear is plain
+
+    def seeing_loss(model, tokens):
+        seen.append(torch.nn.functional.linear)
+        return loss_of(model, tokens)
+
+    trainer.step([data(0)], seeing_loss, 1e-3)
+    assert torch.nn.functional.linear is plain
+    assert [function is plain for function in seen] == [False], "its own frees gathered weights: steps need it"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_moments_are_loaded_any_number_of_times(stage):
+    """What the optimizer goes on with, and what is saved next, is what was loaded last."""
+    settings = replace(SETTINGS, zero_stage=stage)
+    donor = Trainer(make_model(0), settings)
+    states = []
+    for step in range(3):
+        donor.step([data(step)], loss_of, 1e-3)
+        states.append((donor.weights(), donor.optimizer_state()))
+    trainer = Trainer(make_model(5), settings)
+    for weights, state in (states[2], states[0], states[1]):
+        trainer.load_weights(weights)
+        trainer.load_optimizer_state(state)
+        found = trainer.optimizer_state()
+        assert found.step == state.step
+        assert all(torch.equal(found.moments[name], tensor) for name, tensor in state.moments.items())
+    trainer.step([data(2)], loss_of, 1e-3)
+    assert all(torch.equal(trainer.weights()[name], tensor) for name, tensor in states[2][0].items())
