@@ -29,7 +29,9 @@ def trigger(folder, gate, **settings):
     return callback.decisions[-1], before, weights_of(model)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, GateValue(0.5, math.nan, [math.nan, 1.0])])
+@pytest.mark.parametrize(
+    "bad", [math.nan, math.inf, -math.inf, GateValue(0.5, math.nan, [0.0, 1.0]), GateValue(9, 9, [math.nan, 9])]
+)
 @pytest.mark.parametrize("where", ["current", "candidates"])
 @pytest.mark.parametrize("accept", [">=", ">"])
 @pytest.mark.parametrize("search", SEARCHES)

@@ -423,9 +423,9 @@ def workplace(tmp_path):
     class Workplace:
         folder = results
 
-        def model(self, name, seed, tokenizer=None, change=None, section=None):
+        def model(self, name, seed, tokenizer=None, change=None, section=None, rows=16):
             folder = results / f"models/{name}"
-            model = make_model(seed)
+            model = make_model(seed, rows)
             model.generation_config.eos_token_id = 1
             if change:
                 with torch.no_grad():
@@ -482,6 +482,18 @@ def test_a_good_pair_passes_and_every_check_is_on_record(workplace):
     before = out.read_bytes()
     out.unlink()
     assert workplace.check(*pair, preflight={"problems": 4}).read_bytes() == before
+
+
+def test_a_student_that_likes_ids_best_which_its_tokenizer_does_not_know_passes_and_says_none(workplace):
+    """Nor does the teacher have rows for them: an id out of its embedding would end the job."""
+
+    def prefer_unknown(model):
+        model.lm_head.weight[16:] *= 5
+
+    student = workplace.model("student", 0, change=prefer_unknown, rows=30)
+    workplace.check(student, workplace.model("teacher", 1))
+    outcomes = workplace.outcomes()
+    assert {outcomes[check] for check in ("tokenizer", "engine", "determinism", "identity")} == {"passed"}
 
 
 def test_a_server_must_say_what_the_teachers_folder_does(workplace, tokenizer, monkeypatch):

@@ -22,8 +22,8 @@ class GateValue:
     per_item: Sequence[float] = ()
 
     def entry(self, coefficient: float) -> dict[str, Any]:
-        """The ledger's entry of these weights; nothing but the coefficient where the metric is not finite."""
-        finite = math.isfinite(self.score)
+        """The ledger's entry of these weights; nothing but the coefficient if any number is not finite."""
+        finite = all(math.isfinite(number) for number in (self.value, self.score, *self.per_item))
         return {
             "coefficient": coefficient,
             "value": self.value if finite else None,

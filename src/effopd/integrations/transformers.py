@@ -163,7 +163,9 @@ class EffOPDCallback(TrainerCallback):
 
         def refined(coefficients: Mapping[str, float]) -> float:
             put(coefficients)
-            return judged(outcome.coefficient).score  # draws as of the candidate that it is compared with
+            return score_of(
+                judged(outcome.coefficient).entry(0.0)
+            )  # draws as of the candidate that it is compared with
 
         chosen, tried = dict.fromkeys(self._modules, 0.0), 0
         try:

@@ -14,7 +14,7 @@ import torch
 from effopd.engines.base import RolloutEngine, Sampling, build_engine, longest_context
 from effopd.evaluation import measure
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_refuse
-from effopd.extrapolation.gate import BLIND, GateValue, blind_value, gate_rows, gate_seeds
+from effopd.extrapolation.gate import BLIND, GateValue, blind_value, gate_rows, gate_seeds, score_of
 from effopd.extrapolation.search import search
 from effopd.logits import restricted
 from effopd.models import Weights, dtype_of, load_frozen, load_model, load_tokenizer, load_weights_into, special_ids
@@ -207,7 +207,7 @@ class Gate:
         return [eligible[row] for row in drawn]
 
     def score(self, weights: Weights, coefficient: float) -> float:
-        """The score of a candidate (0: the current weights), higher is better; perhaps not finite."""
+        """The score of a candidate (0: the current weights), higher is better; NaN if it is not finite."""
         metric = self.settings["metric"]
         if metric in BLIND:
             found = blind_value(metric, self.spec["seed"], self.spec["step"], coefficient)
@@ -215,7 +215,7 @@ class Gate:
             value, per_item = self._measure(weights, coefficient)
             found = GateValue(value, value if metric == "accuracy" else -value, per_item)
         self.values.append(found.entry(coefficient))
-        return found.score
+        return score_of(self.values[-1])
 
     def close(self) -> None:
         """End its engine, where it needed one."""
