@@ -48,7 +48,7 @@ def on_two_ranks(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, str(Path(__file__).with_name("segments.py")), "compare", str(inputs), str(folder), *WAYS]
-    subprocess.run(command, check=True, timeout=500, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    subprocess.run(command, check=True, timeout=900, env={**os.environ, "PYTHONWARNINGS": "ignore"})
     return folder
 
 

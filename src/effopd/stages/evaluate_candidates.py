@@ -59,7 +59,7 @@ def evaluate_candidates(
         )
     trigger.write(out, spec, started)
     tried = ", ".join(f"x{t.coefficient:g} {'accepted' if t.accepted else 'rejected'}" for t in outcome.trials)
-    say(f"done: {tried}")
+    say(f"done: {tried or outcome.reason}")
 
 
 def evaluate_candidate(
