@@ -150,6 +150,8 @@ class VllmEngine:
         with _environment({**ENVIRONMENT, **self._placement()}):
             from vllm import LLM
 
+            from effopd.engines.vllm_logits import KnownTokensOnly
+
             self._started_from = self._next
             self._llm = LLM(
                 str(self._next),
@@ -164,7 +166,7 @@ class VllmEngine:
                 enable_prefix_caching=False,
                 logprobs_mode="processed_logprobs",  # of the distribution sampled from, its temperature included
                 # Not `allowed_token_ids` of each request: hundreds of thousands of numbers for each completion.
-                logits_processors=["effopd.engines.vllm_logits:KnownTokensOnly"] if self._unknown else None,
+                logits_processors=[KnownTokensOnly] if self._unknown else None,
                 additional_config={UNKNOWN_TOKENS: self._unknown},
                 worker_extension_cls=f"{WeightsExtension.__module__}.{WeightsExtension.__qualname__}",
                 disable_log_stats=True,
