@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import select
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from effopd.runtime.errors import UserError
 from effopd.tasks import math_worker
 from effopd.tasks.base import Problem, Verdict
 from effopd.tasks.boxed import last_boxed
@@ -86,7 +88,9 @@ class _Worker:
         )
         if self._line(START_SECONDS) is None:
             self.end()
-            raise RuntimeError("the process that runs math-verify did not start; its own message is above")
+            raise UserError(
+                "the process that runs math-verify did not start. Its own message is above; most often memory is short."
+            )
 
     def ask(self, question: Mapping[str, str]) -> dict[str, Any] | None:
         """The reply, or None where there was none in time."""
@@ -97,7 +101,10 @@ class _Worker:
         except BrokenPipeError:
             return None
         line = self._line(SECONDS)
-        return None if line is None else json.loads(line)
+        try:
+            return None if line is None else json.loads(line)
+        except ValueError:  # a library wrote to its output
+            return None
 
     def _line(self, seconds: float) -> bytes | None:
         """The next line of the process. Its lines are short and whole: one that begins in time also ends."""
@@ -111,5 +118,5 @@ class _Worker:
 
 
 def _plain(answer: str) -> str:
-    """An answer without what never matters: white space, dollar signs and a final full stop."""
-    return "".join(answer.replace("$", "").split()).rstrip(".")
+    """An answer without what never matters: dollar signs, a final full stop, and white space, but between digits."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", answer.replace("$", "").strip()).rstrip(".")
