@@ -25,7 +25,9 @@ BOXED = re.compile(
     rf"\s*+(?:(?i:the|correct|final|answer|option|choice|is)\b[\s:]*+)*({LABEL}(?:{BETWEEN}{LABEL})*)\s*+[.,:;]?\s*+"
 )
 # A box that repeats the choice: `C. some text`, `C) some text`, `(C) some text`.
-REPEATED = re.compile(r"(?:^|[,;/&]|\b(?:and|or)\b)\s*+(?:(?i:option|choice)\s+)?(?:[(\[]([A-Z])[)\]]|([A-Z])[.):](?=\s))")
+REPEATED = re.compile(
+    r"(?:^|[,;/&]|\b(?:and|or)\b)\s*+(?:(?i:option|choice)\s++)?(?:[(\[]([A-Z])[)\]]|([A-Z])[.):](?=\s))"
+)
 # `Answer: C`, `the answer is (C)`, `the correct option is C`. `A` and `I` are words too: they must end the phrase.
 STATED = re.compile(
     r"(?i:answer|(?:correct|right|best)\s++(?:option|choice))\b\s*+(?:(?i:option|choice)\b\s*+)?"

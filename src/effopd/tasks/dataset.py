@@ -46,8 +46,9 @@ class DatasetTask(Task):
 
         `content` and `question` are hashes by which other tasks know their problems (`without_seen`).
 
-        The facts count what was read and dropped: by source, the rows that `where` left out and those that are unusable, by reason; by
-        split, duplicates, problems that a split held out before it holds, and those beyond its `rows`.
+        The facts count what was read and dropped: by source, the rows that `where` left out and those that are
+        unusable, by reason; by split, duplicates, problems that a split held out before it holds, and those beyond its
+        `rows`.
         """
         import pandas as pd
 

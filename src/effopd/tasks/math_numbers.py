@@ -70,7 +70,7 @@ def _terms_agree(gold: Any, found: Any) -> bool:
 
 
 def _agree(gold: Any, found: Any) -> bool:
-    """Whether two numbers are the same, or differ by less than one in the last digit of the decimal with fewer decimals.
+    """Whether two numbers are the same, or differ by less than one in the last place of the decimal with fewer places.
 
     So a number agrees with what it is rounded or cut off to, if that has FEWEST_DIGITS digits or more. Trailing zeros
     are no digits: 0.5 and 0.500001 differ, as do 0.333 and 1/3.

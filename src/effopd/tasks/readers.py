@@ -158,7 +158,7 @@ def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
 
 
 def _batch_rows(batch: Any) -> Iterable[Row | UnusableRowError]:
-    """The rows of an Arrow batch. What Arrow stores need not be Python's: text that is not UTF-8, dates in year 10000."""
+    """The rows of an Arrow batch. Not all that Arrow stores can be read: text not in UTF-8, dates in year 10000."""
     try:
         return list(batch.to_pylist())
     except (ValueError, OverflowError):

@@ -82,7 +82,7 @@ def _split_files(source: Row) -> list[Path]:
     from datasets import BuilderConfig, load_dataset_builder
 
     try:
-        builder = load_dataset_builder(source["dataset"], name=source.get("subset"), revision=source.get("revision"))
+        builder = load_dataset_builder(_absolute(source["dataset"]), name=source.get("subset"))
     except Exception:  # reading it raises it again, and says it
         return []
     config = builder.config
@@ -98,7 +98,10 @@ def _dataset_rows(source: Row) -> Iterator[PlacedRow]:
     disable_progress_bar()
     name = source["dataset"]
     try:
-        rows = load_dataset(name, name=source.get("subset"), split=source["split"], revision=source.get("revision"))
+        path = _absolute(name)
+        rows = load_dataset(path, name=source.get("subset"), split=source["split"], revision=source.get("revision"))
+        for number, row in enumerate(rows, 1):
+            yield f"{name}, row {number}", row
     except Exception as error:  # whatever the data make the libraries below `datasets` raise
         revision = f" at revision {source['revision']}" if "revision" in source else ""
         if "gated dataset" in str(error):  # the hub's own error does not come through `datasets`
@@ -111,8 +114,11 @@ def _dataset_rows(source: Row) -> Iterator[PlacedRow]:
             f"the data set {name}{revision} cannot be read ({type(error).__name__}: {reason[0] if reason else ''}). "
             "Check `dataset`, `revision`, `subset` and `split` of the source, and the connection to the hub."
         ) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{name}, row {number}", row
+
+
+def _absolute(dataset: str) -> str:
+    """A data set as `datasets` finds it from any folder; it cannot read `./`."""
+    return str(Path(dataset).resolve()) if is_local(dataset) else dataset
 
 
 def value_at(row: Row, column: str) -> Any:
@@ -195,10 +201,10 @@ def number_at(row: Row, column: str) -> float | None:
     try:
         return float(value)
     except OverflowError:  # an integer beyond the largest float
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         raise ColumnError(
             f"`{column}` is not a number",
-            f"column `{column}` holds {shortened(repr(value), 80)}, and a number is asked of it (`where` with `min` or `max`, or "
-            "`columns.difficulty`). Use `equals`, or name another column.",
+            f"column `{column}` holds {shortened(repr(value), 80)}, and a number is asked of it (`where` with `min` or "
+            "`max`, or `columns.difficulty`). Use `equals`, or name another column.",
         ) from None
