@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from effopd.runtime.text import shortened
 
 # What a template is tried with, since a real problem may be as short as what a template holds anyway.
 QUESTION, ANSWER = "Which is larger, 6391 or 2748?", "It is 6391."
+PART = re.compile(r"""["']type["']: *["']text["']""")  # a part that was written out as it is, not read
 PLAIN = "set `task.prompt.format` to plain, or correct the tokenizer's `chat_template`"
 WITHOUT_SYSTEM = 'set `task.prompt.system` to "" and write what it says into `task.prompt.template`'
 
@@ -83,7 +85,7 @@ class _Chats:
         except Exception as error:
             remedy = f"{WITHOUT_SYSTEM}; or {PLAIN}" if self.system else PLAIN
             return 0, f"refuses the prompt ({_first_line(error)}). To use this model, {remedy}"
-        if QUESTION not in shown:
+        if QUESTION not in shown or (self.in_parts and PART.search(shown)):
             return 1, f"leaves the problem out of the prompt. To use this model, {PLAIN}"
         if self.system.strip() not in shown:
             return 2, f"leaves out the system message. To use this model, {WITHOUT_SYSTEM}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from contextlib import suppress
 from decimal import Decimal
 
 import pandas as pd
@@ -15,7 +16,9 @@ from commands import effopd, untouched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from effopd.runtime.errors import UserError
 from effopd.tasks.base import build_task
+from effopd.tasks.sources import rows_of, text_at
 
 # As written; each must come out as it is. Among them what floats, Python's integers or spreadsheets would change.
 ANSWERS = ["0010", "1.10", "1e400", "12345678901234567890123", "1/2", "-0", "+7", "1_000", "é", "½", "🙂", "NA", "None",
@@ -309,14 +312,11 @@ def test_a_file_without_a_usable_row_is_one_clear_line(folder, name):
 
 
 @pytest.mark.parametrize("kept_bytes", [0.1, 0.5, 0.9, 0.99])
-def test_parquet_that_is_cut_off_or_overwritten(folder, kept_bytes):
+def test_parquet_that_is_cut_off(folder, kept_bytes):
     whole = write_parquet(folder / "a.parquet", parquet_of(question=QUESTIONS * 200, answer=["1"] * 600)).read_bytes()
     cut = int(len(whole) * kept_bytes)
     (folder / "a.parquet").write_bytes(whole[:cut])
     make_data(folder, files=[folder / "a.parquet"], status="refused", words=["is not a readable parquet file"])
-    (folder / "a.parquet").write_bytes(whole[: min(cut, 300)] + b"\xff" * 50 + whole[min(cut, 300) + 50 :])
-    ending = effopd("make-data", "--spec", "{}", "--out", folder.parent / "o.json", folder=folder)
-    assert ending.status != 0
 
 
 def test_parquet_with_two_columns_of_one_name(folder):
@@ -409,8 +409,6 @@ def test_whatever_is_written_is_read_back(tmp_path_factory, pairs, encoding):
     (folder / "a.jsonl").write_text(jsonl_text(rows), encoding=encoding, newline="")
     (folder / "b.csv").write_text(csv_text(rows), encoding=encoding, newline="")
     write_parquet(folder / "c.parquet", parquet_of(question=[q for q, _ in pairs], answer=[a for _, a in pairs]))
-    from effopd.tasks.sources import rows_of, text_at
-
     for path in sorted(folder.iterdir()):
         found = [row for _, row in rows_of({"files": [str(path)]})]
         assert [(text_at(row, "question"), text_at(row, "answer")) for row in found] == pairs, path.name
@@ -437,9 +435,7 @@ def test_any_bytes_are_rows_or_one_line(tmp_path_factory, data):
         data.draw(st.binary(max_size=200)) if data.draw(st.booleans()) else bytes(content)
     )
     source = {"files": [str(folder / f"a.{kind}")], "where": {}, "columns": {"problem": "question", "answer": "answer"}}
-    from effopd.runtime.errors import UserError
-
-    try:
-        build_task({"name": "math", "seed": 0, "splits": {"test": {"sources": [source]}}}).make_tables()
-    except UserError as error:
-        assert str(error).startswith(("source a: ", "the test split"))
+    task = build_task({"name": "math", "seed": 0, "splits": {"test": {"sources": [source]}}})
+    with suppress(UserError):
+        tables, facts = task.make_tables()
+        assert len(tables["test"]) + facts["duplicates"]["test"] == facts["sources"][0]["kept"]
