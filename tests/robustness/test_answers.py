@@ -57,7 +57,7 @@ DIFFERENT = [
     (r"\begin{pmatrix}0.0000001\\2\end{pmatrix}", r"\begin{pmatrix}0.0000002\\2\end{pmatrix}"), ("1e400", "1e401"),
     (r"6.02\times 10^{23}", r"6.03\times 10^{23}"), (r"\infty", "1e999"), ("5", "²"), ("5", "5²"), ("3", "1, 2, 3"),
     ("(1,2)", "(2,1)"), ("[0,1)", "[0,1]"), ("1" * 4301, "1" * 4300), ("5", "\x00"), ("5", "\ud800"), ("5", "((((((("),
-    ("5", r"\frac{"), ("5", "{" * 30 + "5" + "}" * 30 + "+1"), ("5", "9" * 300), ("5", "5" * 4301), ("2", "1+1="), ("1e400", "inf"),
+    ("5", r"\frac{"), ("5", "{" * 5 + "5" + "}" * 5 + "+1"), ("5", "9" * 300), ("5", "5" * 4301), ("2", "1+1="), ("1e400", "inf"),
     ("nan", "1"), ("5", "__import__('os')"),
 ]  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_answers_of_mathematics(math_task, reference, answer, reward):
     assert verdict.reason
 
 
-@pytest.mark.parametrize("answer", ["10^{10^{10}}", "1e999999999"])
+@pytest.mark.parametrize("answer", ["10^{10^{10}}", "1e999999999", "{" * 30 + "5" + "}" * 30 + "+1"])
 def test_numbers_that_no_machine_holds(monkeypatch, answer):
     """The worker that compares is ended, and the next answer is judged by another one."""
     monkeypatch.setattr(mathematics, "SECONDS", 0.5)
@@ -143,7 +143,7 @@ PIECES = ["answer", "Answer:", "is", "correct option", r"\boxed{", "}", "{", r"\
 COMPLETIONS = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=30).map("".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(COMPLETIONS, st.sampled_from([FOUR, Problem("?", "C"), Problem("", ""), Problem("\n\nA. ", "²")]))
 def test_no_text_ends_the_judging_of_choice_and_arithmetic(completion, problem):
     assert ChoiceTask({"seed": 0}).verify(problem, completion).reward in (0, 1)
