@@ -22,7 +22,7 @@ def math_task():
 EQUAL = [  # reference, answer
     # mixed numbers
     ("3/2", "1 1/2"), ("11/4", "2 3/4"), ("3/2", r"1\frac{1}{2}"), ("3/2", r"1 \frac{1}{2}"), ("3/2", r"1\ \frac{1}{2}"),
-    ("3/2", r"1\tfrac12"), ("3/2", "1½"), ("3/2", "1 ½"), ("1/2", "½"), ("-3/2", "-1 1/2"), ("-3/2", r"-1\frac12"),
+    ("3/2", r"1\tfrac12"), ("3/2", "1½"), ("3/2", "1 ½"), ("1/2", "½"), ("-3/2", "-1 1/2"), ("-3/2", "−1 1/2"), ("-5", "−5"), ("-3/2", r"-1\frac12"),
     ("1.5", "1 1/2"), ("1 1/2", "3/2"), ("1 1/2", "1.5"), ("1 1/2", "1 1/2"), ("3/2", "1 1/2 hours"),
     ("3/2", r"1 1/2 \text{ hours}"), ("3/2", r"\text{1 1/2 hours}"), ("11/4", r"2\frac{3}{4}\text{ cups}"),
     (r"\{\frac32, 2\}", r"\{1 1/2, 2\}"), ("x = 3/2", "x = 1 1/2"), ("1/2", r"\frac 1 2"), ("10", r"\binom 5 2"),
@@ -167,8 +167,17 @@ def test_long_completions_take_no_longer_than_they_are(completion):
 @given(COMPLETIONS, st.sampled_from(["5", "1/2", r"\{1,2\}", "x+1", "1 1/2", "1e-9", "²", "\ud800", "}", ""]))
 @example("\u2028", "5")
 def test_no_text_ends_the_judging_of_mathematics(math_task, answer, reference):
-    previous, mathematics.SECONDS = mathematics.SECONDS, 1.0
-    try:
-        assert math_task.verify(Problem("?", reference), f"\\boxed{{{answer}}}").reward in (0, 1)
-    finally:
-        mathematics.SECONDS = previous
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mathematics, "SECONDS", 1.0)
+        assert math_task.verify(Problem("?", reference), f"\boxed{{{answer}}}").reward in (0, 1)
+
+
+@pytest.mark.parametrize(
+    "reference", ["5", "-1/2", "0.5", "1/0", "½", "1e999999999", "9" * 5000, "9" * 30, "1 1/2", "{", "nan", "-7919.25"]
+)
+def test_a_wrong_answer_is_made_in_no_time(math_task, monkeypatch, reference):
+    monkeypatch.setattr(mathematics, "SECONDS", 1.0)
+    started = time.process_time()
+    wrong = math_task.wrong_completion(Problem("?", reference))
+    assert time.process_time() - started < 1
+    assert math_task.verify(Problem("?", reference), wrong).reward == 0

@@ -26,6 +26,7 @@ from effopd.tasks.sources import rows_of, text_at
 ANSWERS = ["0010", "1.10", "1e400", "12345678901234567890123", "1/2", "-0", "+7", "1_000", "é", "½", "🙂", "NA", "None",
            "null", "9" * 5000, "0.1", "true", "1e-7", "٣", "\ufb01", "a\u2028b", "$\\frac{1}{2}$"]  # fmt: skip
 NEITHER = "no problem or no answer"
+UNBOXED = "an answer whose braces are not balanced, which no box can hold"
 
 
 def rows_with(answers):
@@ -184,6 +185,11 @@ DAMAGED_LINES = {
     "blank answer": (b'{"question": "x", "answer": "  "}\n', {NEITHER: 1}),
     "NaN": (b'{"question": "x", "answer": NaN}\n', {NEITHER: 1}),
     "no question": (b'{"question": "", "answer": "1"}\n', {NEITHER: 1}),
+    "nothing but a full stop": (b'{"question": "x", "answer": "$.$"}\n', {NEITHER: 1}),
+    "an empty box": (b'{"question": "x", "answer": "so \\\\boxed{}"}\n', {NEITHER: 1}),
+    "an open brace": (b'{"question": "x", "answer": "\\\\frac{1}{2"}\n', {UNBOXED: 1}),
+    "a closing brace": (b'{"question": "x", "answer": "2}"}\n', {UNBOXED: 1}),
+    "a backslash": (b'{"question": "x", "answer": "2\\\\"}\n', {UNBOXED: 1}),
     "no such key": (b'{"question": "x"}\n{"answer": "1"}\n', {"no `answer`": 1, "no `question`": 1}),
     "an empty object": (b"{}\n", {"no `question`": 1}),
     "a list": (b'{"question": "x", "answer": [1]}\n', {"`answer` is not text": 1}),

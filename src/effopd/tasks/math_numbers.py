@@ -32,7 +32,7 @@ def readings(answer: str) -> list[str]:
     `1 1/2` becomes `1\frac{1}{2}`, and `1 000` and `1_000` become `1000`. `2e-1` may be 0.2 and $2e - 1$.
     """
     whole = IN_TEXT.fullmatch(answer)
-    text = SPACES.sub(" ", whole[1] if whole else answer).replace("\\!", "").replace("{,}", ",")
+    text = SPACES.sub(" ", whole[1] if whole else answer).replace("\\!", "").replace("{,}", ",").replace("−", "-")
     text = VULGAR.sub(lambda sign: f" {unicodedata.normalize('NFKC', sign[0]).replace('⁄', '/')} ", text).strip()
     text = SHORT_FRACTION.sub(r"\1{\2}{\3}", text)
     text = MIXED.sub(r"\1\\frac{\2}{\3}", text)

@@ -22,6 +22,7 @@ from effopd.tasks.sources import Row, text_at
 
 SECONDS = 5.0  # for one comparison; SymPy can take for ever over a short formula
 START_SECONDS = 120.0
+NUMBER = re.compile(r"[-+]?[0-9]{1,30}(\.[0-9]{1,30}|/[1-9][0-9]{0,30})?")
 LONGEST_ANSWER = 1000  # characters; what is longer is no final answer, and slow to parse
 
 
@@ -36,10 +37,13 @@ class MathTask(DatasetTask):
 
     def read_row(self, row: Row, columns: Mapping[str, Any]) -> tuple[Problem, str]:
         problem, answer = text_at(row, columns["problem"]), text_at(row, columns["answer"])
-        if not problem or not answer:
-            raise UnusableRowError("no problem or no answer")
         boxed = last_boxed(answer)  # a worked solution serves as a reference too
-        return Problem(problem, answer if boxed is None else boxed), problem
+        reference = answer if boxed is None else boxed
+        if not problem or not _plain(reference):
+            raise UnusableRowError("no problem or no answer")
+        if last_boxed(f"\\boxed{{{reference}}}") != reference:
+            raise UnusableRowError("an answer whose braces are not balanced, which no box can hold")
+        return Problem(problem, reference), problem
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
         """Reward 1 where the last boxed answer equals the reference, as text or by math-verify."""
@@ -57,10 +61,9 @@ class MathTask(DatasetTask):
         return f"\\boxed{{{problem.answer}}}"
 
     def wrong_completion(self, problem: Problem) -> str:
-        try:
-            return f"\\boxed{{{Fraction(problem.answer) + 1}}}"
-        except (ValueError, ZeroDivisionError):
+        if not NUMBER.fullmatch(problem.answer):
             return "\\boxed{-7919.25}"
+        return f"\\boxed{{{Fraction(problem.answer) + 1}}}"
 
     def _compare(self, reference: str, answer: str) -> tuple[bool, str]:
         """Ask a worker of this process, which is killed and replaced where it takes too long."""
