@@ -372,6 +372,31 @@ def test_conditions_on_odd_numbers(folder, value, wanted):
     assert unusable == ({"`level` is not a number": 1} if wanted is None else {})
 
 
+@pytest.mark.parametrize("sign", ["", "-"])
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "9" * 5000, "1e400", "Infinity"])
+def test_numbers_beyond_floats_are_larger_or_smaller_than_all(folder, value, sign):
+    good = b'{"question": "Good?", "answer": "1", "level": 3}\n'
+    (folder / "a.jsonl").write_bytes(good + f'{{"question": "Odd?", "answer": "2", "level": {sign}{value}}}\n'.encode())
+    kept, unusable, _ = make_data(folder, files=[folder / "a.jsonl"], where={"level": {"min": 1}})
+    assert ("Odd?" in kept) == (not sign)
+    assert unusable == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "column"),
+    [
+        (pa.list_(pa.float32()), [0.1], "answer.0"),
+        (pa.struct([("a", pa.float32()), ("b", pa.string())]), {"a": 0.1, "b": "c"}, "answer.a"),
+        (pa.list_(pa.struct([("a", pa.list_(pa.float32()))])), [{"a": [0.5, 0.1]}], "answer.0.a.1"),
+    ],
+    ids=str,
+)
+def test_nested_floats_of_parquet(folder, kind, value, column):
+    file = write_parquet(folder / "a.parquet", parquet_of({"answer": kind}, question=["x", "y"], answer=[value, None]))
+    kept, unusable, _ = make_data(folder, {"problem": "question", "answer": column}, [file])
+    assert (kept, unusable) == ({"x": "0.1"}, {f"no `{column}`": 1})
+
+
 CHOICES = [
     ({"answer": 9}, "the answer is not the index of a choice"),
     ({"answer": -1}, "the answer is not the index of a choice"),

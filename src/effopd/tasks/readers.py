@@ -168,14 +168,27 @@ def _batch_rows(batch: Any) -> Iterable[Row | UnusableRowError]:
 
 
 def _written(batch: Any) -> Any:
-    """A batch whose numbers of less than double precision are the doubles that are written alike: 0.1 stays 0.1."""
+    """A batch whose numbers in single precision are the doubles that are written alike: 0.1 stays 0.1."""
     import pyarrow as pa
 
     for place, field in enumerate(batch.schema):
-        if field.type in (pa.float16(), pa.float32()):
-            doubles = batch.column(place).cast(pa.string()).cast(pa.float64())
-            batch = batch.set_column(place, field.name, doubles)
+        as_text, as_double = (_with_floats(field.type, kind) for kind in (pa.string(), pa.float64()))
+        if as_double != field.type:
+            batch = batch.set_column(place, field.name, batch.column(place).cast(as_text).cast(as_double))
     return batch
+
+
+def _with_floats(kind: Any, other: Any) -> Any:
+    """An Arrow type with `other` in place of the floats of single precision in it."""
+    import pyarrow as pa
+
+    if kind == pa.float32():
+        return other
+    if pa.types.is_list(kind):
+        return pa.list_(_with_floats(kind.value_type, other))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_with_floats(field.type, other)) for field in kind])
+    return kind
 
 
 READERS = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
