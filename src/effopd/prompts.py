@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerFast
 
+from effopd.chats import render_chats
 from effopd.runtime.artifacts import Manifest, atomic_path, read_manifest
 from effopd.runtime.errors import ArtifactError, UserError
 from effopd.tasks.base import Problem
@@ -64,23 +65,22 @@ def tokenize_problems(
 ) -> list[list[int]]:
     """Token ids of the prompts of problems, as `task.prompt` says; None: each problem is its own prompt.
 
-    Raises UserError where a chat is asked for and the tokenizer has no template for one.
+    Raises UserError if a chat is asked for, and the tokenizer's chat template does not make one of each problem, or if
+    a plain prompt begins with the beginning-of-sequence token twice.
     """
     if settings is None:
         return encode_prompts(tokenizer, problems)
     texts = [settings["template"].replace("{problem}", problem) for problem in problems]
     if settings["format"] == "plain":
-        return encode_prompts(tokenizer, texts)
-    if not tokenizer.chat_template:
-        raise UserError(
-            "`task.prompt.format` is chat, and the model's tokenizer has no chat template. Set it to plain, or take a "
-            "model that was trained to chat."
-        )
-    system = [{"role": "system", "content": settings["system"]}] if settings["system"] else []
-    chats = [[*system, {"role": "user", "content": text}] for text in texts]
-    rendered: Any = tokenizer.apply_chat_template(
-        chats, tokenize=False, add_generation_prompt=True, enable_thinking=settings["thinking"]
-    )
+        prompts = encode_prompts(tokenizer, texts)
+        begin = tokenizer.bos_token_id
+        if begin is not None and all(tokens[:2] == [begin, begin] for tokens in prompts):
+            raise UserError(
+                f"prompts would begin with {tokenizer.bos_token} twice: the tokenizer puts it before any text. Remove "
+                "it from `task.prompt.template`."
+            )
+        return prompts
+    rendered = render_chats(tokenizer, texts, settings["system"], settings["thinking"])
     return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])  # the template has put them in
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from effopd.preflight.findings import Finding, failed, passed, warned
 from effopd.prompts import tokenize_problems
+from effopd.runtime.errors import UserError
 
 MOST_LEFT_OUT = 0.05  # share of prompts left out as too long above which a check warns
 
@@ -105,20 +106,21 @@ def check_chat_template(
     problems: Sequence[str],
     settings: Mapping[str, Any] | None,
 ) -> Finding:
-    """Where `task.prompt` asks for a chat, both models put `problems` into it as the same tokens."""
+    """If `task.prompt` asks for a chat, both models' templates render `problems`, and as the same tokens."""
     if settings is None or settings["format"] == "plain":
         return passed(check, "prompts are plain text")
+    prompts = {}
     for role, tokenizer in (("student", student), ("teacher", teacher)):
-        if not tokenizer.chat_template:
+        try:
+            prompts[role] = tokenize_problems(tokenizer, problems, settings)
+        except UserError as error:
             return failed(
                 check,
-                f"the {role}'s tokenizer has no chat template",
-                "It was not trained on the turns that the prompts are made of.",
-                "Set `task.prompt.format` to plain, or take a model that was trained to chat.",
+                str(error).replace("the model's tokenizer", f"the {role}'s tokenizer").rstrip("."),
+                "Prompts would not be what it was trained on.",
+                "",
             )
-    for text in problems:
-        own = tokenize_problems(student, [text], settings)[0]
-        other = tokenize_problems(teacher, [text], settings)[0]
+    for own, other in zip(prompts["student"], prompts["teacher"], strict=True):
         if own != other:
             place = next((i for i, pair in enumerate(zip(own, other, strict=False)) if pair[0] != pair[1]), None)
             place = min(len(own), len(other)) if place is None else place

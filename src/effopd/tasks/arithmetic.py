@@ -86,9 +86,9 @@ class ArithmeticTask(Task):
         working, mark, answer = completion.partition("#")
         if not mark:
             return Verdict(0.0, "no answer: '#' is missing")
-        if not answer.isdigit():
+        if not (answer.isascii() and answer.isdigit()):
             return Verdict(0.0, "the answer after '#' is not a number")
-        if int(answer) != sum(_terms(problem.text)):
+        if (answer.lstrip("0") or "0") != str(sum(_terms(problem.text))):
             return Verdict(0.0, "wrong sum")
         return Verdict(1.0, "right" if working else "right, without working")
 

@@ -9,17 +9,32 @@ from typing import Any
 
 from effopd.randomness import generator
 from effopd.tasks.base import Problem, Verdict
-from effopd.tasks.boxed import last_boxed
+from effopd.tasks.boxed import boxes
 from effopd.tasks.dataset import DatasetTask, UnusableRowError
-from effopd.tasks.sources import Row, text_at, value_at
+from effopd.tasks.sources import Row, as_text, text_at, value_at
 from effopd.tasks.splits import content_hash
 
-# `Answer: C`, `the answer is (C)`, `**Answer:** C.`; `A` and `I` are words too, so they must end the phrase.
-STATED = re.compile(
-    r"(?i:answer)\b\W*(?:is\b)?\W*(?:text\{|mathrm\{)?(?:([B-HJ-Z])\b(?!['’])|([AI])(?=[)\]}*.,:;]|\s*(?:\n|$)))"
+LONGEST_BOX = 2000  # characters; boxes inside boxes would take time in proportion to the square of their number
+# What only dresses text: emphasis, math mode, and LaTeX's fonts and spaces.
+MARKUP = re.compile(r"\\(?:text|math)[a-z]*\b|\\(?:bf|it|rm|sf|quad|boldsymbol)\b|\\[()\[\],;:! ]|[*_`~${}]")
+LABEL = r"[(\[]?[A-Z][)\]]?"
+BETWEEN = r"(?:[ \t,;/&]|\b(?:and|or)\b)++"
+END = r"(?=[)\].,:;]|[^\S\n]*+(?:\n|$))"
+# The whole of a box: `C`, `(C)`, `Option C`; or several, which is no answer to a question that has one.
+BOXED = re.compile(
+    rf"\s*+(?:(?i:the|correct|final|answer|option|choice|is)\b[\s:]*+)*({LABEL}(?:{BETWEEN}{LABEL})*)\s*+[.,:;]?\s*+"
 )
-# What may stand in a box: `C`, `(C)`, `\text{C}`, `C. some text`, `C) some text`.
-BOXED = re.compile(r"^\W*(?:text|mathrm|textbf|mathbf)?\W*([A-Z])(?:\W|$)")
+# A box that repeats the choice: `C. some text`, `C) some text`, `(C) some text`.
+REPEATED = re.compile(
+    r"(?:^|[,;/&]|\b(?:and|or)\b)\s*+(?:(?i:option|choice)\s++)?(?:[(\[]([A-Z])[)\]]|([A-Z])[.):](?=\s))"
+)
+# `Answer: C`, `the answer is (C)`, `the correct option is C`. `A` and `I` are words too: they must end the phrase.
+STATED = re.compile(
+    r"(?i:answer|(?:correct|right|best)\s++(?:option|choice))\b\s*+(?:(?i:option|choice)\b\s*+)?"
+    r"(?P<link>(?:[:=]|is\b)\s*+:?+)?\s*+(?:(?i:option|choice)\b\s*+)?"
+    rf"(?P<labels>[(\[]?(?:[B-HJ-Z](?![\w'’+^-])|[AI](?:{END}|(?=\s++(?:because|since|as)\b)))[)\]]?"
+    rf"(?:{BETWEEN}{LABEL}(?!\w){END})*)(?(link)|(?=[.)]*+[^\S\n]*+(?:\n|$)))"
+)
 
 
 class ChoiceTask(DatasetTask):
@@ -40,12 +55,12 @@ class ChoiceTask(DatasetTask):
         return Problem("\n".join([question, "", *lines]), answer), content
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
-        """Reward 1 where the last boxed letter or, without a box, the last stated answer is the reference."""
-        letter = _answer_letter(completion)
-        if letter is None:
+        """Reward 1 if the last answer, a box with a choice's letter or a statement of it, names the reference alone."""
+        letters = _named_letters(completion, _count_choices(problem))
+        if not letters:
             return Verdict(0.0, "no answer: no letter is boxed or follows 'Answer:'")
-        if letter != problem.answer:
-            return Verdict(0.0, f"answers {letter}, not the reference")
+        if letters != {problem.answer}:
+            return Verdict(0.0, f"answers {' and '.join(sorted(letters))}, not the reference")
         return Verdict(1.0, "right")
 
     def right_completion(self, problem: Problem) -> str:
@@ -63,7 +78,7 @@ def _choices(row: Row, column: str | Sequence[str]) -> list[str]:
         column, values = f"{column}.text", values["text"]
     if not isinstance(values, list):
         raise UnusableRowError("the choices are no list")
-    return [text_at(row, f"{column}.{place}") for place in range(len(values))]
+    return [as_text(value, f"{column}.{place}") for place, value in enumerate(values)]
 
 
 def _right_choice(row: Row, columns: Mapping[str, Any], choices: Sequence[str]) -> int:
@@ -74,15 +89,40 @@ def _right_choice(row: Row, columns: Mapping[str, Any], choices: Sequence[str]) 
     elif kind == "letter":
         place = ascii_uppercase.find(answer.upper()) if len(answer) == 1 else -1
     else:
-        place = int(answer) if answer.isdigit() else -1
+        place = int(answer.split(".")[0]) if re.fullmatch(r"[0-9]{1,4}(\.0*)?", answer) else -1
     if not 0 <= place < len(choices):
         raise UnusableRowError(f"the answer is not the {kind} of a choice")
     return place
 
 
-def _answer_letter(completion: str) -> str | None:
-    boxed = BOXED.match(last_boxed(completion) or "")
-    if boxed:
-        return boxed[1]
-    stated = STATED.findall(completion)
-    return "".join(stated[-1]) if stated else None
+def _named_letters(completion: str, choices: int) -> set[str]:
+    """The choices that the last answer in a completion names; none if no box and no statement names any.
+
+    Letters beyond the number of choices are symbols (`E = mc^2`), not answers.
+    """
+    text = MARKUP.sub(lambda mark: " " * len(mark[0]), completion)  # what is found keeps its place
+    found = [(start, _boxed_letters(text[start:end])) for start, end in boxes(completion) if end - start <= LONGEST_BOX]
+    found += [(stated.start("labels"), set(re.findall("[A-Z]", stated["labels"]))) for stated in STATED.finditer(text)]
+    named = [(place, letters) for place, letters in found if letters and letters <= set(ascii_uppercase[:choices])]
+    return max(named, key=lambda pair: pair[0], default=(0, set[str]()))[1]
+
+
+def _boxed_letters(content: str) -> set[str]:
+    """The choices that a box names."""
+    if whole := BOXED.fullmatch(content):
+        return set(re.findall(r"\b[A-Z]\b", whole[1]))
+    repeated = list(REPEATED.finditer(content.strip()))
+    if not repeated or repeated[0].start() > 0:
+        return set()
+    return {label[1] or label[2] for label in repeated}
+
+
+def _count_choices(problem: Problem) -> int:
+    """How many choices a problem has: the lines `A. `, `B. `, ... after its last blank line that `A. ` follows."""
+    _, listed, choices = problem.text.rpartition("\n\nA. ")
+    if not listed:
+        return len(ascii_uppercase)
+    count = 1
+    for line in choices.split("\n"):
+        count += count < len(ascii_uppercase) and line.startswith(f"{ascii_uppercase[count]}. ")
+    return max(count, 1 + ascii_uppercase.find(problem.answer))

@@ -9,16 +9,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from effopd.runtime.errors import UserError
+from effopd.runtime.progress import say
+from effopd.runtime.text import one_line
 from effopd.tasks.base import Problem, Task
-from effopd.tasks.sources import Row, number_at, rows_of, source_name, text_at, wanted
+from effopd.tasks.readers import Row, UnusableRowError
+from effopd.tasks.sources import ColumnError, number_at, rows_of, source_name, text_at, wanted
 from effopd.tasks.splits import Item, content_hash, make_splits
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class UnusableRowError(Exception):
-    """A row that holds no problem; the message says why."""
+REASONS_SHOWN = 5
+
+
+class FilteredRowError(Exception):
+    """A row that does not meet the conditions of `where`."""
 
 
 class DatasetTask(Task):
@@ -31,7 +37,8 @@ class DatasetTask(Task):
     def read_row(self, row: Row, columns: Mapping[str, Any]) -> tuple[Problem, str]:
         """The problem of a row, and the text whose hash says whether two problems are the same.
 
-        Raises UnusableRowError where the row holds no problem, UserError where the columns are not the data's.
+        Raises UnusableRowError if the row holds no problem, ColumnError if it lacks a column or holds something else
+        there.
         """
 
     def make_tables(self) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
@@ -39,8 +46,9 @@ class DatasetTask(Task):
 
         `content` and `question` are hashes by which other tasks know their problems (`without_seen`).
 
-        The facts count what was read and dropped: by source, the rows that `where` or a missing value left out; by
-        split, duplicates, problems that a split held out before it holds, and those beyond its `rows`.
+        The facts count what was read and dropped: by source, the rows that `where` left out and those that are
+        unusable, by reason; by split, duplicates, problems that a split held out before it holds, and those beyond its
+        `rows`.
         """
         import pandas as pd
 
@@ -77,33 +85,59 @@ class DatasetTask(Task):
         return tables, {"sources": read, **dropped}
 
     def _read(self, source: Row) -> tuple[list[Item], dict[str, Any]]:
-        """The items of a source, and the counts of what it held."""
+        """The items of a source, and the counts of what it held. Raises UserError if it holds none."""
         name = source_name(source)
         items: list[Item] = []
         unusable: Counter[str] = Counter()
+        places: dict[str, str] = {}  # by reason: where the first row is that was left out for it
+        refusals: dict[str, str] = {}  # by reason: what to say if no row is usable
         rows = filtered = 0
         try:
-            for row in rows_of(source):
+            for place, row in rows_of(source):
                 rows += 1
-                if not wanted(row, source["where"]):
+                try:
+                    items.append(self._item(row, source, name))
+                    continue
+                except FilteredRowError:
                     filtered += 1
                     continue
-                try:
-                    problem, content = self.read_row(row, source["columns"])
                 except UnusableRowError as error:
-                    unusable[str(error)] += 1
-                    continue
-                if "difficulty" in source["columns"]:
-                    problem = replace(problem, difficulty=number_at(row, source["columns"]["difficulty"]))
-                question = text_at(row, source["columns"]["problem"])
-                items.append(Item(problem, content_hash(content), name, content_hash(question)))
+                    reason = str(error)
+                except ColumnError as error:
+                    reason = error.reason
+                    refusals.setdefault(reason, str(error))
+                except RecursionError:
+                    reason = "values that are nested too deeply"
+                unusable[reason] += 1
+                places.setdefault(reason, place)
         except UserError as error:
             raise UserError(f"source {name}: {error}") from error
-        facts = {"source": name, "rows": rows, "filtered": filtered, "unusable": dict(unusable), "kept": len(items)}
+        counts = ", ".join(
+            f"{count} {reason} (first: {places[reason]})" for reason, count in unusable.most_common(REASONS_SHOWN)
+        )
         if not items:
-            why = "".join(f"; {count}: {reason}" for reason, count in unusable.most_common(3))
+            (reason, _), *_ = unusable.most_common(1) or [("", 0)]
+            if reason in refusals:
+                raise UserError(f"source {name}: {refusals[reason]}")
+            why = f"; {counts}" if counts else ""
             raise UserError(
                 f"source {name}: none of its {rows} rows is a problem ({filtered} left out by `where`{why}). Check its "
                 "`columns` and `where`."
             )
+        if unusable:
+            say(one_line(f"source {name}: {unusable.total()} of {rows} rows are unusable and left out: {counts}"))
+        facts = {"source": name, "rows": rows, "filtered": filtered, "unusable": dict(unusable), "kept": len(items)}
         return items, facts
+
+    def _item(self, row: Row | UnusableRowError, source: Row, name: str) -> Item:
+        """A row's problem. Raises FilteredRowError, UnusableRowError or ColumnError if it holds none."""
+        if isinstance(row, UnusableRowError):
+            raise row
+        if not wanted(row, source["where"]):
+            raise FilteredRowError
+        columns = source["columns"]
+        problem, content = self.read_row(row, columns)
+        if "difficulty" in columns:
+            problem = replace(problem, difficulty=number_at(row, columns["difficulty"]))
+        question = text_at(row, columns["problem"])
+        return Item(problem, content_hash(content), name, content_hash(question))

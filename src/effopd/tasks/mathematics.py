@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import select
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from effopd.runtime.errors import UserError
 from effopd.tasks import math_worker
 from effopd.tasks.base import Problem, Verdict
 from effopd.tasks.boxed import last_boxed
@@ -20,6 +22,7 @@ from effopd.tasks.sources import Row, text_at
 
 SECONDS = 5.0  # for one comparison; SymPy can take for ever over a short formula
 START_SECONDS = 120.0
+NUMBER = re.compile(r"[-+]?[0-9]{1,30}(\.[0-9]{1,30}|/[1-9][0-9]{0,30})?")
 LONGEST_ANSWER = 1000  # characters; what is longer is no final answer, and slow to parse
 
 
@@ -34,10 +37,13 @@ class MathTask(DatasetTask):
 
     def read_row(self, row: Row, columns: Mapping[str, Any]) -> tuple[Problem, str]:
         problem, answer = text_at(row, columns["problem"]), text_at(row, columns["answer"])
-        if not problem or not answer:
-            raise UnusableRowError("no problem or no answer")
         boxed = last_boxed(answer)  # a worked solution serves as a reference too
-        return Problem(problem, answer if boxed is None else boxed), problem
+        reference = answer if boxed is None else boxed
+        if not problem or not _plain(reference):
+            raise UnusableRowError("no problem or no answer")
+        if last_boxed(f"\\boxed{{{reference}}}") != reference:
+            raise UnusableRowError("an answer whose braces are not balanced, which no box can hold")
+        return Problem(problem, reference), problem
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
         """Reward 1 where the last boxed answer equals the reference, as text or by math-verify."""
@@ -55,10 +61,9 @@ class MathTask(DatasetTask):
         return f"\\boxed{{{problem.answer}}}"
 
     def wrong_completion(self, problem: Problem) -> str:
-        try:
-            return f"\\boxed{{{Fraction(problem.answer) + 1}}}"
-        except (ValueError, ZeroDivisionError):
+        if not NUMBER.fullmatch(problem.answer):
             return "\\boxed{-7919.25}"
+        return f"\\boxed{{{Fraction(problem.answer) + 1}}}"
 
     def _compare(self, reference: str, answer: str) -> tuple[bool, str]:
         """Ask a worker of this process, which is killed and replaced where it takes too long."""
@@ -86,7 +91,9 @@ class _Worker:
         )
         if self._line(START_SECONDS) is None:
             self.end()
-            raise RuntimeError("the process that runs math-verify did not start; its own message is above")
+            raise UserError(
+                "the process that runs math-verify did not start. Its own message is above; most often memory is short."
+            )
 
     def ask(self, question: Mapping[str, str]) -> dict[str, Any] | None:
         """The reply, or None where there was none in time."""
@@ -97,7 +104,10 @@ class _Worker:
         except BrokenPipeError:
             return None
         line = self._line(SECONDS)
-        return None if line is None else json.loads(line)
+        try:
+            return None if line is None else json.loads(line)
+        except ValueError:  # a library wrote to its output
+            return None
 
     def _line(self, seconds: float) -> bytes | None:
         """The next line of the process. Its lines are short and whole: one that begins in time also ends."""
@@ -111,5 +121,5 @@ class _Worker:
 
 
 def _plain(answer: str) -> str:
-    """An answer without what never matters: white space, dollar signs and a final full stop."""
-    return "".join(answer.replace("$", "").split()).rstrip(".")
+    """An answer without what never matters: dollar signs, a final full stop, and white space, but between digits."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", answer.replace("$", "").strip()).rstrip(".")

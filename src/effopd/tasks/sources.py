@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from effopd.runtime.errors import ConfigError, UserError
+from effopd.runtime.text import shortened
+from effopd.tasks.readers import READERS, PlacedRow, Row, UnusableRowError, read_file
 
-Row = Mapping[str, Any]
-SUFFIXES = (".parquet", ".jsonl", ".csv")
-PARQUET_ROWS_AT_ONCE = 1024
-CSV_FIELD_BYTES = 2**30  # a cell may hold a problem's tests; the csv module's own limit is 128 KiB
+SUFFIXES = tuple(READERS)
+COLUMNS_SHOWN = 20
+EXACT_INTEGERS = 2.0**53  # below it, a double that is a whole number is that number
+
+
+class ColumnError(UserError):
+    """A row without a value of a kind that a column needs; the whole source is refused only if no row has one."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason  # the same for all rows with the same fault
 
 
 def is_local(dataset: str) -> bool:
@@ -52,78 +62,70 @@ def source_name(source: Row) -> str:
     return Path(source["files"][0]).stem if "files" in source else str(source["dataset"]).rstrip("/").split("/")[-1]
 
 
-def rows_of(source: Row) -> Iterator[Row]:
-    """The rows of a source, in its order. Raises UserError where it cannot be read."""
-    if "files" not in source:
+def rows_of(source: Row) -> Iterator[PlacedRow]:
+    """The rows of a source with their places, in its order; for a row that cannot be read, the reason.
+
+    Raises UserError if the source as a whole cannot be read.
+    """
+    paths = local_files(source) if "files" in source else _split_files(source) if is_local(source["dataset"]) else []
+    if not paths:
         yield from _dataset_rows(source)
-        return
-    for path in local_files(source):
-        yield from {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}[path.suffix](path)
+    for path in paths:
+        yield from read_file(path)
 
 
-def _dataset_rows(source: Row) -> Iterable[Row]:
+def _split_files(source: Row) -> list[Path]:
+    """The files of a local folder's split, as `datasets` finds them; none if only `datasets` itself can read them.
+
+    `datasets` guesses the type of each column, and turns answers such as `0010` and `1.10` into numbers.
+    """
+    from datasets import BuilderConfig, load_dataset_builder
+
+    try:
+        builder = load_dataset_builder(_absolute(source["dataset"]), name=source.get("subset"))
+    except Exception:  # reading it raises it again, and says it
+        return []
+    config = builder.config
+    plain = replace(type(config)(), **{field.name: getattr(config, field.name) for field in fields(BuilderConfig)})
+    paths = [Path(file) for file in (config.data_files or {}).get(source["split"], ())]
+    return paths if plain == config and all(path.suffix in SUFFIXES and path.is_file() for path in paths) else []
+
+
+def _dataset_rows(source: Row) -> Iterator[PlacedRow]:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
     from datasets.utils.logging import disable_progress_bar
-    from huggingface_hub.errors import HfHubHTTPError
 
     disable_progress_bar()
     name = source["dataset"]
     try:
-        rows: Iterable[Row] = load_dataset(
-            name, name=source.get("subset"), split=source["split"], revision=source.get("revision")
-        )
-    except (DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        path = _absolute(name)
+        rows = load_dataset(path, name=source.get("subset"), split=source["split"], revision=source.get("revision"))
+        for number, row in enumerate(rows, 1):
+            yield f"{name}, row {number}", row
+    except Exception as error:  # whatever the data make the libraries below `datasets` raise
         revision = f" at revision {source['revision']}" if "revision" in source else ""
         if "gated dataset" in str(error):  # the hub's own error does not come through `datasets`
             raise UserError(
                 f"the data set {name}{revision} is gated. Accept its terms at https://huggingface.co/datasets/{name}, "
                 "then log in (`hf auth login`) or set HF_TOKEN."
             ) from None
-        reason = str(error).strip().splitlines()
+        reason = str(error.__cause__ or error).strip().splitlines()
         raise UserError(
             f"the data set {name}{revision} cannot be read ({type(error).__name__}: {reason[0] if reason else ''}). "
             "Check `dataset`, `revision`, `subset` and `split` of the source, and the connection to the hub."
         ) from error
-    return rows
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(PARQUET_ROWS_AT_ONCE):
-                yield from batch.to_pylist()
-    except pa.ArrowException as error:
-        raise UserError(f"{path} is not a readable parquet file ({error}). Make it again.") from error
-
-
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number} is not JSON ({error}). Mend or remove it.") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number} is not a JSON object. Write one object a line.")
-            yield row
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(CSV_FIELD_BYTES)
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
+def _absolute(dataset: str) -> str:
+    """A data set as `datasets` finds it from any folder; it cannot read `./`."""
+    return str(Path(dataset).resolve()) if is_local(dataset) else dataset
 
 
 def value_at(row: Row, column: str) -> Any:
-    """A column's value: by its name or, where no column has that name, by a dotted path into nested columns.
+    """A column's value: by its name or, if no column has that name, by a dotted path into nested columns.
 
-    `prompt.1.content` is the content of the second message of `prompt`. Raises UserError where a row has no such value.
+    `prompt.1.content` is the content of the second message of `prompt`. Raises ColumnError if the row has no such
+    value.
     """
     if column in row:
         return row[column]
@@ -131,34 +133,51 @@ def value_at(row: Row, column: str) -> Any:
     for part in column.split("."):
         if isinstance(value, Mapping) and part in value:
             value = value[part]
-        elif isinstance(value, list) and part.lstrip("-").isdigit() and -len(value) <= int(part) < len(value):
+        elif isinstance(value, list) and re.fullmatch("-?[0-9]{1,9}", part) and -len(value) <= int(part) < len(value):
             value = value[int(part)]
         else:
-            raise UserError(
-                f"the data has no column `{column}`. Set `columns` of the source to some of: {', '.join(row)}."
+            names = ", ".join(list(row)[:COLUMNS_SHOWN]) + (", ..." if len(row) > COLUMNS_SHOWN else "")
+            raise ColumnError(
+                f"no `{column}`",
+                f"the data has no column `{column}`. Set `columns` of the source to some of: {names}.",
             )
     return value
 
 
 def text_at(row: Row, column: str) -> str:
-    """A column's value as stripped text: whole numbers without a decimal point, nothing as the empty text."""
-    value = value_at(row, column)
+    """A column's value as `as_text` writes it. Raises ColumnError or UnusableRowError."""
+    return as_text(value_at(row, column), column)
+
+
+def as_text(value: Any, column: str) -> str:
+    """A value of a column as stripped text: numbers as they were written, nothing as the empty text.
+
+    A number that was not written, as in Parquet, is the shortest text that stands for it; a whole one has no decimal
+    point, since columns of integers in which some are missing are often stored as floats. Raises ColumnError if the
+    value is neither text nor a number, UnusableRowError if it is text that no file can hold.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, float) and value.is_integer():
+    if type(value) is float and value.is_integer() and abs(value) < EXACT_INTEGERS:
         value = int(value)
-    if not isinstance(value, (str, int, float)):
-        raise UserError(
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
+    if not isinstance(value, (str, int, float, Decimal)):
+        raise ColumnError(
+            f"`{column}` is not text",
             f"column `{column}` holds a {type(value).__name__}, not text. Name a part of it, such as `{column}.0`, in "
-            "`columns` of the source."
+            "`columns` of the source.",
         )
-    return str(value).strip()
+    text = str(value).strip()
+    if re.search("[\ud800-\udfff]", text):
+        raise UnusableRowError(f"`{column}` is not valid UTF-8")
+    return text
 
 
 def wanted(row: Row, conditions: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether a row meets the conditions of `where`: by column, `min`, `max` or `equals`. A missing value meets none.
 
-    Raises UserError where a number is asked of a column that holds none.
+    Raises ColumnError if a number is asked of a column that holds none.
     """
     for column, condition in conditions.items():
         value = value_at(row, column)
@@ -175,14 +194,17 @@ def wanted(row: Row, conditions: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def number_at(row: Row, column: str) -> float | None:
-    """A column's value as a number, None where there is none. Raises UserError where it is something else."""
+    """A column's value as a number, None if there is none. Raises ColumnError if it is something else."""
     value = value_at(row, column)
     if value is None or value == "":
         return None
     try:
         return float(value)
+    except OverflowError:  # an integer beyond the largest float
+        return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
-        raise UserError(
-            f"column `{column}` holds {value!r}, and a number is asked of it (`where` with `min` or `max`, or "
-            "`columns.difficulty`). Use `equals`, or name another column."
+        raise ColumnError(
+            f"`{column}` is not a number",
+            f"column `{column}` holds {shortened(repr(value), 80)}, and a number is asked of it (`where` with `min` or "
+            "`max`, or `columns.difficulty`). Use `equals`, or name another column.",
         ) from None

@@ -1,0 +1,102 @@
+r"""How numbers in answers are read and compared, where math-verify does it too loosely.
+
+math-verify adds numbers that stand side by side (`1 2` is 3), reads `1e-9` as $e - 9$, and calls numbers equal if their
+first six decimals are, so that $10^{-20}$ is $10^{-21}$.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+FEWEST_DIGITS = 6  # significant digits from which a decimal may stand for a number that it is rounded from
+MOST_DIGITS = 15  # significant digits that are compared; a float holds as many
+EXACT_DIGITS = 40  # to which numbers that are not decimals are computed
+
+SPACES = re.compile(r"\\[ ,;:]|~|\\quad\b")
+IN_TEXT = re.compile(r"\s*\\(?:text|textbf|textrm|mathrm|mathbf)\s*\{\s*([-+]?\.?\d[^{}]*)\}\s*")
+VULGAR = re.compile("[¼-¾⅐-⅞]")  # ½ and the like
+SHORT_FRACTION = re.compile(r"(\\[dtc]?(?:frac|binom))\s*(\d)\s*(\d)")
+MIXED = re.compile(r"(?<![\w.^/)}\]])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])")
+THOUSANDS = re.compile(r"(?<![\w.,^])[1-9]\d{0,2}(?:[\s_]\d{3})+(?!\d|\s+\d)")
+SIDE_BY_SIDE = re.compile(r"\d\s+\.?\d")
+SCIENTIFIC = re.compile(r"(?<![\w.}])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\w.])")
+
+
+def readings(answer: str) -> list[str]:
+    r"""The LaTeX that an answer may mean; none if numbers stand side by side that are not one number.
+
+    `1 1/2` becomes `1\frac{1}{2}`, and `1 000` and `1_000` become `1000`. `2e-1` may be 0.2 and $2e - 1$.
+    """
+    whole = IN_TEXT.fullmatch(answer)
+    text = SPACES.sub(" ", whole[1] if whole else answer).replace("\\!", "").replace("{,}", ",").replace("−", "-")
+    text = VULGAR.sub(lambda sign: f" {unicodedata.normalize('NFKC', sign[0]).replace('⁄', '/')} ", text).strip()
+    text = SHORT_FRACTION.sub(r"\1{\2}{\3}", text)
+    text = MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), text)
+    if SIDE_BY_SIDE.search(text):
+        return []
+    return list(dict.fromkeys([text, SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", text)]))
+
+
+def compare_numbers_by(original: Callable[..., bool]) -> Callable[..., bool]:
+    """What math-verify's grader compares two expressions by, made strict; `original` is its own function."""
+
+    def equal(gold: Any, found: Any, *precision: int) -> bool:
+        import sympy
+        from math_verify.grader import is_atomic_or_pct_atomic
+
+        if isinstance(gold, (sympy.MatrixBase, sympy.MatrixExpr)) or isinstance(
+            found, (sympy.MatrixBase, sympy.MatrixExpr)
+        ):
+            return original(gold, found, *precision)  # compares their elements by `equal`
+        decimals = gold.has(sympy.Float) or found.has(sympy.Float)
+        if gold.free_symbols or found.free_symbols:  # without decimals, left to SymPy's simplification
+            return decimals and _terms_agree(sympy.expand(gold.doit()), sympy.expand(found.doit()))
+        if not decimals and any(is_atomic_or_pct_atomic(number, sympy.Number) for number in (gold, found)):
+            return original(gold, found, *precision)
+        return _agree(gold.doit(), found.doit())
+
+    return equal
+
+
+def _terms_agree(gold: Any, found: Any) -> bool:
+    """Whether two sums have the same terms, with coefficients that agree."""
+    terms, others = gold.as_coefficients_dict(), found.as_coefficients_dict()
+    return terms.keys() == others.keys() and all(_agree(number, others[term]) for term, number in terms.items())
+
+
+def _agree(gold: Any, found: Any) -> bool:
+    """Whether two numbers are the same, or differ by less than one in the last place of the decimal with fewer places.
+
+    So a number agrees with what it is rounded or cut off to, if that has FEWEST_DIGITS digits or more. Trailing zeros
+    are no digits: 0.5 and 0.500001 differ, as do 0.333 and 1/3.
+    """
+    return all(
+        _real_agree(_digits(one), _digits(other))
+        for one, other in zip(gold.as_real_imag(), found.as_real_imag(), strict=True)
+    )
+
+
+def _digits(number: Any) -> tuple[Decimal, bool]:
+    """A real number in decimal, and whether it may be rounded: it is no integer, and was written as a decimal."""
+    import sympy
+
+    written = bool(number.has(sympy.Float))
+    value = sympy.Float(number.evalf(EXACT_DIGITS), MOST_DIGITS if written else EXACT_DIGITS)
+    decimal = Decimal(str(value)).normalize()
+    return decimal, written and int(decimal.as_tuple().exponent) < 0
+
+
+def _real_agree(gold: tuple[Decimal, bool], found: tuple[Decimal, bool]) -> bool:
+    difference = abs(gold[0] - found[0])
+    decimals = [number for number, may_be_rounded in (gold, found) if may_be_rounded]
+    if not decimals:
+        return difference <= abs(gold[0]).scaleb(10 - EXACT_DIGITS)
+    shorter = max(decimals, key=lambda number: number.as_tuple().exponent).as_tuple()
+    if len(shorter.digits) < FEWEST_DIGITS:
+        return not difference
+    return difference < Decimal(1).scaleb(int(shorter.exponent))
