@@ -11,8 +11,12 @@ from effopd.runtime.errors import UserError
 from effopd.runtime.launch import command as launch_command
 from snakemake.exceptions import WorkflowError
 
+CONFIG_FILES = [] if workflow.config_settings.replace_workflow_config else [Path("config/config.yaml")]
+if workflow.config_settings.configfiles:
+    CONFIG_FILES = [path for path in CONFIG_FILES if path.exists()] + workflow.config_settings.configfiles
+
 try:
-    PLAN = Plan(config)
+    PLAN = Plan.of_files(CONFIG_FILES, workflow.config_settings.config_args)
     PLAN.check_endpoints()
     DATA_FILES = {task: PLAN.data_files(task) for task in [PLAN.task_name, *PLAN.other_tasks]}
     MODEL_FILES = {model: PLAN.model_files(model) for model in PLAN.config["models"]}
