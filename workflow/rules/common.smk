@@ -7,6 +7,7 @@ from effopd.estimates.experiment import dry_run_estimate
 from effopd.plan import Plan
 from effopd.plan_outline import FIGURES, LOCAL_THEORY_TABLES, TABLES
 from effopd.runtime import session
+from effopd.runtime.device import check_machine
 from effopd.runtime.errors import UserError
 from effopd.runtime.launch import command as launch_command
 from snakemake.exceptions import WorkflowError
@@ -52,12 +53,17 @@ INTERVENTIONS = "results/dynamics/{subject}/interventions.json"
 
 
 def begin_run(log):
-    """Claim the results folder and start the warm server. Ends the run with one line where another run has it.
+    """Claim the results folder and start the warm server.
+
+    Ends the run with one line if another run has the folder, or this machine lacks what its jobs compute with.
 
     `log` are the files that are written about this run, Snakemake's own among them.
     """
     own = next((path for path in log if path.endswith(".snakemake.log")), None)
     try:
+        if workflow.local_exec:  # on a cluster the nodes say what they lack, in `preflight` before anything is trained
+            specs = [job.params.spec for job in workflow.dag.needrun_jobs() if job.params.get("launch")]
+            check_machine(PLAN.config["runtime"]["device"], specs, not workflow.deployment_settings.deployment_method)
         session.begin(Path("results"), PLAN.config["runtime"], workflow.local_exec, own)
     except UserError as error:
         raise WorkflowError(str(error)) from None
