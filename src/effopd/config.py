@@ -154,14 +154,20 @@ def _explain_alternatives(error: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A value as configuration files write it, at most a line of it."""
-    constants = {None: "null", True: "true", False: "false"}
-    known = value is None or isinstance(value, bool)
-    return constants[value] if known else shortened(repr(value), 120)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        value = f"[{', '.join(map(_shown, value))}]"
+    elif isinstance(value, Mapping):
+        value = f"{{{', '.join(f'{_key_text(key)}: {_shown(child)}' for key, child in value.items())}}}"
+    else:
+        value = repr(value)
+    return shortened(value, 120)
 
 
 def _key_text(key: str) -> str:
     """A key that may be anything, fit for one line."""
-    return shortened(repr(key)[1:-1], 80)
+    return shortened(repr(key)[1:-1] or "''", 80)
 
 
 def _takes_numbers(error: Any) -> bool:

@@ -56,7 +56,7 @@ class Configuration:
             yield
         except ConfigError as error:
             message = str(error)
-            named = [tuple(key.split(".")) for key in re.findall(r"`([\w.]+)`", message)]
+            named = [tuple(key.split(".")) for key in re.findall(r"`([^`]+)`", message)]
             written = [self.places[key] for key in named if key in self.places]
             around = [self.places[key[:-1]] for key in named[:1] if key[:-1] in self.places]
             if not message.startswith("config: ") or not written + around:
@@ -185,7 +185,7 @@ class _Reader:
 
     def _alias(self, event: yaml.AliasEvent, path: Key) -> Any:
         if event.anchor not in self._anchors:
-            raise self._refused(f"is the alias `*{event.anchor}` of an anchor that is not complete above it", path)
+            raise self._refused(f"is the alias `*{event.anchor}` of an anchor that is not complete above it. Write the value", path)
         value, count = self._anchors[event.anchor]
         self._count += count
         return value
