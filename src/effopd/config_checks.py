@@ -220,6 +220,11 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
                 f"{key('training', role)} is {training[role]!r}, which is no model. "
                 f"Name one of: {listed(list(config['models']))}."
             )
+    if training["student"] == training["teacher"] and "start_kl" not in config["preflight"]["accept"]:
+        yield (
+            f"{key('training', 'teacher')} is {training['teacher']!r}, the student itself, which has nothing to learn from "
+            "it. Name another model."
+        )
     yield from _engine_problems(training, partial(key, "training"))
     if training["scored_by"] == "endpoint" and training["objective"]["support"] == "full":
         yield (

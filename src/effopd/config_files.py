@@ -21,7 +21,7 @@ LARGEST_FILE = 2**20  # bytes
 MOST_VALUES = 20_000  # with all aliases followed
 DEEPEST = 50
 
-CONSTANTS = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
+CONSTANTS: dict[str, bool | None] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 CONSTANTS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)")
 FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?")
@@ -124,7 +124,7 @@ class _Reader:
     def __init__(self, text: str, name: str, path: Key = ()) -> None:
         self.text, self.name, self.path = text, name, path
         self.places: dict[Key, str] = {}
-        self._events: Iterator[yaml.Event] = iter(())
+        self._events: Iterator[Any] = iter(())  # of PyYAML's parser
         self._anchors: dict[str, tuple[Any, int]] = {}  # values, and how many values they consist of
         self._count = 0
         self._line = 1
@@ -134,13 +134,13 @@ class _Reader:
         try:
             self._events = yaml.parse(self.text, Loader=yaml.BaseLoader)
             next(self._events)
-            event = next(self._events)
-            if isinstance(event, yaml.StreamEndEvent):
+            if isinstance(next(self._events), yaml.StreamEndEvent):
                 return None
             value = self._value(next(self._events), self.path)
             next(self._events)
-            if not isinstance(event := next(self._events), yaml.StreamEndEvent):
-                self._line = event.start_mark.line + 1
+            after: Any = next(self._events)
+            self._line = after.start_mark.line + 1
+            if not isinstance(after, yaml.StreamEndEvent):
                 raise self._refused("a second document begins here. Write one file for each, or leave the `---` out")
             return value
         except yaml.reader.ReaderError as error:
@@ -164,7 +164,7 @@ class _Reader:
         key = "" if path is None else f"`{shortened(repr('.'.join(path))[1:-1], 200)}` " if path else "the file "
         return ConfigError(f"{self.name}, line {self._line}: {key}{why}.")
 
-    def _value(self, event: yaml.Event, path: Key) -> Any:
+    def _value(self, event: Any, path: Key) -> Any:
         self._line = event.start_mark.line + 1
         self._count += 1
         if self._count > MOST_VALUES:
@@ -183,9 +183,10 @@ class _Reader:
             self._anchors[event.anchor] = (value, self._count - before + 1)
         return value
 
-    def _alias(self, event: yaml.AliasEvent, path: Key) -> Any:
+    def _alias(self, event: Any, path: Key) -> Any:
         if event.anchor not in self._anchors:
-            raise self._refused(f"is the alias `*{event.anchor}` of an anchor that is not complete above it. Write the value", path)
+            why = f"is the alias `*{event.anchor}` of an anchor that is not complete above it. Write the value"
+            raise self._refused(why, path)
         value, count = self._anchors[event.anchor]
         self._count += count
         return value
@@ -226,7 +227,7 @@ class _Reader:
             raise self._refused("does not name mappings to take keys from. Write `<<: *anchor`", (*path, "<<"))
         return mappings
 
-    def _key(self, event: yaml.Event, path: Key) -> str:
+    def _key(self, event: Any, path: Key) -> str:
         self._line = event.start_mark.line + 1
         if not isinstance(event, (yaml.ScalarEvent, yaml.AliasEvent)):
             raise self._refused("has a list or mapping as a key. Write text", path)
@@ -236,7 +237,7 @@ class _Reader:
             raise self._refused(f"has the key {shortened(shown, 80)}, which is not text. Write it in quotes", path)
         return str(key)
 
-    def _scalar(self, event: yaml.ScalarEvent, path: Key) -> Any:
+    def _scalar(self, event: Any, path: Key) -> Any:
         self._check_tag(event, path)
         text = str(event.value)
         if event.style is not None or event.tag is not None:

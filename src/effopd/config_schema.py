@@ -105,7 +105,7 @@ def typed(value: Any, node: Mapping[str, Any], key: str = "") -> Any:
             for name, child in value.items()
         }
     if isinstance(value, list):
-        items = next((one["items"] for one in [node, *node.get("oneOf", [])] if "items" in one), {})
+        items: Any = next((one["items"] for one in [node, *node.get("oneOf", [])] if "items" in one), {})
         return [typed(item, items, f"{key}.{place}") for place, item in enumerate(value)]
     kinds = _kinds(node)
     if isinstance(value, Unquoted):

@@ -80,6 +80,9 @@ class Outline:
             configuration = read_file(path)
         except ConfigError as error:
             raise ConfigError(f"{path} is damaged ({error}) Delete it and run the workflow again.") from None
+        if not configuration.values:
+            raise ConfigError(f"{path} is damaged: it is empty. Delete it and run the workflow again.")
+        configuration.places.setdefault((), str(path))
         with configuration.located():
             return cls(configuration.values)
 

@@ -315,6 +315,7 @@ TRAPS = {  # what a file holds, and words of the line that refuses it
     "more tokens than a teacher's": ("models: {m: {kind: pretrained, path: ./m}}\ntraining: {student: m, objective: {support: top_k}}", "`training.objective.top_k` is 64, and `base` knows 16 tokens"),
     "password in a wrong address": ("runtime: {endpoints: {teacher: {model: t, url: 'http://me:secret@host:99999/v1'}}}", "'http://***@host:99999/v1', which is no usable address (its port"),
     "password with a slash": ("runtime: {endpoints: {teacher: {model: t, url: 'http://me:se/cret@host/v1'}}}", "'http://***@host/v1', which is no usable address (its port"),
+    "a student that is its teacher": ("training: {student: teacher}", "`training.teacher` is 'teacher', the student itself"),
     "architecture of no model": ("estimate: {architectures: {basis: {hidden_size: 8, intermediate_size: 8, layers: 1, heads: 1, kv_heads: 1, head_dim: 8, vocabulary: 9, tied: true}}}", "`estimate.architectures.basis` is not named as a model"),
     "rows that cannot be": ("evaluation: {tasks: {m: {task: {name: math, splits: {test: {sources: [{files: [a.csv], where: {x: {min: 2, max: 1}}}]}}}}}}", "sources.0.where.x` is {'min': 2, 'max': 1}, which no row can meet"),
     "revision of local files": ("evaluation: {tasks: {m: {task: {name: math, splits: {test: {sources: [{files: [a.csv], revision: abc}]}}}}}}", "sources.0.revision`: local files have none"),
