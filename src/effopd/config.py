@@ -132,7 +132,7 @@ def _explain(error: Any) -> str:
         "minItems": f"it needs at least {allowed} item{'' if allowed == 1 else 's'}",
         "maxItems": f"it takes at most {allowed} items",
         "minLength": "it must not be empty",
-        "pattern": f"it must contain `{allowed}`" if "\\" not in str(allowed) else "write one line",
+        "pattern": f"it must contain `{allowed}`" if "\\" not in str(allowed) else "write one line of text",
         "format": f"it must be a regular expression ({error.cause}). Correct it, or escape what is no operator with \\",
         "minProperties": "it must not be empty",
         "uniqueItems": "its items must differ",

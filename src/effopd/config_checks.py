@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from effopd.config_schema import listed, run_settings
+from effopd.config_schema import listed, run_settings, section_defaults
 from effopd.config_task_checks import split_rows, task_problems
+from effopd.config_value_checks import alike_problems, text_problems
 from effopd.extrapolation.gate import BLIND
 from effopd.extrapolation.modules import LINE_BY_MODULE
 from effopd.extrapolation.predictors import METHODS
 from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, trigger_steps
-from effopd.runtime.text import shortened
 from effopd.shares import batches_of
 from effopd.tasks.arithmetic import CHARACTERS, EOS, PAD
 from effopd.tasks.sources import is_local
@@ -25,12 +24,13 @@ from effopd.tasks.sources import is_local
 NAMED_BY_NUMBERS = (
     ("equal_norm", "fractions"), ("reconstruction", "top"), ("reconstruction", "bottom"), ("norm_scaling", "betas"),
 )  # fmt: skip
+LOWEST_TEMPERATURE = 1e-6  # below, logits divided by it are not finite
 RESERVED_RUN_NAMES = ("models", "tasks")  # folders of results/evaluation/ that are no run's
 
 
 def problems(config: Mapping[str, Any]) -> Iterator[str]:
     """What a schema cannot say: names that must exist, numbers that must fit each other. A line for each."""
-    yield from _text_problems(config)
+    yield from text_problems(config)
     yield from task_problems(config["task"], "task")
     for name, other in config["evaluation"]["tasks"].items():
         if name == config["task"]["name"]:
@@ -56,6 +56,8 @@ def problems(config: Mapping[str, Any]) -> Iterator[str]:
     if config["evaluation"].get("reference") == (baseline := config["evaluation"]["baseline"]):
         yield f"`evaluation.reference` is {baseline!r}, which is the baseline. Name another run, or leave it out."
     yield from _own_reference_problems(config)
+    if 0 < (temperature := config["evaluation"]["temperature"]) < LOWEST_TEMPERATURE:
+        yield f"`evaluation.temperature` is {temperature}; it must be 0 (greedy) or at least {LOWEST_TEMPERATURE}."
     yield from _engine_problems(config["evaluation"], "`evaluation.{}`".format)
     for name in config["runtime"]["endpoints"]:
         if name not in config["models"]:
@@ -66,29 +68,6 @@ def problems(config: Mapping[str, Any]) -> Iterator[str]:
             known = listed(list(config["models"]))
             yield f"`estimate.architectures.{name}` is not named as a model of `models`. Name one of: {known}."
     yield from _dynamics_problems(config)
-
-
-def _text_problems(value: Any, key: str = "") -> Iterator[str]:
-    """Control characters in text, which files, tables and figures cannot hold; prompts alone may have several lines."""
-    if isinstance(value, str):
-        allowed = "\n\t" if key.endswith((".template", ".system")) else ""
-        wrong = next((c for c in value if unicodedata.category(c) in ("Cc", "Cs") and c not in allowed), None)
-        if wrong is not None:
-            what = "a line break" if wrong in "\r\n" else f"the control character U+{ord(wrong):04X}"
-            yield f"`{key}` is {shortened(repr(value), 120)}, which holds {what}. Write one line of plain text."
-    elif isinstance(value, (Mapping, list)):
-        inside = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for name, child in inside:
-            yield from _text_problems(child, f"{key}.{name}".lstrip("."))
-
-
-def _alike_problems(key: str, values: Sequence[float]) -> Iterator[str]:
-    """Numbers that names of files, figures and draws cannot tell apart: these have six digits."""
-    seen: dict[str, float] = {}
-    for value in values:
-        other = seen.setdefault(f"{value:g}", value)
-        if other != value:
-            yield f"{key} has {other!r} and {value!r}, which are alike to six digits. Drop one of them."
 
 
 def _own_reference_problems(config: Mapping[str, Any]) -> Iterator[str]:
@@ -109,8 +88,14 @@ def _dynamics_problems(config: Mapping[str, Any]) -> Iterator[str]:
         chosen, known = config["dynamics"][key], list(config[key])
         for unknown in (name for name in chosen if chosen != word and name not in known):
             yield f"`dynamics.{key}` names {unknown!r}, which is none of {listed(known)}. Name one of them, or {word}."
+    models = config["dynamics"]["models"]
+    for model in models if models != "teachers" else ():
+        taught = [run for run in config["runs"] if run_settings(config, run)["training"]["teacher"] == model]
+        run = next(iter(taught), config["evaluation"]["baseline"])
+        if run_settings(config, run)["training"]["student"] == model:
+            yield f"`dynamics.models` names {model!r}, the weights that updates are measured from. Leave it out."
     for section, key in NAMED_BY_NUMBERS:
-        yield from _alike_problems(f"`dynamics.{section}.{key}`", config["dynamics"][section][key])
+        yield from alike_problems(f"`dynamics.{section}.{key}`", config["dynamics"][section][key])
 
 
 def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
@@ -151,7 +136,7 @@ def _pretrained_problems(place: str, model: Mapping[str, Any]) -> Iterator[str]:
         if revision is not None:
             yield f"`{place}.revision`: a local folder has none. Remove it."
         return
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model["path"]):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model["path"], re.ASCII):
         yield (
             f"`{place}.path` is {model['path']!r}, neither a model of the hub (`owner/name`) nor a local folder. Write "
             "a folder with ./ in front."
@@ -211,8 +196,10 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
     overrides = config["runs"][run]
 
     def key(section: str, name: str) -> str:
-        own = name.split(".")[0] in overrides.get(section, {})
-        return f"`runs.{run}.{section}.{name}`" if own else f"`{section}.{name}`"
+        parts, own = name.split("."), overrides.get(section, {})
+        default = _below(config[section], parts) == _below(section_defaults(section), parts)
+        here = _below(own, parts) is not None or (default and parts[0] in own)
+        return f"`runs.{run}.{section}.{name}`" if here else f"`{section}.{name}`"
 
     for role in ("student", "teacher"):
         if training[role] not in config["models"]:
@@ -222,8 +209,8 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
             )
     if training["student"] == training["teacher"] and "start_kl" not in config["preflight"]["accept"]:
         yield (
-            f"{key('training', 'teacher')} is {training['teacher']!r}, the student itself, which has nothing to learn from "
-            "it. Name another model."
+            f"{key('training', 'teacher')} is {training['teacher']!r}, the student itself, which teaches it nothing. "
+            "Name another model."
         )
     yield from _engine_problems(training, partial(key, "training"))
     if training["scored_by"] == "endpoint" and training["objective"]["support"] == "full":
@@ -252,7 +239,7 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
     for name, count in counts.items():
         if count > batches:
             yield (
-                f"{name} is {count}, more than the {batches} fixed batches of a step of run `{run}` "
+                f"{name} is {count}, more than the fixed batches ({batches}) of a step of run `{run}` "
                 f"({rollouts} rollouts, `training.batch_size` {training['batch_size']}). Lower it, or the batch size."
             )
     yield from _objective_problems(training, partial(key, "training"))
@@ -260,7 +247,7 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
     coefficients = extrapolation["coefficients"]
     if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
         yield f"{key('extrapolation', 'coefficients')} is {coefficients}; it must increase. Sort it and drop repeats."
-    yield from _alike_problems(key("extrapolation", "coefficients"), coefficients)
+    yield from alike_problems(key("extrapolation", "coefficients"), coefficients)
     schedules = ("extrapolation", "triggers", trigger_steps), ("training", "kept_steps", kept_steps)
     for section, name, steps_of in schedules:
         try:
@@ -278,6 +265,13 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
     yield from _gate_problems(
         config["task"], extrapolation["gate"], lambda name: key("extrapolation", f"gate.{name}"), own
     )
+
+
+def _below(section: Any, parts: Sequence[str]) -> Any:
+    """What a section holds at the end of a path of keys; None if it does not say."""
+    for part in parts:
+        section = section.get(part) if isinstance(section, Mapping) else None
+    return section
 
 
 def _gate_problems(
@@ -348,7 +342,7 @@ def _prediction_problems(config: Mapping[str, Any], name: str) -> Iterator[str]:
     coefficients = prediction["coefficients"]
     if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
         yield f"`{place}.coefficients` is {coefficients}; it must increase. Sort it and drop repeats."
-    yield from _alike_problems(f"`{place}.coefficients`", coefficients)
+    yield from alike_problems(f"`{place}.coefficients`", coefficients)
     yield from _gate_problems(config["task"], prediction["gate"], f"`{place}.gate.{{}}`".format, prediction["gate"])
 
 
