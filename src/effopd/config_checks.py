@@ -88,12 +88,6 @@ def _dynamics_problems(config: Mapping[str, Any]) -> Iterator[str]:
         chosen, known = config["dynamics"][key], list(config[key])
         for unknown in (name for name in chosen if chosen != word and name not in known):
             yield f"`dynamics.{key}` names {unknown!r}, which is none of {listed(known)}. Name one of them, or {word}."
-    models = config["dynamics"]["models"]
-    for model in models if models != "teachers" else ():
-        taught = [run for run in config["runs"] if run_settings(config, run)["training"]["teacher"] == model]
-        run = next(iter(taught), config["evaluation"]["baseline"])
-        if run_settings(config, run)["training"]["student"] == model:
-            yield f"`dynamics.models` names {model!r}, the weights that updates are measured from. Leave it out."
     for section, key in NAMED_BY_NUMBERS:
         yield from alike_problems(f"`dynamics.{section}.{key}`", config["dynamics"][section][key])
 
@@ -207,11 +201,6 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
                 f"{key('training', role)} is {training[role]!r}, which is no model. "
                 f"Name one of: {listed(list(config['models']))}."
             )
-    if training["student"] == training["teacher"] and "start_kl" not in config["preflight"]["accept"]:
-        yield (
-            f"{key('training', 'teacher')} is {training['teacher']!r}, the student itself, which teaches it nothing. "
-            "Name another model."
-        )
     yield from _engine_problems(training, partial(key, "training"))
     if training["scored_by"] == "endpoint" and training["objective"]["support"] == "full":
         yield (
