@@ -95,7 +95,7 @@ def _validate(config: Mapping[str, Any]) -> None:
 
 def _explain(error: Any) -> str:
     """One line for a jsonschema error: the key, the value found, the remedy."""
-    path = ".".join(str(part) for part in error.absolute_path)
+    path = _path(error)
     value = error.instance
     if error.validator == "oneOf":
         return _explain_alternatives(error)
@@ -140,6 +140,10 @@ def _explain(error: Any) -> str:
     return f"{found}; {remedies.get(error.validator, error.message)}{_in_quotes(error)}."
 
 
+def _path(error: Any) -> str:
+    return ".".join(_key_text(str(part)) for part in error.absolute_path)
+
+
 def _explain_alternatives(error: Any) -> str:
     """Of a key that takes a word or a list: what is wrong with the list, or else what it takes."""
     inside = [one for one in error.context if len(one.path) or one.validator not in ("type", "enum")]
@@ -148,7 +152,7 @@ def _explain_alternatives(error: Any) -> str:
     takes = [
         _article(one["type"]) if "type" in one else listed(one["enum"]) for one in map(resolve, error.validator_value)
     ]
-    path = ".".join(str(part) for part in error.absolute_path)
+    path = _path(error)
     return f"config: `{path}` is {_shown(error.instance)}; it must be one of {', or '.join(takes)}."
 
 
