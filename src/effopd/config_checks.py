@@ -103,7 +103,10 @@ def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
             if model["batch_size"] < model["ranks"]:
                 yield f"`models.{name}.ranks` is {model['ranks']}, more than the sequences of a step. Lower it."
             if model["heads"] % model["kv_heads"]:
-                yield f"`models.{name}.heads` is {model['heads']}, not a multiple of `kv_heads` ({model['kv_heads']})."
+                yield (
+                    f"`models.{name}.heads` is {model['heads']}, not a multiple of `kv_heads` ({model['kv_heads']}). "
+                    "Change one of them."
+                )
             continue
         yield from _engine_problems(model, f"`models.{name}.{{}}`".format)
         yield from _reinforcement_problems(config["task"], model, f"`models.{name}.{{}}`".format)

@@ -27,7 +27,7 @@ EMBEDDED = ROOT / "config/config.yaml"
 QUICK = settings(deadline=None, suppress_health_check=list(HealthCheck))
 REMEDY = re.compile(
     r"it must|it needs|items must differ|write one line|Did you mean|Known keys"
-    r"|\b(Add|Correct|Drop|Give|Indent|Keep|Leave|Lower|Name|Raise|Remove|Save|Set|Sort|Swap|Use|Write|Choose|Break) "
+    r"|\b(Add|Ask|Change|Correct|Drop|Give|Indent|Keep|Leave|Lower|Name|Raise|Remove|Save|Set|Sort|Swap|Use|Write|Choose|Break) "
 )
 
 # A valid configuration in which every key of the schema has a place: all kinds of models and tasks, and every optional
@@ -482,7 +482,12 @@ def takes_values(node):
     return all(isinstance(kind, str) and kind != "object" for kind in kinds) and not {"const", "format"} & {*node}
 
 
-LEAVES = [(path, node) for path, node, _ in PLACES if FIRST[id(node)] == path and takes_values(node)]
+CHOOSING = [id(schema()["$defs"][kind]["properties"][key]) for kind, key in (("task", "name"), ("model", "kind"))]
+LEAVES = [
+    (path, node)
+    for path, node, _ in PLACES
+    if FIRST[id(node)] == path and takes_values(node) and id(node) not in CHOOSING  # whose values change the other keys
+]
 
 
 @settings(QUICK, max_examples=30)
