@@ -5,6 +5,9 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
+include: "workflow/rules/common.smk"  # reads the configuration strictly, before Snakemake does
+
+
 configfile: "config/config.yaml"
 
 
@@ -13,16 +16,15 @@ wildcard_constraints:
     model=r"[a-z][a-z0-9_]*",
     run=r"[a-z][a-z0-9_]*",
     pair=r"[a-z][a-z0-9_]*-[a-z][a-z0-9_]*-[0-9a-f]{8}",
-    seed=r"\d+",
-    step=r"\d+",
-    part=r"(\.shard\d+of\d+)?",
+    seed=r"[0-9]+",
+    step=r"[0-9]+",
+    part=r"(\.shard[0-9]+of[0-9]+)?",
     prediction=r"[a-z][a-z0-9_]*",
-    coefficient=r"[-+.\de]+",
+    coefficient=r"[-+.0-9e]+",
     subject=r"[a-z][a-z0-9_]*/[a-z][a-z0-9_]*",
     figure=r"[a-z][a-z0-9_]*",
 
 
-include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/preflight.smk"

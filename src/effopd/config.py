@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
+import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from effopd.config_checks import problems
-from effopd.config_schema import fill, listed, main_group, schema
+from effopd.config_schema import fill, listed, main_group, resolve, schema, typed
 from effopd.runtime.errors import ConfigError
+from effopd.runtime.text import shortened
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -17,7 +22,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError, whose one line names the key, the value and the remedy, where it cannot be run.
     """
-    filled: dict[str, Any] = fill(_without_nulls(config), schema())
+    filled: dict[str, Any] = fill(typed(_without_nulls(config), schema()), schema())
     _validate(filled)
     for run in filled["runs"].values():
         run.setdefault("group", main_group())
@@ -42,64 +47,157 @@ def _to_evaluate_on(task: dict[str, Any]) -> dict[str, Any]:
     return {**used, "splits": {"test": task["splits"]["test"]}}
 
 
-def _validate(config: Mapping[str, Any]) -> None:
-    from jsonschema import Draft202012Validator
+@cache
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator, FormatChecker
 
-    errors = list(Draft202012Validator(schema()).iter_errors(config))
+    formats = FormatChecker(formats=())
+    formats.checks("regex", raises=(re.error, OverflowError, RecursionError))(_is_regex)
+    formats.checks("http-url", raises=ValueError)(_is_http_url)
+    return Draft202012Validator(schema(), format_checker=formats)
+
+
+def _is_regex(value: object) -> bool:
+    return not isinstance(value, str) or bool(re.compile(value))
+
+
+def _is_http_url(value: object) -> bool:
+    """Raise ValueError, whose message says why, if a text is no base of an HTTP interface."""
+    if not isinstance(value, str):
+        return True
+    if not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("it has spaces or characters beyond ASCII")
+    if not re.match(r"(?i)https?://", value):
+        raise ValueError("it does not begin with http:// or https://")
+    try:
+        parts = urlsplit(value)
+        host = parts.hostname or ""
+    except ValueError:  # whose words may hold a part of a password, as those of the port below
+        host = ""
+    if not re.fullmatch(r"[\w.-]*\w\.?|[\da-f:.]+", host):
+        raise ValueError("it names no host")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0 or parts.netloc.endswith(":"):
+        raise ValueError("its port is no number from 1 to 65535")
+    if "?" in value or "#" in value:
+        raise ValueError("it has a query or fragment")
+    return True
+
+
+def _validate(config: Mapping[str, Any]) -> None:
+    errors = list(_validator().iter_errors(config))
     if errors:
-        error = min(errors, key=lambda e: (len(e.absolute_path), str(e.path)))
-        raise ConfigError(_explain(error))
+        raise ConfigError(_explain(min(errors, key=lambda e: (len(e.absolute_path), str(e.path)))))
 
 
 def _explain(error: Any) -> str:
     """One line for a jsonschema error: the key, the value found, the remedy."""
-    path = ".".join(str(part) for part in error.absolute_path)
+    path = _path(error)
     value = error.instance
+    if error.validator == "oneOf":
+        return _explain_alternatives(error)
     if error.validator == "additionalProperties":
         return _explain_unknown_key(path, value, error.schema.get("properties", {}))
     if error.validator == "required":
         missing = next(key for key in error.validator_value if key not in value)
         return f"config: `{path + '.' if path else ''}{missing}` is missing. Add it."
-    if error.validator == "propertyNames" or "propertyNames" in error.absolute_schema_path:
-        return f"config: the name `{value}` is not usable. Use lower-case letters, digits and underscores."
-    found = f"config: `{path}` is {value!r}"
-    if error.validator == "type" and isinstance(value, str) and _is_number(value):
-        mended = value if "." in value else value.replace("e", ".0e").replace("E", ".0e")
-        return f"{found}, which YAML reads as text. Write {mended} without quotes (YAML needs the decimal point)."
+    if "propertyNames" in error.absolute_schema_path:
+        name = _key_text(value)
+        return (
+            f"config: `{path}.{name}`: the name `{name}` is not usable. Use at most 64 lower-case letters, digits and "
+            "underscores, a letter first, and none of nan, null, true, false, inf."
+        )
+    found = f"config: `{path}` is {_shown(value)}"
+    if error.validator == "type" and isinstance(value, str) and _is_number(value) and _takes_numbers(error):
+        return f"{found}, which is text. Write {value} without quotes."
+    if error.validator == "format" and error.validator_value == "http-url":
+        without_password = re.sub(r"//.*@", "//***@", value)
+        return (
+            f"config: `{path}` is {_shown(without_password)}, which is no usable address ({error.cause}). Write the "
+            "base of the server's interface, such as http://node7:8000/v1."
+        )
     allowed = error.validator_value
-    choices = listed(allowed) if isinstance(allowed, list) else ""
     remedies = {
         "type": f"it must be {_article(allowed)}",
-        "enum": f"it must be one of {choices}",
+        "enum": f"it must be one of {listed(allowed) if isinstance(allowed, list) else ''}",
+        "const": f"it must be {_shown(allowed)}",
         "minimum": f"it must be at least {allowed}",
         "maximum": f"it must be at most {allowed}",
         "exclusiveMinimum": f"it must be greater than {allowed}",
         "exclusiveMaximum": f"it must be less than {allowed}",
         "multipleOf": f"it must be a multiple of {allowed}",
-        "minItems": f"it needs at least {allowed} items",
+        "minItems": f"it needs at least {allowed} item{'' if allowed == 1 else 's'}",
         "maxItems": f"it takes at most {allowed} items",
         "minLength": "it must not be empty",
-        "pattern": f"it must contain `{allowed}`",
+        "pattern": f"it must contain `{allowed}`" if "\\" not in str(allowed) else "write one line of text",
+        "format": f"it must be a regular expression ({error.cause}). Correct it, or escape what is no operator with \\",
         "minProperties": "it must not be empty",
         "uniqueItems": "its items must differ",
-        "oneOf": "see its meaning in config/README.md: " + str(error.schema.get("description", "")),
     }
-    return f"{found}; {remedies.get(error.validator, error.message)}."
+    return f"{found}; {remedies.get(error.validator, error.message)}{_in_quotes(error)}."
+
+
+def _path(error: Any) -> str:
+    return ".".join(_key_text(str(part)) for part in error.absolute_path)
+
+
+def _explain_alternatives(error: Any) -> str:
+    """Of a key that takes a word or a list: what is wrong with the list, or else what it takes."""
+    inside = [one for one in error.context if len(one.path) or one.validator not in ("type", "enum")]
+    if inside:
+        return _explain(inside[0])
+    takes = [
+        _article(one["type"]) if "type" in one else listed(one["enum"]) for one in map(resolve, error.validator_value)
+    ]
+    path = _path(error)
+    return f"config: `{path}` is {_shown(error.instance)}; it must be one of {', or '.join(takes)}."
+
+
+def _shown(value: Any) -> str:
+    """A value as configuration files write it, at most a line of it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        value = f"[{', '.join(map(_shown, value))}]"
+    elif isinstance(value, Mapping):
+        value = f"{{{', '.join(f'{_key_text(key)}: {_shown(child)}' for key, child in value.items())}}}"
+    else:
+        value = repr(value)
+    return shortened(value, 120)
+
+
+def _key_text(key: str) -> str:
+    """A key that may be anything, fit for one line."""
+    return shortened(repr(key)[1:-1] or "''", 80)
+
+
+def _takes_numbers(error: Any) -> bool:
+    return not {"integer", "number"}.isdisjoint(
+        [error.validator_value] if isinstance(error.validator_value, str) else error.validator_value
+    )
+
+
+def _in_quotes(error: Any) -> str:
+    """What to do with a number or truth value that is meant as text."""
+    meant = error.validator == "type" and error.validator_value == "string"
+    return ". Write it in quotes" if meant and isinstance(error.instance, (int, float)) else ""
 
 
 def _explain_unknown_key(path: str, value: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    unknown = next(key for key in value if key not in known)
-    close = difflib.get_close_matches(str(unknown), known, n=1)
+    unknown = _key_text(next(key for key in value if key not in known))
+    close = difflib.get_close_matches(unknown, known, n=1)
     hint = f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(known)}."
     return f"config: `{path + '.' if path else ''}{unknown}` is not a key. {hint}"
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def _article(kind: str | list[str]) -> str:

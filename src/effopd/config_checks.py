@@ -5,29 +5,37 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from effopd.config_schema import listed, run_settings
+from effopd.config_schema import listed, run_settings, section_defaults
+from effopd.config_task_checks import split_rows, task_problems
+from effopd.config_value_checks import alike_problems, text_problems
 from effopd.extrapolation.gate import BLIND
 from effopd.extrapolation.modules import LINE_BY_MODULE
 from effopd.extrapolation.predictors import METHODS
 from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, trigger_steps
 from effopd.shares import batches_of
-from effopd.tasks.arithmetic import SPLIT_SHARES
-from effopd.tasks.sources import is_local, source_name
+from effopd.tasks.arithmetic import CHARACTERS, EOS, PAD
+from effopd.tasks.sources import is_local
 
+# Lists of `dynamics` whose numbers name variants of weights.
+NAMED_BY_NUMBERS = (
+    ("equal_norm", "fractions"), ("reconstruction", "top"), ("reconstruction", "bottom"), ("norm_scaling", "betas"),
+)  # fmt: skip
+LOWEST_TEMPERATURE = 1e-6  # below, logits divided by it are not finite
 RESERVED_RUN_NAMES = ("models", "tasks")  # folders of results/evaluation/ that are no run's
 
 
 def problems(config: Mapping[str, Any]) -> Iterator[str]:
     """What a schema cannot say: names that must exist, numbers that must fit each other. A line for each."""
-    yield from _task_problems(config["task"], "task")
+    yield from text_problems(config)
+    yield from task_problems(config["task"], "task")
     for name, other in config["evaluation"]["tasks"].items():
         if name == config["task"]["name"]:
             yield f"`evaluation.tasks.{name}`: results/data/{name} is the data that is trained on. Choose another name."
-        yield from _task_problems(other["task"], f"evaluation.tasks.{name}.task")
+        yield from task_problems(other["task"], f"evaluation.tasks.{name}.task")
     yield from _model_problems(config)
     for run in config["runs"]:
         if run in RESERVED_RUN_NAMES:
@@ -48,11 +56,17 @@ def problems(config: Mapping[str, Any]) -> Iterator[str]:
     if config["evaluation"].get("reference") == (baseline := config["evaluation"]["baseline"]):
         yield f"`evaluation.reference` is {baseline!r}, which is the baseline. Name another run, or leave it out."
     yield from _own_reference_problems(config)
+    if 0 < (temperature := config["evaluation"]["temperature"]) < LOWEST_TEMPERATURE:
+        yield f"`evaluation.temperature` is {temperature}; it must be 0 (greedy) or at least {LOWEST_TEMPERATURE}."
     yield from _engine_problems(config["evaluation"], "`evaluation.{}`".format)
     for name in config["runtime"]["endpoints"]:
         if name not in config["models"]:
             known = listed(list(config["models"]))
             yield f"`runtime.endpoints.{name}` is not named as a model of `models`. Name one of: {known}."
+    for name in config["estimate"]["architectures"]:
+        if name not in config["models"]:
+            known = listed(list(config["models"]))
+            yield f"`estimate.architectures.{name}` is not named as a model of `models`. Name one of: {known}."
     yield from _dynamics_problems(config)
 
 
@@ -74,64 +88,8 @@ def _dynamics_problems(config: Mapping[str, Any]) -> Iterator[str]:
         chosen, known = config["dynamics"][key], list(config[key])
         for unknown in (name for name in chosen if chosen != word and name not in known):
             yield f"`dynamics.{key}` names {unknown!r}, which is none of {listed(known)}. Name one of them, or {word}."
-
-
-def _task_problems(task: Mapping[str, Any], key: str) -> Iterator[str]:
-    """What the section `key` of a task gets wrong: `task`, or another one that is only evaluated on."""
-    if task["name"] == "arithmetic":
-        if task["max_terms"] < task["min_terms"]:
-            least, most = task["min_terms"], task["max_terms"]
-            yield f"`{key}.max_terms` is {most}, less than `{key}.min_terms` ({least}). Raise it."
-        else:
-            yield from _held_out_problems(task, key)
-        return
-    trained_on = key == "task"
-    for name in ("train", "validation") if trained_on else ():
-        if name not in task["splits"]:
-            yield f"`{key}.splits.{name}` is missing. Add it."
-    for name, split in task["splits"].items():
-        place = f"{key}.splits.{name}"
-        if "share" in split and not trained_on:
-            yield f"`{place}.share`: nothing is trained on this task that a share could be of. Give `sources`."
-        if ("sources" in split) == ("share" in split):
-            yield f"`{place}` needs either `sources` or a `share` of the training problems. Give one of them."
-        if name == "train" and "share" in split:
-            yield f"`{place}.share`: training is what shares are taken from. Give `sources`."
-        for number, source in enumerate(split.get("sources", ())):
-            own = f"{place}.sources.{number}"
-            if ("dataset" in source) == ("files" in source):
-                yield f"`{own}` needs either a `dataset` or `files`. Give one of them."
-            elif "dataset" in source and not is_local(source["dataset"]) and "revision" not in source:
-                yield (
-                    f"`{own}.revision` is missing: the data set {source['dataset']} of the hub can change. Add the "
-                    "commit, or write a local folder with ./ in front."
-                )
-            elif len(split["sources"]) > 1 and source_name(source) == "all":
-                yield f"`{own}` has the name `all`, which tables give to all sources together. Give it another `name`."
-    shares = sum(split.get("share", 0) for split in task["splits"].values())
-    if shares >= 1:
-        yield f"`{key}.splits`: the shares sum to {shares:g}, which leaves training nothing. Lower them."
-
-
-def _held_out_problems(task: Mapping[str, Any], key: str) -> Iterator[str]:
-    """Held-out problems are distinct, and small numbers of small terms make few."""
-    lengths = range(task["min_terms"], task["max_terms"] + 1)
-    distinct = sum((task["largest_term"] + 1) ** length for length in lengths)
-    for split in ("validation", "test") if key == "task" else ("test",):
-        most = int(0.8 * distinct * SPLIT_SHARES[split] / 100)  # leaves room for chance
-        if (size := task["splits"][split]) > most:
-            yield (
-                f"`{key}.splits.{split}` is {size}, and only about {most} distinct problems of these terms belong to "
-                f"it. Lower it, or raise `{key}.max_terms` or `{key}.largest_term`."
-            )
-
-
-def _split_rows(task: Mapping[str, Any], split: str) -> tuple[str, int | None]:
-    """The key that limits a split's problems, and the limit; None where only the data knows."""
-    settings = task["splits"][split]
-    if task["name"] == "arithmetic":
-        return f"task.splits.{split}", settings
-    return f"task.splits.{split}.rows", settings.get("rows")
+    for section, key in NAMED_BY_NUMBERS:
+        yield from alike_problems(f"`dynamics.{section}.{key}`", config["dynamics"][section][key])
 
 
 def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
@@ -145,7 +103,10 @@ def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
             if model["batch_size"] < model["ranks"]:
                 yield f"`models.{name}.ranks` is {model['ranks']}, more than the sequences of a step. Lower it."
             if model["heads"] % model["kv_heads"]:
-                yield f"`models.{name}.heads` is {model['heads']}, not a multiple of `kv_heads` ({model['kv_heads']})."
+                yield (
+                    f"`models.{name}.heads` is {model['heads']}, not a multiple of `kv_heads` ({model['kv_heads']}). "
+                    "Change one of them."
+                )
             continue
         yield from _engine_problems(model, f"`models.{name}.{{}}`".format)
         yield from _reinforcement_problems(config["task"], model, f"`models.{name}.{{}}`".format)
@@ -172,7 +133,7 @@ def _pretrained_problems(place: str, model: Mapping[str, Any]) -> Iterator[str]:
         if revision is not None:
             yield f"`{place}.revision`: a local folder has none. Remove it."
         return
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model["path"]):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model["path"], re.ASCII):
         yield (
             f"`{place}.path` is {model['path']!r}, neither a model of the hub (`owner/name`) nor a local folder. Write "
             "a folder with ./ in front."
@@ -211,13 +172,13 @@ def _reinforcement_problems(
     if stopping := model.get("early_stopping"):
         if stopping["every"] > model["steps"]:
             yield (
-                f"{key('early_stopping')}.every is {stopping['every']}, more than `steps` ({model['steps']}), so that "
+                f"{key('early_stopping.every')} is {stopping['every']}, more than `steps` ({model['steps']}), so that "
                 "nothing could be stopped. Lower it, or leave `early_stopping` out."
             )
-        where, available = _split_rows(task, "validation")
+        where, available = split_rows(task, "validation")
         if available is not None and stopping["problems"] > available:
             yield (
-                f"{key('early_stopping')}.problems is {stopping['problems']}, more than the validation split holds "
+                f"{key('early_stopping.problems')} is {stopping['problems']}, more than the validation split holds "
                 f"(`{where}`: {available}). Lower it or enlarge the split."
             )
     if model.get("overlong_buffer", 0) >= model["max_new_tokens"]:
@@ -232,7 +193,10 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
     overrides = config["runs"][run]
 
     def key(section: str, name: str) -> str:
-        return f"`runs.{run}.{section}.{name}`" if name in overrides.get(section, {}) else f"`{section}.{name}`"
+        parts, own = name.split("."), overrides.get(section, {})
+        default = _below(config[section], parts) == _below(section_defaults(section), parts)
+        here = _below(own, parts) is not None or (default and parts[0] in own)
+        return f"`runs.{run}.{section}.{name}`" if here else f"`{section}.{name}`"
 
     for role in ("student", "teacher"):
         if training[role] not in config["models"]:
@@ -249,7 +213,7 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
     yield from _lora_problems(training, partial(key, "training"))
     yield from _precision_problems(training, lambda name: key("training", name))
     rollouts = training["prompts_per_step"] * training["samples_per_prompt"]
-    where, available = _split_rows(config["task"], "train")
+    where, available = split_rows(config["task"], "train")
     if available is not None and training["prompts_per_step"] > available:
         yield (
             f"{key('training', 'prompts_per_step')} is {training['prompts_per_step']}, more than the training split "
@@ -267,13 +231,15 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
     for name, count in counts.items():
         if count > batches:
             yield (
-                f"{name} is {count}, more than the {batches} fixed batches of a step of run `{run}` "
+                f"{name} is {count}, more than the fixed batches ({batches}) of a step of run `{run}` "
                 f"({rollouts} rollouts, `training.batch_size` {training['batch_size']}). Lower it, or the batch size."
             )
     yield from _objective_problems(training, partial(key, "training"))
+    yield from _vocabulary_problems(config["models"], training, partial(key, "training"))
     coefficients = extrapolation["coefficients"]
     if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
         yield f"{key('extrapolation', 'coefficients')} is {coefficients}; it must increase. Sort it and drop repeats."
+    yield from alike_problems(key("extrapolation", "coefficients"), coefficients)
     schedules = ("extrapolation", "triggers", trigger_steps), ("training", "kept_steps", kept_steps)
     for section, name, steps_of in schedules:
         try:
@@ -288,30 +254,39 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
             f"`{EVERY_STEP}` alone. Write `search: line`, or those triggers."
         )
     own = overrides.get("extrapolation", {}).get("gate", {})
-    yield from _gate_problems(config["task"], extrapolation["gate"], key("extrapolation", "gate"), own)
+    yield from _gate_problems(
+        config["task"], extrapolation["gate"], lambda name: key("extrapolation", f"gate.{name}"), own
+    )
+
+
+def _below(section: Any, parts: Sequence[str]) -> Any:
+    """What a section holds at the end of a path of keys; None if it does not say."""
+    for part in parts:
+        section = section.get(part) if isinstance(section, Mapping) else None
+    return section
 
 
 def _gate_problems(
-    task: Mapping[str, Any], gate: Mapping[str, Any], of_gate: str, own: Mapping[str, Any]
+    task: Mapping[str, Any], gate: Mapping[str, Any], key: Callable[[str], str], own: Mapping[str, Any]
 ) -> Iterator[str]:
-    """What a gate's keys get wrong; `of_gate` names the section in full, `own` is what only this run or so writes."""
+    """What a gate's keys get wrong; `key` names one in full, `own` is what only this run or so writes."""
     if gate["source"] != "rollouts":
-        yield from _difficulty_problems(task, gate, f"{of_gate}.difficulty")
-        where, available = _split_rows(task, gate["source"])
+        yield from _difficulty_problems(task, gate, key("difficulty"))
+        where, available = split_rows(task, gate["source"])
         if available is not None and gate["examples"] > available:
             yield (
-                f"{of_gate}.examples is {gate['examples']}, more than its source holds (`{where}`: {available}). Lower "
+                f"{key('examples')} is {gate['examples']}, more than its source holds (`{where}`: {available}). Lower "
                 "it, or enlarge the source."
             )
     elif own.get("difficulty"):  # one for all gates is for those that draw problems
         yield (
-            f"{of_gate}.difficulty is {gate['difficulty']}, and the source `rollouts` is what the step trained on. "
+            f"{key('difficulty')} is {gate['difficulty']}, and the source `rollouts` is what the step trained on. "
             "Leave it out, or choose another source."
         )
     elif gate["metric"] == "accuracy" or gate["samples"] > 1:
         name, value = ("metric", gate["metric"]) if gate["metric"] == "accuracy" else ("samples", gate["samples"])
         yield (
-            f"{of_gate}.{name} is {value!r}, and with source `rollouts` candidates answer nothing: the step's own "
+            f"{key(name)} is {value!r}, and with source `rollouts` candidates answer nothing: the step's own "
             f"rollouts are judged again. Set {'metric: reverse_kl' if name == 'metric' else 'samples: 1'}, or another "
             "source."
         )
@@ -359,14 +334,15 @@ def _prediction_problems(config: Mapping[str, Any], name: str) -> Iterator[str]:
     coefficients = prediction["coefficients"]
     if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
         yield f"`{place}.coefficients` is {coefficients}; it must increase. Sort it and drop repeats."
-    yield from _gate_problems(config["task"], prediction["gate"], f"`{place}.gate`", prediction["gate"])
+    yield from alike_problems(f"`{place}.coefficients`", coefficients)
+    yield from _gate_problems(config["task"], prediction["gate"], f"`{place}.gate.{{}}`".format, prediction["gate"])
 
 
 def _every_step_problems(extrapolation: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:
     gate = extrapolation["gate"]
     if gate["source"] != "rollouts" and gate["metric"] not in BLIND:
         yield (
-            f"{key('gate')}.source is {gate['source']!r}, and with {key('triggers')} `{EVERY_STEP}` nothing is "
+            f"{key('gate.source')} is {gate['source']!r}, and with {key('triggers')} `{EVERY_STEP}` nothing is "
             "generated for a gate. Write `source: rollouts` and `metric: reverse_kl`, or list the triggers."
         )
     if extrapolation["search"] == LINE_BY_MODULE and gate["metric"] in BLIND:
@@ -385,23 +361,41 @@ def _objective_problems(training: Mapping[str, Any], key: Callable[[str], str]) 
     objective, horizon = training["objective"], training["horizon"]
     if objective["support"] == "sampled" and objective["divergence"] != "reverse_kl":
         yield (
-            f"{key('objective')}.divergence is {objective['divergence']!r}, and sampled tokens estimate reverse_kl "
+            f"{key('objective.divergence')} is {objective['divergence']!r}, and sampled tokens estimate reverse_kl "
             "alone: it is the one that is a mean over the student's samples. Write `support: top_k` or `support: full`."
         )
     if objective["support"] != "sampled" and objective["lambda"] != 1:
         yield (
-            f"{key('objective')}.lambda is {objective['lambda']:g}, and reward extrapolation is for sampled tokens. "
+            f"{key('objective.lambda')} is {objective['lambda']:g}, and reward extrapolation is for sampled tokens. "
             "Write `support: sampled`, or leave `lambda` out."
         )
     if horizon.get("tokens", 0) > training["max_new_tokens"]:
         yield (
-            f"{key('horizon')}.tokens is {horizon['tokens']}, more than `max_new_tokens` "
+            f"{key('horizon.tokens')} is {horizon['tokens']}, more than `max_new_tokens` "
             f"({training['max_new_tokens']}). Lower it or leave it out."
         )
     if horizon["growth_steps"] and "tokens" not in horizon:
         yield (
-            f"{key('horizon')}.growth_steps is {horizon['growth_steps']}, and `tokens` to grow from is missing. Add it."
+            f"{key('horizon.growth_steps')} is {horizon['growth_steps']}, and `tokens` to grow from is missing. Add it."
         )
+
+
+def _vocabulary_problems(
+    models: Mapping[str, Any], training: Mapping[str, Any], key: Callable[[str], str]
+) -> Iterator[str]:
+    """More likeliest tokens than a model pretrained here has; of other models preflight knows the vocabulary."""
+    objective, tokens = training["objective"], len({PAD, EOS, *CHARACTERS})
+    if objective["support"] != "top_k" or objective["top_k"] < tokens:
+        return
+    for name in (training["student"], training["teacher"]):
+        while "init" in models[name]:
+            name = models[name]["init"]
+        if models[name]["kind"] == "pretrain":
+            yield (
+                f"{key('objective.top_k')} is {objective['top_k']}, and `{name}` knows {tokens} tokens. Lower it to "
+                f"{tokens - 1} or less, or write `support: full`."
+            )
+            return
 
 
 def _engine_problems(section: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:

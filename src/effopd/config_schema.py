@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -10,7 +12,17 @@ from typing import Any
 
 import yaml
 
+from effopd.runtime.errors import ConfigError
+
 RUN_SECTIONS = ("training", "extrapolation")  # what a run may override
+TRUTH = {"yes": True, "on": True, "no": False, "off": False}  # by YAML 1.1; by 1.2 text
+PLAIN_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")  # by YAML 1.2; by 1.1 perhaps text
+LARGEST_INTEGER = 2**63 - 1  # what tables can hold
+KINDS = {str: "string", bool: "boolean", int: "integer", float: "number"}
+
+
+class Unquoted(str):
+    """Text that was written without quotes and that YAML's versions read differently: its key's type decides."""
 
 
 @cache
@@ -76,6 +88,65 @@ def branch_of(node: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, An
             chosen = resolve(branch["then"])
             return {**chosen, "properties": {**chosen["properties"], key: node["properties"][key]}}
     return dict(node)
+
+
+def typed(value: Any, node: Mapping[str, Any], key: str = "") -> Any:
+    """A copy of a value with numbers, text and truth values as a schema node asks for them.
+
+    Whole floats become integers, and unquoted text is read by its key's type. Raises ConfigError if that leaves it
+    ambiguous.
+    """
+    node = resolve(node)
+    if isinstance(value, Mapping):
+        known = branch_of(node, value).get("properties", {})
+        others = node.get("additionalProperties") or {}
+        return {
+            str(name): typed(child, known.get(name, others), f"{key}.{name}".lstrip("."))
+            for name, child in value.items()
+        }
+    if isinstance(value, list):
+        items: Any = next((one["items"] for one in [node, *node.get("oneOf", [])] if "items" in one), {})
+        return [typed(item, items, f"{key}.{place}") for place, item in enumerate(value)]
+    kinds = _kinds(node)
+    if isinstance(value, Unquoted):
+        value = _read_as(value, kinds, key)
+    if not (isinstance(value, float) and value.is_integer() and "integer" in kinds and "number" not in kinds):
+        return value
+    if abs(value) > LARGEST_INTEGER:
+        raise ConfigError(f"config: `{key}` is {value:g}, beyond {LARGEST_INTEGER}. Write a smaller number.")
+    return int(value)
+
+
+def _kinds(node: Mapping[str, Any]) -> set[str]:
+    """The JSON types of the single values that a schema node takes; none if it does not say."""
+    kinds = node.get("type", [])
+    named = {kinds} if isinstance(kinds, str) else set(kinds)
+    return named.union(
+        (KINDS[type(value)] for value in node.get("enum", [])), *(_kinds(resolve(one)) for one in node.get("oneOf", []))
+    )
+
+
+def _read_as(text: Unquoted, kinds: set[str], key: str) -> Any:
+    """What unquoted text means for a key that takes values of these JSON types."""
+    truth, number = TRUTH.get(text.lower()), bool(kinds & {"integer", "number"})
+    if truth is not None and "boolean" in kinds:
+        if "string" in kinds:
+            raise ConfigError(
+                f"config: `{key}` is {text}, a truth value or a word. Write true or false, or the word in quotes."
+            )
+        return truth
+    if truth is not None or not number:
+        return str(text)
+    if not PLAIN_NUMBER.fullmatch(text):
+        raise ConfigError(
+            f"config: `{key}` is {text}, which readers of YAML take for different numbers. Write it without leading "
+            "zeros and colons, or in quotes if it is text."
+        )
+    if "string" in kinds:
+        return str(text)
+    if not math.isfinite(float(text)):
+        raise ConfigError(f"config: `{key}` is {text}, which is not finite. Write a smaller number.")
+    return float(text)
 
 
 def fill(value: Any, node: Mapping[str, Any]) -> Any:

@@ -35,7 +35,7 @@ def _rows(prefix: str, node: Mapping[str, Any]) -> Iterator[tuple[str, str, str,
             yield name, _kind(child), _shown_default(child), child.get("description", "")
         elif name == "runs":
             for own in ("label", "group"):
-                node = run_schema()[own]
+                node = resolve(run_schema()[own])
                 yield f"runs.<name>.{own}", _kind(node), _shown_default(node), node["description"]
             yield "runs.<name>.training, runs.<name>.extrapolation", "mapping", "", child["description"]
         elif name == "evaluation.tasks.<name>.task":  # its keys are those of `task`

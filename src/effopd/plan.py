@@ -55,7 +55,10 @@ class Plan(Outline):
 
     def _preflight(self, pair: str) -> dict[str, Any]:
         runs = self.preflights()[pair]
+        objectives = [self.runs[run]["training"]["objective"] for run in runs]
+        top_k = max((o["top_k"] for o in objectives if o["support"] == "top_k"), default=0)
         return {
+            **({"top_k": top_k} if top_k else {}),
             "preflight": self.config["preflight"],
             "training": self._preflight_settings(runs[0]),
             "prompt": self.config["task"].get("prompt"),

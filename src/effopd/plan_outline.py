@@ -11,10 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from effopd.config import complete
-from effopd.config_schema import main_group, merged, run_settings
+from effopd.config_files import read_file, read_files
+from effopd.config_schema import main_group, run_settings
 from effopd.extrapolation.gate import BLIND
 from effopd.extrapolation.predictors import METHODS
 from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, powers_of_two, trigger_steps
@@ -60,35 +59,32 @@ class Outline:
             )
 
     @classmethod
-    def of_files(cls, paths: Sequence[Path]) -> Self:
-        """The plan of configuration files, later ones over earlier ones. Raises ConfigError where there is none."""
-        config: dict[str, Any] = {}
-        for path in paths:
-            try:
-                config = merged(config, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-            except FileNotFoundError:
-                raise ConfigError(
-                    f"{path} does not exist. Name the configuration that the workflow runs with."
-                ) from None
-            except yaml.YAMLError as error:
-                raise ConfigError(f"{path} is not YAML ({' '.join(str(error).split())}). Mend it.") from None
-        return cls(config)
+    def of_files(cls, paths: Sequence[Path], assignments: Sequence[str] = ()) -> Self:
+        """The plan of configuration files, later ones over earlier ones, and `key=value` assignments over all.
+
+        Raises ConfigError, which names the file and the line, if there is none.
+        """
+        configuration = read_files(paths, assignments)
+        with configuration.located():
+            return cls(configuration.values)
 
     @classmethod
     def of_results(cls, results: Path) -> Self:
         """The plan that a results folder was last run with. Raises ConfigError where the folder does not say."""
         path = results / "config.yaml"
-        try:
-            return cls(dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
-        except FileNotFoundError:
+        if not path.exists():
             inside = results / "results"
             hint = f"Did you mean {inside}?" if inside.is_dir() else "Run it, or name another folder."
-            raise ConfigError(f"{path} does not exist: no workflow has begun in {results}. {hint}") from None
-        except (yaml.YAMLError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"{path} is damaged ({reason}). Delete it and run the workflow again.") from None
+            raise ConfigError(f"{path} does not exist: no workflow has begun in {results}. {hint}")
+        try:
+            configuration = read_file(path)
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+            raise ConfigError(f"{path} is damaged ({error}) Delete it and run the workflow again.") from None
+        if not configuration.values:
+            raise ConfigError(f"{path} is damaged: it is empty. Delete it and run the workflow again.")
+        configuration.places.setdefault((), str(path))
+        with configuration.located():
+            return cls(configuration.values)
 
     @cache  # noqa: B019 - one plan a process
     def triggers(self, run: str) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from effopd.runtime.progress import as_error, errors_at_the_end, last_said, lines_of
+from effopd.runtime.snakemake_loader import read_strictly_what_snakemake_cannot
 
 HEARTBEAT_SECONDS, LONGEST_SILENCE_SECONDS = 10.0, 320.0
 SHOWN = 4  # running jobs that a heartbeat names
@@ -122,6 +123,7 @@ class LogHandler(LogHandlerBase):
     """Prints milestones, a heartbeat, and errors with the last line of the failed job's log."""
 
     def __post_init__(self) -> None:
+        read_strictly_what_snakemake_cannot()  # the first code of this project that runs, before files are read
         self.started = time.monotonic()
         self.jobs: dict[int, _Job] = {}
         self.running: dict[int, _Job] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 
@@ -33,7 +34,7 @@ from effopd.preflight.judging import check_accuracy, check_verifier
 from effopd.preflight.resources import available_memory, check_disk, check_memory, free_disk
 from effopd.preflight.tokens import check_chat_template, check_eos, check_lengths, check_tokenizer
 from effopd.runtime.artifacts import read_json, write_manifest
-from effopd.runtime.errors import PreflightError
+from effopd.runtime.errors import ConfigError, PreflightError
 from effopd.runtime.options import VARIABLE
 from effopd.scoring import LocalTeacher, measure_reverse_kl
 from effopd.sizes import (
@@ -435,7 +436,7 @@ def workplace(tmp_path):
             write_manifest(folder / "manifest.json", kind="model", spec=spec, parents={}, started=time.time())
             return folder / "manifest.json"
 
-        def check(self, student, teacher, beside=(0, True), **overrides):
+        def check(self, student, teacher, beside=(0, True), top_k=0, **overrides):
             prompts = results / "data/arithmetic/prompts-student/manifest.json"
             tokenize_prompts({"prompt": None}, data, student, prompts)
             plan = Plan(CONFIG)
@@ -447,6 +448,7 @@ def workplace(tmp_path):
                 "prompt": None,
                 "task": TASK_SECTION,
                 "beside": list(beside),
+                "top_k": top_k,
                 "states": [["opd", 0, 1], ["opd", 0, 2]],
                 "code": "",
             }
@@ -523,6 +525,23 @@ def test_every_failure_is_a_line_and_nothing_lets_training_begin(workplace, caps
     out = workplace.check(student, teacher, max_new_tokens=60, preflight={"accept": ["lengths", "start_kl"]})
     assert out.is_file()
     assert workplace.outcomes()["start_kl"] == "accepted"
+
+
+def test_more_likeliest_tokens_than_there_are_end_it_at_once(workplace):
+    pair = workplace.model("student", 0), workplace.model("teacher", 1)
+    assert workplace.check(*pair, top_k=15).is_file()
+    with pytest.raises(ConfigError, match="`training.objective.top_k` is 16, and student and teacher know 16 tokens"):
+        workplace.check(*pair, top_k=16)
+
+
+def test_checks_know_the_likeliest_tokens_of_objectives_that_keep_them_apart():
+    config = copy.deepcopy(CONFIG)
+    config["training"] = {**config.get("training", {}), "objective": {"top_k": 12}}
+    plan = Plan(config)
+    assert "top_k" not in json.loads(plan.spec("preflight", pair=plan.preflight("opd")))
+    config["training"]["objective"]["support"] = "top_k"
+    plan = Plan(config)
+    assert json.loads(plan.spec("preflight", pair=plan.preflight("opd")))["top_k"] == 12
 
 
 def test_models_are_not_compared_where_their_tokens_differ(workplace):

@@ -7,12 +7,17 @@ from effopd.estimates.experiment import dry_run_estimate
 from effopd.plan import Plan
 from effopd.plan_outline import FIGURES, LOCAL_THEORY_TABLES, TABLES
 from effopd.runtime import session
+from effopd.runtime.device import check_machine
 from effopd.runtime.errors import UserError
 from effopd.runtime.launch import command as launch_command
 from snakemake.exceptions import WorkflowError
 
+CONFIG_FILES = [] if workflow.config_settings.replace_workflow_config else [Path("config/config.yaml")]
+if workflow.config_settings.configfiles:
+    CONFIG_FILES = [path for path in CONFIG_FILES if path.exists()] + workflow.config_settings.configfiles
+
 try:
-    PLAN = Plan(config)
+    PLAN = Plan.of_files(CONFIG_FILES, workflow.config_settings.config_args)
     PLAN.check_endpoints()
     DATA_FILES = {task: PLAN.data_files(task) for task in [PLAN.task_name, *PLAN.other_tasks]}
     MODEL_FILES = {model: PLAN.model_files(model) for model in PLAN.config["models"]}
@@ -48,12 +53,17 @@ INTERVENTIONS = "results/dynamics/{subject}/interventions.json"
 
 
 def begin_run(log):
-    """Claim the results folder and start the warm server. Ends the run with one line where another run has it.
+    """Claim the results folder and start the warm server.
+
+    Ends the run with one line if another run has the folder, or this machine lacks what its jobs compute with.
 
     `log` are the files that are written about this run, Snakemake's own among them.
     """
     own = next((path for path in log if path.endswith(".snakemake.log")), None)
     try:
+        if workflow.local_exec:  # on a cluster the nodes say what they lack, in `preflight` before anything is trained
+            specs = [job.params.spec for job in workflow.dag.needrun_jobs() if job.params.get("launch")]
+            check_machine(PLAN.config["runtime"]["device"], specs, not workflow.deployment_settings.deployment_method)
         session.begin(Path("results"), PLAN.config["runtime"], workflow.local_exec, own)
     except UserError as error:
         raise WorkflowError(str(error)) from None

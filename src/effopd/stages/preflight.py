@@ -35,7 +35,7 @@ from effopd.prompts import Prompts, load_prompts
 from effopd.randomness import generator, seed_of
 from effopd.rollouts import Rollouts
 from effopd.runtime.artifacts import host_facts, package_versions, read_manifest, write_json
-from effopd.runtime.errors import PreflightError
+from effopd.runtime.errors import ConfigError, PreflightError
 from effopd.runtime.options import endpoint_of
 from effopd.runtime.progress import say
 from effopd.scoring import LocalTeacher, Teacher, measure_logprobs, measure_reverse_kl
@@ -64,6 +64,7 @@ def preflight(
     pair = {"student": student_manifest.fingerprint, "teacher": teacher_manifest.fingerprint}
     checks = Checks(spec["preflight"]["accept"])
     subjects = {"student": _Subject.open(student.parent), "teacher": _Subject.open(teacher.parent)}
+    _check_top_k(spec.get("top_k", 0), subjects)
     sample = _sample(load_prompts(prompts_manifest, "train"), spec["preflight"]["problems"])
     facts = prompts_manifest.result["train"]
     longest = max(prompts_manifest.result[split]["longest"] for split in ("train", "validation", "test"))
@@ -100,6 +101,16 @@ def preflight(
         raise PreflightError("\n".join(finding.line for finding in checks.failures))
     write_json(out, {**pair, "prompts": prompts_manifest.fingerprint, "training": spec["training"]})
     say(f"done: {checks.count()} in {time.time() - started:.1f} s")
+
+
+def _check_top_k(top_k: int, subjects: Mapping[str, _Subject]) -> None:
+    """Raise ConfigError if a model knows no more than the `top_k` likeliest tokens that an objective keeps apart."""
+    tokens = min(len(subjects["student"].tokenizer), *(subject.rows for subject in subjects.values()))
+    if top_k >= tokens:
+        raise ConfigError(
+            f"config: `training.objective.top_k` is {top_k}, and student and teacher know {tokens} tokens. Lower it to "
+            f"{tokens - 1} or less, or write `support: full`."
+        )
 
 
 @dataclass(frozen=True)
