@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,36 +24,60 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
+from effopd.checkpoint_files import read_object, stored_tensors
+from effopd.completeness import check_loaded
 from effopd.frozen import frozen_dtype
 from effopd.runtime.artifacts import atomic_path, read_json
-from effopd.runtime.errors import ArtifactError
+from effopd.runtime.errors import ArtifactError, UserError
+from effopd.runtime.folders import filled, writing
+from effopd.runtime.text import one_line
 
 Weights = dict[str, torch.Tensor]
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Any:
+def _quiet_transformers() -> Iterator[None]:
     """No progress bar for each of hundreds of loads."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     yield
 
 
+@contextlib.contextmanager
+def _reading(folder: str | Path, what: str) -> Iterator[None]:
+    """Say that `folder` is not `what` where transformers fails on its files: it does so with every type of error."""
+    try:
+        with _quiet_transformers():
+            yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ArtifactError(f"{folder} is not {what}: {type(error).__name__}: {one_line(error, 500)}") from error
+
+
 def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal language model from a local folder of safetensors, in evaluation mode, whatever type the files have.
 
     Code that comes with a checkpoint is run only where its manifest says that the configuration trusts it. Raises
-    ArtifactError where the folder is not such a model.
+    ArtifactError if the folder is not such a model, or does not hold all of its weights and no others.
     """
-    with _quiet_transformers():
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=_trusts(folder)
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ArtifactError(f"{folder} is not a loadable Hugging Face model: {error}") from error
-    model = model.to(device)  # type: ignore[arg-type]  # (its wrapper hides the signature)
-    return model.eval()
+    folder = Path(folder)
+    tensors, config = stored_tensors(folder), model_config(folder)
+    with _reading(folder, "a loadable Hugging Face model"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=_trusts(folder),
+            ignore_mismatched_sizes=True,  # which are in the information on the loading
+            output_loading_info=True,
+        )
+    model, info = loaded
+    check_loaded(folder, tensors, model, info)
+    model = model.to(device)
+    return cast(PreTrainedModel, model.eval())
 
 
 def load_frozen(folder: Path, device: torch.device) -> PreTrainedModel:
@@ -68,16 +95,29 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def model_config(folder: str | Path, trust: bool | None = None) -> PretrainedConfig:
-    """The architecture of a model folder. Raises ArtifactError where transformers does not know it."""
-    try:
+    """The architecture of a model folder. Raises ArtifactError if transformers does not know it, or it is quantized."""
+    path = Path(folder) / "config.json"
+    if path.is_file():
+        _check_config(path)
+    with _reading(folder, "a model that transformers knows"):
         config: PretrainedConfig = AutoConfig.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=_trusts(folder) if trust is None else trust
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(
-            f"{folder} is not a model that transformers knows: {' '.join(str(error).split())}"
-        ) from error
     return config
+
+
+def _check_config(path: Path) -> None:
+    entry = read_object(path)
+    parts = [entry, *(part for part in entry.values() if isinstance(part, dict))]
+    if any(part.get("quantization_config") or part.get("compression_config") for part in parts):
+        raise ArtifactError(
+            f"{path} describes a quantized model, which cannot be trained or analyzed. Save it unquantized."
+        )
+    if "transformers_weights" in entry:
+        raise ArtifactError(
+            f"{path} names its weights by `transformers_weights`, which other programs ignore. Name the file "
+            "model.safetensors and delete the key."
+        )
 
 
 def model_with(
@@ -94,19 +134,42 @@ def model_with(
     return model.eval()
 
 
-def without_weights(folder: str | Path) -> PreTrainedModel:
+def without_weights(folder: str | Path, trust: bool | None = None) -> PreTrainedModel:
     """The architecture of a model folder, its parameters without storage. Raises ArtifactError as `model_config`."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            model_config(folder), trust_remote_code=_trusts(folder)
-        )
+    trust = _trusts(folder) if trust is None else trust
+    config = model_config(folder, trust)
+    with _reading(folder, "a causal language model"), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    return model
+
+
+def known_architecture(folder: Path) -> PreTrainedModel | None:
+    """The architecture of anybody's checkpoint folder, its parameters without storage; none of its code is run.
+
+    None if there is no config.json, or it describes what transformers does not know. Raises ArtifactError if the file
+    is damaged or describes no possible model.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    entry = read_object(path)
+    kind, names = entry.get("model_type"), entry.get("architectures")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        return None
+    config = model_config(folder, trust=False)
+    named = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+    if named is None and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    with _reading(folder, "a model that transformers knows"), torch.device("meta"):
+        model: PreTrainedModel = named(config) if named else AutoModelForCausalLM.from_config(config)
     return model
 
 
 def _model_of(
     config: PretrainedConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype, trust: bool = False
 ) -> PreTrainedModel:
-    with no_init_weights():  # which would take longer than all else with a large model
+    where = config.name_or_path or "the configuration"
+    with _reading(where, "a causal language model"), no_init_weights():  # which would take longer than all else
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust)
     model.tie_weights()
     load_weights_into(model, weights)
@@ -114,7 +177,8 @@ def _model_of(
 
 
 def load_tokenizer(folder: str | Path, trust: bool | None = None) -> PreTrainedTokenizerFast:
-    with _quiet_transformers():
+    """The tokenizer of a model folder. Raises ArtifactError if it has none that can be used."""
+    with _reading(folder, "a folder with a usable tokenizer"):
         tokenizer: Any = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=_trusts(folder) if trust is None else trust
         )
@@ -151,11 +215,14 @@ def save_model(
     folder: Path,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a folder that AutoModelForCausalLM and AutoTokenizer load, its weights rounded to `dtype`."""
+    """Write the files that AutoModelForCausalLM and AutoTokenizer load, the weights rounded to `dtype`.
+
+    They replace files and links of these names in `folder`. Raises OSError if they cannot be written.
+    """
     model = _model_of(config, weights, dtype)
-    with _quiet_transformers():
-        model.save_pretrained(folder, safe_serialization=True)
-        tokenizer.save_pretrained(folder)
+    with _quiet_transformers(), filled(folder) as part:
+        model.save_pretrained(part, safe_serialization=True)
+        tokenizer.save_pretrained(part)
 
 
 def weights_in(model: torch.nn.Module) -> Weights:
@@ -187,7 +254,7 @@ def write_checkpoint(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -
     weights = {name: tensor.to("cpu", dtype) for name, tensor in weights_in(model).items()}
     model.should_save_on_this_rank = lambda is_main_process: is_main_process  # type: ignore[method-assign]
     try:
-        with _quiet_transformers():
+        with _quiet_transformers(), writing(folder):
             model.save_pretrained(folder, state_dict=weights)
     finally:
         del model.should_save_on_this_rank
@@ -205,8 +272,8 @@ def check_weights(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, t
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically."""
-    with atomic_path(path) as temporary:
+    """Write a safetensors file atomically. Raises OSError if it cannot be written."""
+    with atomic_path(path) as temporary, writing(path):
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=dict(facts or {})
         )
