@@ -32,6 +32,7 @@ _MASK = re.compile(r"\.(?:attn|attention)\.bias$")
 class Stored:
     """Where a tensor lies, and what it is."""
 
+    name: str
     file: Path
     shape: tuple[int, ...]
     dtype: str  # as safetensors names it
@@ -48,7 +49,7 @@ def stored_tensors(path: Path) -> dict[str, Stored]:
     if index is not None:
         _check_index(path, index, headers)
     tensors = {name: stored for header in headers.values() for name, stored in header.items()}
-    weights = {name: stored for name, stored in tensors.items() if not is_buffer(name, stored)}
+    weights = {name: stored for name, stored in tensors.items() if not is_buffer(stored)}
     if odd := sorted(name for name, stored in weights.items() if stored.dtype not in FLOATS):
         raise ArtifactError(
             f"{path}: {odd[0]} is stored as {weights[odd[0]].dtype}. Only F64, F32, F16 and BF16 weights can be "
@@ -64,11 +65,11 @@ def weight_files(path: Path) -> list[Path]:
     return _files(path)[0]
 
 
-def is_buffer(name: str, stored: Stored) -> bool:
+def is_buffer(stored: Stored) -> bool:
     """Whether a tensor is a buffer, not a parameter, judged by its name, type and shape."""
-    flags = stored.dtype in ("BOOL", "I64") and not name.endswith((".weight", ".bias"))
-    mask = len(stored.shape) == 4 and _MASK.search(name) is not None
-    return flags or mask or _BUFFER.search(name) is not None
+    flags = stored.dtype in ("BOOL", "I64") and not stored.name.endswith((".weight", ".bias"))
+    mask = len(stored.shape) == 4 and _MASK.search(stored.name) is not None
+    return flags or mask or _BUFFER.search(stored.name) is not None
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def _header(file: Path) -> dict[str, Stored]:
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118 - it is not a mapping
                 piece = handle.get_slice(name)
-                found[name] = Stored(file, tuple(piece.get_shape()), piece.get_dtype())
+                found[name] = Stored(name, file, tuple(piece.get_shape()), piece.get_dtype())
     except (OSError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"{file} cannot be read ({error}). {REMEDY}") from None
     return found
@@ -155,7 +156,7 @@ def _check_index(path: Path, placed: dict[str, str], headers: dict[Path, dict[st
             raise ArtifactError(f"{path}: the index says that {name} is in {file}, which lacks it. {REMEDY}")
     for file, header in held.items():
         for name, stored in header.items():
-            if placed.get(name) != file and not is_buffer(name, stored):
+            if placed.get(name) != file and not is_buffer(stored):
                 where = f"places in {placed[name]}" if name in placed else "does not list"
                 raise ArtifactError(f"{path}: {file} holds {name}, which the index {where}. {REMEDY}")
 

@@ -13,22 +13,27 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils.loading_report import LoadStateDictInfo
 
-from effopd.checkpoint_files import Stored, some
+from effopd.checkpoint_files import Stored, some, stored_tensors
+from effopd.hugging_face import reading
 from effopd.runtime.errors import ArtifactError
 
+ROWS = 2**12  # compared at a time
 _EXPERT = re.compile(r"(.*\bexperts\.)(\d+)(\..*)")
 
 
-def check_headers(path: Path, tensors: Mapping[str, Stored], model: PreTrainedModel) -> None:
-    """Compare the headers of a checkpoint with an architecture without storage, before anything large is read.
+def whole_tensors(path: Path, model: PreTrainedModel) -> dict[str, Stored]:
+    """The weights of a checkpoint that holds all weights of an architecture without storage, and no others.
 
-    `model` is used up. Raises ArtifactError, naming the tensors, unless they are all of the model's weights and no
-    others, in the right shapes.
+    Nothing large is read but a head that is stored beside the embedding to which it is tied. `model` is used up.
+    Raises ArtifactError, naming the tensors that are missing, unexpected or of other shapes, and as `stored_tensors`.
     """
+    tensors = stored_tensors(path)
     meta = torch.device("meta")
     state = {name: torch.empty(stored.shape, device=meta) for name, stored in tensors.items()}
     # What `from_pretrained` does, which takes a device only with the package accelerate.
@@ -38,27 +43,43 @@ def check_headers(path: Path, tensors: Mapping[str, Stored], model: PreTrainedMo
         dtype=model.dtype,
         weight_mapping=cast(Any, get_model_conversion_mapping(model, None, None)),
     )
-    info, _ = model._load_pretrained_model(model, state, None, settings)
-    info = model._finalize_model_loading(model, settings, info)
-    check_loaded(path, tensors, model, info.to_dict())
-
-
-def check_loaded(path: Path, tensors: Mapping[str, Stored], model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    """The same from the `info` with which transformers loaded the checkpoint into `model`."""
-    found = list(_differences(tensors, model, info))
-    if found:
+    with reading(path, f"a loadable {type(model).__name__}"):
+        info, _ = model._load_pretrained_model(model, state, None, settings)
+        if not info.conversion_errors:  # which end the next step without their names
+            info = model._finalize_model_loading(model, settings, info)
+    if found := list(_differences(tensors, model, info)):
         raise ArtifactError(
             f"{path} is not a whole {type(model).__name__}, as its config.json describes it: {'; '.join(found)}. "
             "Save the model again with `save_pretrained`, or correct config.json."
         )
+    for head, embedding in model.all_tied_weights_keys.items():
+        if head in tensors and embedding in tensors:
+            check_tied(path, tensors[head], tensors[embedding])
+    return tensors
 
 
-def _differences(tensors: Mapping[str, Stored], model: PreTrainedModel, info: Mapping[str, Any]) -> Iterator[str]:
-    if missing := sorted(info["missing_keys"]):
+def check_tied(path: Path, head: Stored, embedding: Stored) -> None:
+    """Raise ArtifactError unless a stored head equals the embedding: transformers would then not tie them."""
+    with safe_open(head.file, "pt") as first, safe_open(embedding.file, "pt") as second:
+        one, other = first.get_slice(head.name), second.get_slice(embedding.name)
+        for start in range(0, head.shape[0] if head.shape == embedding.shape else 1, ROWS):
+            rows = slice(start, start + ROWS)
+            if head.shape != embedding.shape or not torch.equal(one[rows].float(), other[rows].float()):
+                raise ArtifactError(
+                    f"{path} holds a {head.name} that differs from {embedding.name}, to which its config.json ties it. "
+                    "Set `tie_word_embeddings` to false there, or save the model without it."
+                )
+
+
+def _differences(tensors: Mapping[str, Stored], model: PreTrainedModel, info: LoadStateDictInfo) -> Iterator[str]:
+    """Of the `info` with which transformers loaded the tensors into the model."""
+    if missing := sorted(info.missing_keys):
         yield f"it lacks {some(missing)}"
-    if unexpected := sorted(info["unexpected_keys"]):
+    if unfit := sorted(info.conversion_errors):
+        yield f"{some(unfit)} cannot be made of the parts that it has"
+    if unexpected := sorted(info.unexpected_keys):
         yield f"it has {some(unexpected)} besides"
-    if mismatched := sorted(info["mismatched_keys"]):
+    if mismatched := sorted(info.mismatched_keys):
         shapes = [f"{name} is {tuple(found)}, not {tuple(expected)}" for name, found, expected in mismatched]
         yield some(shapes)
     if twice := sorted(name for name in tensors if f"{model.base_model_prefix}.{name}" in tensors):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import transformers
@@ -22,37 +22,18 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.initialization import no_init_weights
-from transformers.utils import logging as transformers_logging
 
-from effopd.checkpoint_files import read_object, stored_tensors
-from effopd.completeness import check_loaded
+from effopd.checkpoint_files import read_object
+from effopd.completeness import whole_tensors
 from effopd.frozen import frozen_dtype
+from effopd.hugging_face import quiet, reading
 from effopd.runtime.artifacts import atomic_path, read_json
-from effopd.runtime.errors import ArtifactError, UserError
+from effopd.runtime.errors import ArtifactError
 from effopd.runtime.folders import filled, writing
-from effopd.runtime.text import one_line
 
 Weights = dict[str, torch.Tensor]
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bar for each of hundreds of loads."""
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    yield
-
-
-@contextlib.contextmanager
-def _reading(folder: str | Path, what: str) -> Iterator[None]:
-    """Say that `folder` is not `what` where transformers fails on its files: it does so with every type of error."""
-    try:
-        with _quiet_transformers():
-            yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise ArtifactError(f"{folder} is not {what}: {type(error).__name__}: {one_line(error, 500)}") from error
+MOST_MODULES = 10_000
+_COUNT = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|experts)")
 
 
 def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -61,23 +42,13 @@ def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype = to
     Code that comes with a checkpoint is run only where its manifest says that the configuration trusts it. Raises
     ArtifactError if the folder is not such a model, or does not hold all of its weights and no others.
     """
-    folder = Path(folder)
-    tensors, config = stored_tensors(folder), model_config(folder)
-    with _reading(folder, "a loadable Hugging Face model"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=_trusts(folder),
-            ignore_mismatched_sizes=True,  # which are in the information on the loading
-            output_loading_info=True,
+    whole_tensors(Path(folder), without_weights(folder))
+    with reading(folder, "a loadable Hugging Face model"):
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=_trusts(folder)
         )
-    model, info = loaded
-    check_loaded(folder, tensors, model, info)
-    model = model.to(device)
-    return cast(PreTrainedModel, model.eval())
+    model = model.to(device)  # type: ignore[arg-type]  # (its wrapper hides the signature)
+    return model.eval()
 
 
 def load_frozen(folder: Path, device: torch.device) -> PreTrainedModel:
@@ -99,7 +70,7 @@ def model_config(folder: str | Path, trust: bool | None = None) -> PretrainedCon
     path = Path(folder) / "config.json"
     if path.is_file():
         _check_config(path)
-    with _reading(folder, "a model that transformers knows"):
+    with reading(folder, "a model that transformers knows"):
         config: PretrainedConfig = AutoConfig.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=_trusts(folder) if trust is None else trust
         )
@@ -113,6 +84,9 @@ def _check_config(path: Path) -> None:
         raise ArtifactError(
             f"{path} describes a quantized model, which cannot be trained or analyzed. Save it unquantized."
         )
+    for key, value in entry.items():
+        if _COUNT.fullmatch(key) and isinstance(value, int) and value > MOST_MODULES:  # one after the other is made
+            raise ArtifactError(f"{path}: `{key}` is {value}, which no model has. Correct it.")
     if "transformers_weights" in entry:
         raise ArtifactError(
             f"{path} names its weights by `transformers_weights`, which other programs ignore. Name the file "
@@ -138,7 +112,7 @@ def without_weights(folder: str | Path, trust: bool | None = None) -> PreTrained
     """The architecture of a model folder, its parameters without storage. Raises ArtifactError as `model_config`."""
     trust = _trusts(folder) if trust is None else trust
     config = model_config(folder, trust)
-    with _reading(folder, "a causal language model"), torch.device("meta"):
+    with reading(folder, "a causal language model"), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
     return model
 
@@ -160,7 +134,7 @@ def known_architecture(folder: Path) -> PreTrainedModel | None:
     named = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
     if named is None and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
-    with _reading(folder, "a model that transformers knows"), torch.device("meta"):
+    with reading(folder, "a model that transformers knows"), torch.device("meta"):
         model: PreTrainedModel = named(config) if named else AutoModelForCausalLM.from_config(config)
     return model
 
@@ -169,7 +143,7 @@ def _model_of(
     config: PretrainedConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype, trust: bool = False
 ) -> PreTrainedModel:
     where = config.name_or_path or "the configuration"
-    with _reading(where, "a causal language model"), no_init_weights():  # which would take longer than all else
+    with reading(where, "a causal language model"), no_init_weights():  # which would take longer than all else
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust)
     model.tie_weights()
     load_weights_into(model, weights)
@@ -178,7 +152,7 @@ def _model_of(
 
 def load_tokenizer(folder: str | Path, trust: bool | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer of a model folder. Raises ArtifactError if it has none that can be used."""
-    with _reading(folder, "a folder with a usable tokenizer"):
+    with reading(folder, "a folder with a usable tokenizer"):
         tokenizer: Any = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=_trusts(folder) if trust is None else trust
         )
@@ -220,7 +194,7 @@ def save_model(
     They replace files and links of these names in `folder`. Raises OSError if they cannot be written.
     """
     model = _model_of(config, weights, dtype)
-    with _quiet_transformers(), filled(folder) as part:
+    with quiet(), filled(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
         tokenizer.save_pretrained(part)
 
@@ -254,7 +228,7 @@ def write_checkpoint(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -
     weights = {name: tensor.to("cpu", dtype) for name, tensor in weights_in(model).items()}
     model.should_save_on_this_rank = lambda is_main_process: is_main_process  # type: ignore[method-assign]
     try:
-        with _quiet_transformers(), writing(folder):
+        with quiet(), writing(folder):
             model.save_pretrained(folder, state_dict=weights)
     finally:
         del model.should_save_on_this_rank

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from effopd.checkpoint_files import Stored, read_object, some, stored_tensors
-from effopd.completeness import check_headers
+from effopd.completeness import check_tied, whole_tensors
 from effopd.models import known_architecture
-from effopd.runtime.errors import ArtifactError, UserError
+from effopd.runtime.errors import UserError
 from effopd.runtime.fingerprints import digest
 
 HEAD = "lm_head.weight"
@@ -86,14 +86,13 @@ class Checkpoint:
         A folder has to hold all weights of the architecture `model` (default: of its config.json, if transformers knows
         it) and no others. Raises ArtifactError if it does not, is damaged, or is quantized.
         """
-        tensors = stored_tensors(path)
         model = model or (known_architecture(path) if path.is_dir() else None)
-        if model is not None:
-            check_headers(path, tensors, model)
+        tensors = stored_tensors(path) if model is None else whole_tensors(path, model)
         checkpoint = Checkpoint(path, tensors)
         tied = _ties_embeddings(path) if model is None else model.config.tie_word_embeddings
         if tied and HEAD in tensors and (embedding := checkpoint._embedding()):
-            checkpoint._check_tied(embedding)
+            if model is None:
+                check_tied(path, tensors[HEAD], tensors[embedding])
             del tensors[HEAD]
         return checkpoint
 
@@ -122,16 +121,6 @@ class Checkpoint:
 
     def _embedding(self) -> str | None:
         return next((other for other in self.tensors if parameter_place(other)[1] == "embedding"), None)
-
-    def _check_tied(self, embedding: str) -> None:
-        """Raise ArtifactError unless a stored head is the embedding: transformers would not tie them."""
-        head = Parameter(HEAD, self.tensors[HEAD].shape, None, "lm_head")
-        for rows in blocks(head, whole=False):
-            if not torch.equal(self.read(HEAD, rows).float(), self.read(embedding, rows).float()):
-                raise ArtifactError(
-                    f"{self.path} holds a {HEAD} that differs from {embedding}, to which config.json ties it. Set "
-                    "`tie_word_embeddings` to false there, or save the model without it."
-                )
 
 
 def shared_parameters(checkpoints: Sequence[Checkpoint]) -> list[Parameter]:
