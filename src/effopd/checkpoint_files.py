@@ -133,7 +133,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _is_plain(name: str) -> bool:
-    return re.fullmatch(r"[^/\\\0]+\.safetensors", name) is not None
+    return re.fullmatch(r"[^/\\\0]+\.safetensors", name) is not None and len(name.encode()) < 256
 
 
 def _header(file: Path) -> dict[str, Stored]:

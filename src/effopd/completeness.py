@@ -45,7 +45,7 @@ def whole_tensors(path: Path, model: PreTrainedModel) -> dict[str, Stored]:
     )
     with reading(path, f"a loadable {type(model).__name__}"):
         info, _ = model._load_pretrained_model(model, state, None, settings)
-        if not info.conversion_errors:  # which end the next step without their names
+        if not info.conversion_errors and not info.mismatched_keys:  # the next step drops names, or makes new weights
             info = model._finalize_model_loading(model, settings, info)
     if found := list(_differences(tensors, model, info)):
         raise ArtifactError(
@@ -73,15 +73,16 @@ def check_tied(path: Path, head: Stored, embedding: Stored) -> None:
 
 def _differences(tensors: Mapping[str, Stored], model: PreTrainedModel, info: LoadStateDictInfo) -> Iterator[str]:
     """Of the `info` with which transformers loaded the tensors into the model."""
-    if missing := sorted(info.missing_keys):
-        yield f"it lacks {some(missing)}"
-    if unfit := sorted(info.conversion_errors):
+    unfit, mismatched = sorted(info.conversion_errors), sorted(info.mismatched_keys)
+    if unfit:
         yield f"{some(unfit)} cannot be made of the parts that it has"
-    if unexpected := sorted(info.unexpected_keys):
+    if mismatched:
+        yield some([f"{name} is {tuple(found)}, not {tuple(expected)}" for name, found, expected in mismatched])
+    missing, unexpected = sorted(info.missing_keys), sorted(info.unexpected_keys)
+    if missing and not unfit and not mismatched:  # among them were else tied heads
+        yield f"it lacks {some(missing)}"
+    if unexpected:
         yield f"it has {some(unexpected)} besides"
-    if mismatched := sorted(info.mismatched_keys):
-        shapes = [f"{name} is {tuple(found)}, not {tuple(expected)}" for name, found, expected in mismatched]
-        yield some(shapes)
     if twice := sorted(name for name in tensors if f"{model.base_model_prefix}.{name}" in tensors):
         yield f"it has {some(twice)} both with and without the prefix `{model.base_model_prefix}.`"
     yield from _gaps(tensors)

@@ -27,7 +27,7 @@ from effopd.checkpoint_files import read_object
 from effopd.completeness import whole_tensors
 from effopd.frozen import frozen_dtype
 from effopd.hugging_face import quiet, reading
-from effopd.runtime.artifacts import atomic_path, read_json
+from effopd.runtime.artifacts import atomic_path, read_manifest
 from effopd.runtime.errors import ArtifactError
 from effopd.runtime.folders import filled, writing
 
@@ -132,10 +132,13 @@ def known_architecture(folder: Path) -> PreTrainedModel | None:
         return None
     config = model_config(folder, trust=False)
     named = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
-    if named is None and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    own = getattr(named, "config_class", None) is type(config)  # of another head than that of language models, perhaps
+    if not own and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     with reading(folder, "a model that transformers knows"), torch.device("meta"):
-        model: PreTrainedModel = named(config) if named else AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = named(config) if named and own else AutoModelForCausalLM.from_config(config)
+    return model
+
     return model
 
 
@@ -166,8 +169,10 @@ def _trusts(folder: str | Path) -> bool:
 
 def _section(folder: str | Path) -> dict[str, Any]:
     """What the configuration said of the model in a folder of the workflow; nothing of other folders."""
-    path = Path(folder) / "manifest.json"
-    section: dict[str, Any] = read_json(path)["spec"].get("model", {}) if path.is_file() else {}
+    try:
+        section: dict[str, Any] = read_manifest(Path(folder) / "manifest.json", "model").spec.get("model", {})
+    except ArtifactError:
+        return {}
     return section
 
 

@@ -126,7 +126,7 @@ def _shard_elsewhere(name: str) -> Change:
         shard = first_shard(folder)
         named = name.format(outside=folder.parent / "outside", shard=shard)
         target = folder / named
-        target.parent.mkdir(exist_ok=True)
+        (folder / "sub").mkdir()
         if not target.exists():
             shutil.copy(folder / shard, target)
         weight_map(lambda placed: {t: named if f == shard else f for t, f in placed.items()})(folder)
