@@ -30,7 +30,8 @@ _EXPERT = re.compile(r"(.*\bexperts\.)(\d+)(\..*)")
 def whole_tensors(path: Path, model: PreTrainedModel) -> dict[str, Stored]:
     """The weights of a checkpoint that holds all weights of an architecture without storage, and no others.
 
-    Nothing large is read but a head that is stored beside the embedding to which it is tied. `model` is used up.
+    Nothing large is read but a head that is stored beside the embedding to which it is tied; it is left out. `model` is
+    used up.
     Raises ArtifactError, naming the tensors that are missing, unexpected or of other shapes, and as `stored_tensors`.
     """
     tensors = stored_tensors(path)
@@ -52,9 +53,13 @@ def whole_tensors(path: Path, model: PreTrainedModel) -> dict[str, Stored]:
             f"{path} is not a whole {type(model).__name__}, as its config.json describes it: {'; '.join(found)}. "
             "Save the model again with `save_pretrained`, or correct config.json."
         )
-    for head, embedding in model.all_tied_weights_keys.items():
+    for tied in model.all_tied_weights_keys.items():
+        head, embedding = (
+            name if name in tensors else name.removeprefix(f"{model.base_model_prefix}.") for name in tied
+        )
         if head in tensors and embedding in tensors:
             check_tied(path, tensors[head], tensors[embedding])
+            del tensors[head]
     return tensors
 
 

@@ -29,7 +29,7 @@ _MODULES = tuple(
         (r"\.bias$", "bias"),
         (r"norm", "norm"),
         (r"(?:^|\.)lm_head\.", "lm_head"),
-        (r"embed_tokens\.|(?:^|\.)wte\.|(?:^|\.)embeddings?\.", "embedding"),
+        (r"embed_tokens\.|(?:^|\.)wte\.|(?:^|\.)(?:word_)?embeddings?\.|\.embed_in\.", "embedding"),
         (r"\.qkv_proj\.", "qkv"),
         (r"\.([qkvo])_proj\.", ""),
         (r"\.gate_up_proj(?:\.|$)", "gate_up"),
@@ -87,13 +87,12 @@ class Checkpoint:
         it) and no others. Raises ArtifactError if it does not, is damaged, or is quantized.
         """
         model = model or (known_architecture(path) if path.is_dir() else None)
-        tensors = stored_tensors(path) if model is None else whole_tensors(path, model)
-        checkpoint = Checkpoint(path, tensors)
-        tied = _ties_embeddings(path) if model is None else model.config.tie_word_embeddings
-        if tied and HEAD in tensors and (embedding := checkpoint._embedding()):
-            if model is None:
-                check_tied(path, tensors[HEAD], tensors[embedding])
-            del tensors[HEAD]
+        if model is not None:
+            return Checkpoint(path, whole_tensors(path, model))
+        checkpoint = Checkpoint(path, stored_tensors(path))
+        if _ties_embeddings(path) and HEAD in checkpoint.tensors and (embedding := checkpoint._embedding()):
+            check_tied(path, checkpoint.tensors[HEAD], checkpoint.tensors[embedding])
+            del checkpoint.tensors[HEAD]
         return checkpoint
 
     @property

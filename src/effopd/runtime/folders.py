@@ -6,6 +6,7 @@ points to alone.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from effopd.runtime.errors import UserError
 from effopd.runtime.locks import LOCK, exclusive
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_no_link(folder: Path) -> None:
@@ -103,17 +106,15 @@ def _is_left_over(folder: Path) -> bool:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what safetensors and tokenizers raise when a write to `path` fails, such as on a full disk, into OSError.
+    """Raise OSError for `path` if a write fails, such as on a full disk.
 
-    Both pass errors of the operating system on as text alone.
+    safetensors and tokenizers pass errors of the operating system on as text alone; copying names the file it reads.
     """
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
         found = re.search(r"\(os error (\d+)\)", str(error))
-        if not found:
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if number is None or (isinstance(error, OSError) and number not in _FULL):
             raise
-        number = int(found[1])
         raise OSError(number, os.strerror(number), str(path)) from error

@@ -35,7 +35,8 @@ def fetch_model(spec: dict[str, Any], out: Path) -> None:
     sources = local_model_files(model) or _hub_files(model)
     check_no_link(folder)
     with exclusive(folder):
-        with filled(folder, keep=(DIGESTS,)) as part, _named(part, model["path"]):
+        kept = (DIGESTS,) if (folder / DIGESTS).is_file() else ()
+        with filled(folder, keep=kept) as part, _named(part, model["path"]):
             for source in sources:
                 (part / source.name).symlink_to(source.absolute())
             facts = _facts(model, part)
