@@ -30,9 +30,9 @@ _EXPERT = re.compile(r"(.*\bexperts\.)(\d+)(\..*)")
 def whole_tensors(path: Path, model: PreTrainedModel) -> dict[str, Stored]:
     """The weights of a checkpoint that holds all weights of an architecture without storage, and no others.
 
-    Nothing large is read but a head that is stored beside the embedding to which it is tied; it is left out. `model` is
-    used up.
-    Raises ArtifactError, naming the tensors that are missing, unexpected or of other shapes, and as `stored_tensors`.
+    Nothing large is read but a head that is stored beside the embedding to which it is tied; it is left out.
+    `model` is used up. Raises ArtifactError, naming the tensors that are missing, unexpected or of other shapes, and as
+    `stored_tensors` does.
     """
     tensors = stored_tensors(path)
     meta = torch.device("meta")
@@ -84,7 +84,7 @@ def _differences(tensors: Mapping[str, Stored], model: PreTrainedModel, info: Lo
     if mismatched:
         yield some([f"{name} is {tuple(found)}, not {tuple(expected)}" for name, found, expected in mismatched])
     missing, unexpected = sorted(info.missing_keys), sorted(info.unexpected_keys)
-    if missing and not unfit and not mismatched:  # among them were else tied heads
+    if missing and not unfit and not mismatched:  # tied heads are among them otherwise
         yield f"it lacks {some(missing)}"
     if unexpected:
         yield f"it has {some(unexpected)} besides"

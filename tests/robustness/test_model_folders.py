@@ -186,6 +186,25 @@ def test_a_refused_model_leaves_the_one_before_it(theirs, tmp_path):
         fetch(broken, out).refused(str(broken), "has no tokenizer")
 
 
+@pytest.mark.parametrize("inside", [".", "inner"])
+def test_a_model_is_not_linked_to_itself(inside, theirs, tmp_path):
+    """A trained model of the workflow whose `kind` becomes `pretrained`, with its own folder as `path`."""
+    shutil.copytree(theirs / "snapshot", tmp_path / "theirs/models/m" / inside)
+    with untouched(theirs):
+        fetch(theirs / "models/m" / inside, theirs / "models/m").refused("Move it to another place")
+
+
+def test_tables_replace_links_in_their_folder(theirs, tmp_path):
+    save_model(tiny(1).config, weights_of(tiny(1)), byte_tokenizer(), theirs / "other")
+    for name in ("partial.jsonl", "analysis.json", "norms.parquet", "spectra.parquet", "analysis.pruned.json"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).symlink_to(theirs / "files/config.json")
+    with untouched(theirs):
+        effopd("analyze", "--base", theirs / "snapshot", "--trained", theirs / "other", "--out", tmp_path / "out",
+               folder=theirs).succeeded()  # fmt: skip
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
 def test_only_the_weights_that_are_loaded_are_linked(theirs, tmp_path):
     """vLLM reads all safetensors of a folder without an index."""
     shutil.copy(theirs / "files/config.json", theirs / "model/model-00001-of-00002.safetensors")

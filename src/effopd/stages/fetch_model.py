@@ -34,6 +34,11 @@ def fetch_model(spec: dict[str, Any], out: Path) -> None:
     model, folder = spec["model"], out.parent
     sources = local_model_files(model) or _hub_files(model)
     check_no_link(folder)
+    if any(place.resolve().is_relative_to(folder.resolve()) for file in sources for place in (file, file.parent)):
+        raise UserError(
+            f"config: the model folder {model['path']} is in {folder}, which the workflow empties for it. Move it "
+            "to another place and correct its `path` in `models`."
+        )
     with exclusive(folder):
         kept = (DIGESTS,) if (folder / DIGESTS).is_file() else ()
         with filled(folder, keep=kept) as part, _named(part, model["path"]):
