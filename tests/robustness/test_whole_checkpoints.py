@@ -51,7 +51,11 @@ def make(family: str, seed: int = 0) -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, *OTHERS])
+SLOW = ("gptj", "opt", "bloom", "falcon", "phi3", "olmo2", "qwen2_moe")
+EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in (*FAMILIES, *OTHERS)]
+
+
+@pytest.fixture(scope="module", params=EVERY)
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("families") / request.param
     make(request.param).save_pretrained(folder)
