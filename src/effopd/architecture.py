@@ -6,13 +6,14 @@ of experts is taken for a dense one of the same width, which is too small.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from effopd.checkpoint_files import read_object
 from effopd.flops import FORWARD
+from effopd.runtime.errors import ArtifactError
 from effopd.sizes import BFLOAT16
 from effopd.tasks.sources import is_local
 
@@ -74,13 +75,23 @@ def architecture_of(models: Mapping[str, Any], name: str, vocabulary: int, given
         }
         return Architecture(**shape, vocabulary=vocabulary, tied=False)
     path = Path(model["path"]) / "config.json"
-    if is_local(model["path"]) and path.is_file():
-        return of_config(json.loads(path.read_text(encoding="utf-8")))
-    return None
+    if not is_local(model["path"]) or not path.is_file():
+        return None
+    return of_config(read_object(path), where=str(path))
 
 
-def of_config(config: Mapping[str, Any]) -> Architecture:
-    """The architecture that a Hugging Face config.json describes."""
+def of_config(config: Mapping[str, Any], where: str = "config.json") -> Any:
+    """The Architecture that a Hugging Face config.json describes; None if its family has other keys for it.
+
+    Raises ArtifactError, naming the file `where`, if a value is impossible.
+    """
+    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    optional = ("num_key_value_heads", "head_dim")
+    if any(key not in config for key in needed):
+        return None
+    for key in (*needed, *(key for key in optional if config.get(key) is not None)):
+        if type(config[key]) is not int or config[key] < 1:
+            raise ArtifactError(f"{where}: `{key}` is {config[key]!r}, which is not a positive integer. Correct it.")
     heads = config["num_attention_heads"]
     return Architecture(
         hidden_size=config["hidden_size"],

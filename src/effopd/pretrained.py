@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from effopd.checkpoint_files import ADAPTER
 from effopd.runtime.errors import ConfigError
 from effopd.tasks.sources import is_local
 
@@ -42,6 +43,11 @@ def local_model_files(model: Mapping[str, Any]) -> list[Path]:
             "for a model of the hub."
         )
     names = [path.name for path in folder.iterdir() if path.is_file()]
+    if ADAPTER in names:
+        raise ConfigError(
+            f"config: the model folder {folder} holds an adapter ({ADAPTER}), which belongs to another model. Merge it "
+            "(`merge_and_unload`), save the result in a folder of its own and name that."
+        )
     if not fnmatch.filter(names, "model*.safetensors"):
         pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
         why = f"only {pickled[0]} and the like, which may run code when read" if pickled else "no weights"

@@ -28,10 +28,12 @@ def folders(tmp_path_factory):
     return root
 
 
-def rewrite(folder, out, change):
-    """A copy of a model folder with `change` applied to its tensors."""
+def rewrite(folder, out, change, **settings):
+    """A copy of a model folder with `change` applied to its tensors, and `settings` to its configuration."""
     shutil.copytree(folder, out)
     save_file(change(load_file(folder / "model.safetensors")), out / "model.safetensors")
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, **settings}))
     return out
 
 
@@ -115,9 +117,8 @@ def test_an_untied_head_is_compared_with_the_embedding_of_a_tied_base(folders, t
         folders / "qwen2",
         tmp_path / "untied",
         lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1},
+        tie_word_embeddings=False,
     )
-    config = json.loads((untied / "config.json").read_text())
-    (untied / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     base, trained = Checkpoint.open(folders / "qwen2"), Checkpoint.open(untied)
     for order in ([base, trained], [trained, base]):
         assert "lm_head.weight" in {p.name for p in shared_parameters(order)}
@@ -132,7 +133,7 @@ def test_rows_that_pad_a_vocabulary_are_left_out(folders, tmp_path):
             for name, tensor in tensors.items()
         }
 
-    folder = rewrite(folders / "llama", tmp_path / "padded", padded)
+    folder = rewrite(folders / "llama", tmp_path / "padded", padded, vocab_size=32)
     for order in ([folders / "llama", folder], [folder, folders / "llama"]):
         shapes = {p.name: p.shape for p in shared_parameters([Checkpoint.open(path) for path in order])}
         assert shapes["model.embed_tokens.weight"] == shapes["lm_head.weight"] == (24, 32)
@@ -144,11 +145,14 @@ def test_other_architectures_are_refused_by_name(folders, tmp_path):
         shared_parameters([qwen, llama])
 
     def narrower(tensors):
-        return {**tensors, "model.layers.1.mlp.up_proj.weight": torch.zeros(40, 32)}
+        return {
+            name: x[:40] if x.shape == (48, 32) else x[:, :40].contiguous() if x.shape == (32, 48) else x
+            for name, x in tensors.items()
+        }
 
-    other = Checkpoint.open(rewrite(folders / "llama", tmp_path / "narrow", narrower))
+    other = Checkpoint.open(rewrite(folders / "llama", tmp_path / "narrow", narrower, intermediate_size=40))
     with pytest.raises(
-        UserError, match=r"layers.1.mlp.up_proj.weight is \(48, 32\) in .*llama and \(40, 32\) in .*narr"
+        UserError, match=r"layers.\d.mlp.\w+_proj.weight is \(48, 32\) in .*llama and \(40, 32\) in .*narr"
     ):
         shared_parameters([llama, other])
 

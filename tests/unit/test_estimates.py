@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,15 +10,15 @@ from pathlib import Path
 
 import pytest
 from estimate_tables import DOCS
-from tiny_models import FAMILIES, make_family
+from tiny_models import FAMILIES, make_family, make_model
 
-from effopd.architecture import Architecture, of_config
+from effopd.architecture import Architecture, architecture_of, of_config
 from effopd.config import complete
 from effopd.estimates.experiment import dry_run_estimate, estimate, too_large
 from effopd.estimates.hardware import Hardware
 from effopd.estimates.parts import Part, of_interventions, of_model, of_prediction, of_run, of_validations
 from effopd.plan import Plan
-from effopd.runtime.errors import ConfigError
+from effopd.runtime.errors import ConfigError, UserError
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config/paper"
@@ -337,3 +338,25 @@ def test_a_size_that_is_not_known_is_asked_for(tmp_path):
     lines = dry_run_estimate(plan)
     assert lines[0].startswith("nothing can be said before the models are there")
     assert lines[1] == "opd: the size of teacher is not known yet. Add it to `estimate.architectures`."
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size", "num_key_value_heads", "head_dim"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "8", [8], True])
+def test_impossible_shapes_are_named(key, value, tmp_path):
+    config = make_model(0).config.to_dict() | {key: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    models = {"m": {"kind": "pretrained", "path": str(tmp_path)}}
+    with pytest.raises(UserError, match=rf"config.json: `{key}` is "):
+        architecture_of(models, "m", 16, {})
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"{'a': 1}", b'{"a":' * 100_000, b'{"vocab_size": NaN}'])
+def test_damaged_configurations_are_named(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        architecture_of({"m": {"kind": "pretrained", "path": str(tmp_path)}}, "m", 16, {})
+
+
+def test_families_with_other_keys_are_not_known_before_they_are_fetched(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 8}))
+    assert architecture_of({"m": {"kind": "pretrained", "path": str(tmp_path)}}, "m", 16, {}) is None

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+from transformers import PreTrainedModel
 
+from effopd.checkpoint_files import Stored, read_object, some, stored_tensors
+from effopd.completeness import check_tied, whole_tensors
+from effopd.models import known_architecture
 from effopd.runtime.errors import UserError
 from effopd.runtime.fingerprints import digest
 
-INDEX = "model.safetensors.index.json"
 HEAD = "lm_head.weight"
 BLOCK_ELEMENTS = 2**24  # of a matrix whose spectrum is not asked for, read at a time
-FLOATS = ("F64", "F32", "F16", "BF16")
 
 ATTENTION = frozenset({"q", "k", "v", "o", "qkv"})
 MLP = frozenset({"gate", "up", "down", "gate_up"})
-_BUFFERS = re.compile(r"rotary_emb\.|\.masked_bias$|\.attn\.bias$")  # saved by old versions; no parameters
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _MODULES = tuple(
     (re.compile(pattern), module)
@@ -30,7 +29,7 @@ _MODULES = tuple(
         (r"\.bias$", "bias"),
         (r"norm", "norm"),
         (r"(?:^|\.)lm_head\.", "lm_head"),
-        (r"embed_tokens\.|\.wte\.|(?:^|\.)embeddings?\.", "embedding"),
+        (r"embed_tokens\.|(?:^|\.)wte\.|(?:^|\.)(?:word_)?embeddings?\.|\.embed_in\.", "embedding"),
         (r"\.qkv_proj\.", "qkv"),
         (r"\.([qkvo])_proj\.", ""),
         (r"\.gate_up_proj(?:\.|$)", "gate_up"),
@@ -59,15 +58,6 @@ def parameter_place(name: str) -> tuple[int | None, str]:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies, and what it is."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str  # as safetensors names it
-
-
-@dataclass(frozen=True)
 class Parameter:
     """A parameter that all checkpoints of an analysis have."""
 
@@ -90,29 +80,20 @@ class Checkpoint:
     tensors: dict[str, Stored]
 
     @staticmethod
-    def open(path: Path) -> Checkpoint:
+    def open(path: Path, model: PreTrainedModel | None = None) -> Checkpoint:
         """A Hugging Face folder of safetensors (one file, or shards with their index), or one safetensors file.
 
-        Raises UserError where it is not that, is damaged, or is quantised.
+        A folder has to hold all weights of the architecture `model` (default: of its config.json, if transformers knows
+        it) and no others. Raises ArtifactError if it does not, is damaged, or is quantized.
         """
-        tensors: dict[str, Stored] = {}
-        for file in _files(path):
-            try:
-                with safe_open(file, framework="pt") as handle:
-                    for name in handle.keys():  # noqa: SIM118 - it is no mapping
-                        piece = handle.get_slice(name)
-                        tensors[name] = Stored(file, tuple(piece.get_shape()), piece.get_dtype())
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{file} cannot be read ({error}). Download or save the checkpoint again.") from None
-        tensors = {name: stored for name, stored in tensors.items() if not _BUFFERS.search(name)}
-        if odd := [name for name, stored in tensors.items() if stored.dtype not in FLOATS]:
-            raise UserError(
-                f"{path}: {odd[0]} is stored as {tensors[odd[0]].dtype}. Only F64, F32, F16 and BF16 weights can be "
-                "analysed: save the model unquantised."
-            )
-        if _ties_embeddings(path):
-            tensors.pop(HEAD, None)
-        return Checkpoint(path, tensors)
+        model = model or (known_architecture(path) if path.is_dir() else None)
+        if model is not None:
+            return Checkpoint(path, whole_tensors(path, model))
+        checkpoint = Checkpoint(path, stored_tensors(path))
+        if _ties_embeddings(path) and HEAD in checkpoint.tensors and (embedding := checkpoint._embedding()):
+            check_tied(path, checkpoint.tensors[HEAD], checkpoint.tensors[embedding])
+            del checkpoint.tensors[HEAD]
+        return checkpoint
 
     @property
     def fingerprint(self) -> str:
@@ -125,7 +106,7 @@ class Checkpoint:
         if name in self.tensors:
             return name
         if name == HEAD:
-            return next((other for other in self.tensors if parameter_place(other)[1] == "embedding"), None)
+            return self._embedding()
         return None
 
     def read(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
@@ -136,6 +117,9 @@ class Checkpoint:
         with safe_open(stored.file, framework="pt") as handle:
             tensor: torch.Tensor = handle.get_slice(located)[rows] if stored.shape else handle.get_tensor(located)
         return tensor
+
+    def _embedding(self) -> str | None:
+        return next((other for other in self.tensors if parameter_place(other)[1] == "embedding"), None)
 
 
 def shared_parameters(checkpoints: Sequence[Checkpoint]) -> list[Parameter]:
@@ -149,7 +133,7 @@ def shared_parameters(checkpoints: Sequence[Checkpoint]) -> list[Parameter]:
     for checkpoint in checkpoints:
         if missing := sorted(name for name in names if checkpoint.locate(name) is None):
             raise UserError(
-                f"{checkpoint.path} lacks {_some(missing)}, which another checkpoint has: not the same architecture. "
+                f"{checkpoint.path} lacks {some(missing)}, which another checkpoint has: not the same architecture. "
                 "Compare a model with its own base."
             )
     return sorted((_shared(name, checkpoints, base) for name in names), key=_order)
@@ -181,37 +165,10 @@ def blocks(parameter: Parameter, whole: bool) -> Iterator[slice]:
     yield from (slice(start, min(start + step, rows)) for start in range(0, rows, max(1, step)))
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_file() and path.suffix == ".safetensors":
-        return [path]
-    index, single = path / INDEX, path / "model.safetensors"
-    if index.is_file():
-        files = sorted({path / name for name in _read_json(index).get("weight_map", {}).values()})
-        if missing := [file.name for file in files if not file.is_file()]:
-            raise UserError(f"{path} lacks {_some(missing)}, which its index names. Download or save it again.")
-        return files
-    if single.is_file():
-        return [single]
-    pickled = "" if not list(path.glob("*.bin")) else " Pickled weights (*.bin) are not read: save it as safetensors."
-    raise UserError(f"{path} is no folder with model.safetensors or {INDEX}, and no safetensors file.{pickled}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}). Download or save the checkpoint again.") from None
-    return entry if isinstance(entry, dict) else {}
-
-
 def _ties_embeddings(path: Path) -> bool:
     config = path / "config.json"
-    return config.is_file() and _read_json(config).get("tie_word_embeddings") is True
+    return config.is_file() and read_object(config).get("tie_word_embeddings") is True
 
 
 def _order(parameter: Parameter) -> tuple[bool, int, str]:
     return parameter.layer is None, parameter.layer or 0, parameter.name
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -17,17 +17,18 @@ from typing import Any
 
 import torch
 
-from effopd.dynamics.checkpoints import HEAD, INDEX, Checkpoint, parameter_place, shared_parameters
+from effopd.checkpoint_files import INDEX, read_object
+from effopd.dynamics.checkpoints import HEAD, Checkpoint, parameter_place, shared_parameters
 from effopd.extrapolation.candidates import moving_parameters
 from effopd.extrapolation.tensor_files import NAMES, TYPES, Entry, Layout, Reader, bytes_of
 from effopd.runtime.errors import UserError
-from effopd.runtime.locks import LOCK, exclusive
+from effopd.runtime.folders import new_folder
 from effopd.runtime.progress import Progress
 
 THREADS = 4  # more than cores, as some wait for the disk (docs/benchmarks.md)
 BLOCK_ELEMENTS = 2**18  # worked on at a time: what fits a core's cache
 COPIED = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")  # configuration, tokenizer, generation
-NOT_COPIED = ("trainer_state.json", INDEX)
+NOT_COPIED = ("trainer_state.json", "manifest.json", INDEX)  # not of the new checkpoint
 ROUNDED_AWAY = 0.5  # share of a step above which rounding deserves a warning
 
 
@@ -85,7 +86,7 @@ def extrapolate_folder(
     moving = _moving(after, names, parameters)
     summary, progress = Summary(), Progress("extrapolating: tensor", len(names))
     with (
-        _complete_folder(out) as folder,
+        new_folder(out) as folder,
         ExitStack() as files,
         _workers(THREADS) as workers,
         _workers(1) as syncing,
@@ -213,8 +214,6 @@ def _check_arguments(anchor: Path, current: Path, coefficient: float, out: Path)
             raise UserError(f"--{name}: {path} does not exist. Give a checkpoint folder.")
     if anchor.resolve() == current.resolve():
         raise UserError(f"--anchor and --current are the same ({current}): there is no update to extrapolate.")
-    if out.exists():
-        raise UserError(f"--out: {out} exists already. Choose another folder, or delete it.")
 
 
 def _check_alike(anchor: Checkpoint, current: Checkpoint) -> None:
@@ -244,37 +243,18 @@ def _moving(current: Checkpoint, names: list[str], which: str) -> dict[str, str]
     return moving
 
 
-@contextmanager
-def _complete_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that becomes `out` when the block succeeds; what a killed run left is cleared."""
-    folder = out.absolute().with_name(f".{out.name}.part")
-    with exclusive(folder):
-        for left in folder.iterdir():
-            if left.name != LOCK:
-                left.unlink()
-        try:
-            yield folder
-        except BaseException:
-            shutil.rmtree(folder)
-            raise
-        (folder / LOCK).unlink()
-        if out.exists():
-            raise UserError(f"--out: {out} has appeared meanwhile. What was computed is in {folder}.")
-        folder.rename(out)
-
-
 def _copy_the_rest(source: Path, folder: Path, layouts: list[Layout], dtype: torch.dtype | None, size: int) -> None:
     """Configuration, tokenizer and generation files, and the index of shards."""
     for file in source.iterdir():
-        if file.is_file() and file.suffix in COPIED and file.name not in NOT_COPIED:
+        if file.is_file() and file.suffix in COPIED and file.name not in NOT_COPIED and file.name[0] != ".":
             shutil.copy(file, folder)
     if (source / INDEX).is_file():
-        index = json.loads((source / INDEX).read_text(encoding="utf-8"))
-        index.setdefault("metadata", {})["total_size"] = size
+        index = read_object(source / INDEX)
+        index["metadata"]["total_size"] = size
         _write_json(folder / INDEX, index)
     config = folder / "config.json"
     if dtype and config.is_file():
-        entry: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+        entry = read_object(config)
         entry.pop("torch_dtype", None)
         _write_json(config, {**entry, "dtype": str(dtype).removeprefix("torch.")})
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from effopd.models import dtype_of, load_tokenizer, model_config, save_model
 from effopd.runtime.artifacts import Manifest
 from effopd.runtime.errors import UserError
+from effopd.runtime.folders import new_folder
 from effopd.runtime.inventory import manifests_below
 from effopd.states import Point
 
@@ -26,11 +27,10 @@ def export_state(results: Path, run: str, seed: int, step: int, out: Path, dtype
         others = {path.relative_to(runs).parts[0] for path in runs.glob(f"seed*/{states.format('*')}")}
         there = str(steps) if steps else f"none. Of others: {', '.join(sorted(others)) or 'none'}"
         raise UserError(f"{state} does not exist. Kept steps of this run and seed: {there}.")
-    if out.exists():
-        raise UserError(f"{out} exists already. Choose another folder.")
     point = Point.open(state, ledger if ledger.is_file() else None)
     base = _base(results, point.manifest)
-    save_model(model_config(base), point.weights(), load_tokenizer(base), out, dtype_of(dtype))
+    with new_folder(out) as folder:
+        save_model(model_config(base), point.weights(), load_tokenizer(base), folder, dtype_of(dtype))
 
 
 def _base(results: Path, manifest: Manifest) -> Path:

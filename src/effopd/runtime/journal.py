@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from effopd.runtime.artifacts import atomic_path
+
 
 class Journal:
     """A file with a line a finished part, valid for one fingerprint: parts of anything else are dropped.
@@ -16,14 +18,19 @@ class Journal:
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
         self.parts: dict[str, Any] = {}
-        header = json.dumps({"fingerprint": fingerprint})
+        header = json.dumps({"fingerprint": fingerprint}).encode()
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
-        if lines[:1] == [header.encode()]:
-            whole = lines[:-1]  # after the last newline there is nothing, or a line that a kill cut short
-            self.parts = {entry["part"]: entry["value"] for entry in map(json.loads, whole[1:])}
-        else:
-            whole = [header.encode()]
-        path.write_bytes(b"\n".join(whole) + b"\n")
+        whole = [header]
+        if lines[:1] == [header]:
+            for line in lines[1:-1]:  # after the last newline there is nothing, or a line that a kill cut short
+                try:
+                    entry = json.loads(line)
+                    self.parts[entry["part"]] = entry["value"]
+                except (ValueError, TypeError, KeyError):
+                    break  # damaged: this part and those after it are made again
+                whole.append(line)
+        with atomic_path(path) as temporary:  # which replaces a link
+            temporary.write_bytes(b"\n".join(whole) + b"\n")
 
     def add(self, part: str, value: Any) -> None:
         """Write down a finished part."""

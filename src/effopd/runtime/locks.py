@@ -24,7 +24,7 @@ SINCE = "%Y-%m-%d %H:%M:%S"
 def exclusive(folder: Path) -> Iterator[None]:
     """Work on a folder alone. A job that outlived its killed workflow is waited for; what it wrote is then reused."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as handle:
+    with os.fdopen(os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+") as handle:
         if not _try_lock(handle):
             say(f"waiting for another job that is still writing {folder}")
             fcntl.flock(handle, fcntl.LOCK_EX)

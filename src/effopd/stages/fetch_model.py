@@ -5,15 +5,19 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from effopd.checkpoint_files import read_object, weight_files
 from effopd.dynamics.checkpoints import Checkpoint
-from effopd.models import load_tokenizer, model_config, special_ids
+from effopd.models import load_tokenizer, special_ids, without_weights
 from effopd.pretrained import ATTEMPTS, FIRST_PAUSE_SECONDS, local_model_files, patterns
-from effopd.runtime.artifacts import read_json, write_json, write_manifest
+from effopd.runtime.artifacts import write_json, write_manifest
 from effopd.runtime.errors import ArtifactError, UserError
 from effopd.runtime.fingerprints import file_sha256
+from effopd.runtime.folders import check_no_link, filled
+from effopd.runtime.locks import exclusive
 from effopd.runtime.progress import say
 
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
@@ -29,25 +33,35 @@ def fetch_model(spec: dict[str, Any], out: Path) -> None:
     started = time.time()
     model, folder = spec["model"], out.parent
     sources = local_model_files(model) or _hub_files(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        if old.is_symlink():
-            old.unlink()
-    for source in sources:
-        (folder / source.name).symlink_to(source.absolute())
-    links = {source.name: folder / source.name for source in sources}
-    facts = _facts(model, folder)
-    digests = _digests(links, folder / DIGESTS)
-    write_manifest(
-        out,
-        kind="model",
-        spec={**spec, "files": digests},  # two contents of one path are two models
-        parents={},
-        files=links,
-        sha256=digests,
-        result=facts,
-        started=started,
-    )
+    check_no_link(folder)
+    if any(place.resolve().is_relative_to(folder.resolve()) for file in sources for place in (file, file.parent)):
+        raise UserError(
+            f"config: the model folder {model['path']} is in {folder}, which the workflow empties for it. Move it "
+            "to another place and correct its `path` in `models`."
+        )
+    with exclusive(folder):
+        kept = (DIGESTS,) if (folder / DIGESTS).is_file() else ()
+        with filled(folder, keep=kept) as part, _named(part, model["path"]):
+            for source in sources:
+                (part / source.name).symlink_to(source.absolute())
+            facts = _facts(model, part)
+            used = {file.name for file in weight_files(part)}
+            for link in part.glob("*.safetensors"):  # of another checkpoint: other programs might load it
+                if link.name not in used:
+                    link.unlink()
+            names = sorted(link.name for link in part.iterdir())
+        links = {name: folder / name for name in names}
+        digests = _digests(links, folder / DIGESTS)
+        write_manifest(
+            out,
+            kind="model",
+            spec={**spec, "files": digests},  # two contents of one path are two models
+            parents={},
+            files=links,
+            sha256=digests,
+            result=facts,
+            started=started,
+        )
     size = sum(path.stat().st_size for path in links.values())
     say(f"done: {facts['parameters']:,} parameters, {size / 1e9:.2f} GB in {len(links)} files")
 
@@ -97,19 +111,25 @@ def _hub_files(model: dict[str, Any]) -> list[Path]:
 
 def _facts(model: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a model is, from its files' headers. Raises UserError where it could not be used later on."""
-    checkpoint = Checkpoint.open(folder)
+    architecture = without_weights(folder, trust=model["trust_remote_code"])
+    checkpoint = Checkpoint.open(folder, architecture)
     names = [path.name for path in folder.iterdir()]
     if not any(fnmatch.filter(names, pattern) for pattern in VOCABULARIES):  # transformers would make up an empty one
         raise ArtifactError(f"{model['path']} has no tokenizer ({' or '.join(VOCABULARIES)}). Save one with the model.")
-    config = model_config(folder, trust=model["trust_remote_code"])
-    try:
-        tokenizer = load_tokenizer(folder, trust=model["trust_remote_code"])
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{model['path']} has no usable tokenizer ({_one_line(error)}).") from error
-    special_ids(tokenizer)
+    special_ids(load_tokenizer(folder, trust=model["trust_remote_code"]))
     sizes = {name: _product(stored.shape) for name, stored in checkpoint.tensors.items()}
     dtypes = sorted({stored.dtype for stored in checkpoint.tensors.values()})
-    return {"parameters": sum(sizes.values()), "stored_as": dtypes, "architecture": config.model_type}
+    return {"parameters": sum(sizes.values()), "stored_as": dtypes, "architecture": architecture.config.model_type}
+
+
+@contextmanager
+def _named(part: Path, name: str) -> Iterator[None]:
+    """Have errors about files in `part` speak of the model `name` instead."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (str(error).replace(str(part), name),)
+        raise
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -122,15 +142,16 @@ def _product(shape: tuple[int, ...]) -> int:
 def _digests(files: dict[str, Path], kept: Path) -> dict[str, str]:
     """The sha256 of files; those that have neither moved nor changed since `kept` was written are not read again."""
     try:
-        known = read_json(kept)
-    except ArtifactError:
+        known = read_object(kept)
+    except (ArtifactError, OSError):
         known = {}
     entries: dict[str, list[Any]] = {}
     for name, file in files.items():
         status = file.stat()
         state = [str(file.resolve()), status.st_size, status.st_mtime_ns]
-        before = known.get(name)
-        entries[name] = [*state, before[3] if before and before[:3] == state else file_sha256(file)]
+        before: Any = known.get(name)
+        unchanged = isinstance(before, list) and len(before) == 4 and before[:3] == state
+        entries[name] = [*state, before[3] if unchanged else file_sha256(file)]
         write_json(kept, {**known, **entries})  # after each: hashing tens of gigabytes takes minutes
     return {name: entry[3] for name, entry in entries.items()}
 
