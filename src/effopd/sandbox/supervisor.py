@@ -10,30 +10,38 @@ import os
 import platform
 import resource
 import select
-import shutil
 import signal
+import stat
 import time
 from typing import Any, NoReturn
 
-from effopd.sandbox import kernel, namespaces
+from effopd.sandbox import folders, kernel, namespaces
 from effopd.sandbox.protocol import packed, receive, send, unpacked
 
 CONTROL, REPLIES, RESULT = 0, 1, 3  # file descriptors: ours, and the one on which programs may hand back a result
 TICK_SECONDS = 0.02
+LOOKING = 0.1  # most of the time that may go into looking at a work folder on disk
 KEPT_STDERR = 4096
 PROGRAM = "program.py"
 MEGABYTE = 2**20
+STACK_BYTES = 100 * MEGABYTE
 COUNTED_PER_NAMESPACE = (5, 14)  # the kernel since which a user's processes are counted by user namespace
 GOVERNS_TRUNCATION = 3  # the Landlock version since which no file outside can be emptied
 # What a program sees: nothing of ours, and the same hashes in every run.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
-# Starts a program as `python program.py` would, without installed packages but with exit() and quit().
+OPTIONS = ("-s", "-S", "-B", "-X", "int_max_str_digits=0")  # whole numbers of any length can be read and printed
+# Starts a program as `python program.py` would, without installed packages but with exit() and quit(). The main
+# thread's stack may grow to what programs that recurse deeply are given elsewhere; those of others stay small.
 BOOTSTRAP = f"""
-import _sitebuiltins, builtins, sys
+import _sitebuiltins, builtins, resource, sys
 builtins.exit = builtins.quit = _sitebuiltins.Quitter("exit", "Ctrl-D")
+most = resource.getrlimit(resource.RLIMIT_STACK)[1]
+stack = {STACK_BYTES} if most == resource.RLIM_INFINITY else min(most, {STACK_BYTES})
+resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
 sys.argv = ["{PROGRAM}"]
-del _sitebuiltins, builtins, sys
-exec(compile(open("{PROGRAM}", encoding="utf-8").read(), "{PROGRAM}", "exec"))
+__file__ = "{PROGRAM}"
+del _sitebuiltins, builtins, most, resource, stack, sys
+exec(compile(open(__file__, encoding="utf-8").read(), __file__, "exec"))
 """
 
 
@@ -43,7 +51,9 @@ def main() -> NoReturn:
     assert settings is not None
     refusal = "namespaces were not asked for"
     if "namespaces" in settings["layers"]:
-        refusal = namespaces.run_inside(lambda: Supervisor(settings, refusal="").serve(), settings["readable"])
+        refusal = namespaces.run_inside(
+            lambda: Supervisor(settings, refusal="").serve(), settings["readable"], settings["hidden"]
+        )
         if not refusal:
             os._exit(0)
     supervisor = Supervisor(settings, refusal)
@@ -61,6 +71,10 @@ class Supervisor:
 
     def __init__(self, settings: dict[str, Any], refusal: str) -> None:
         self.settings, self.limits, self.refusal, self.inside = settings, settings["limits"], refusal, not refusal
+        self.readable, self.listable = settings["readable"], []
+        if not self.inside:
+            resolved = sorted({os.path.realpath(path) for path in self.readable})
+            self.readable, self.listable = folders.without_hidden(resolved, settings["hidden"])
         self.layers = ["namespaces"] if self.inside else []
         if "landlock" in settings["layers"] and kernel.landlock_version():
             self.layers.append("landlock")
@@ -69,6 +83,7 @@ class Supervisor:
         self.count = 0
         self.becomes_nobody = os.getuid() == 0 and (self.inside or _nobody_can_read(settings["python"]))
         kernel.hide_memory()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as process 1 it is out of reach of signals that it does not catch
         if not self.inside:
             kernel.adopt_orphans()
 
@@ -86,8 +101,8 @@ class Supervisor:
         while (request := receive(CONTROL)) is not None:
             try:
                 reply = self.run(unpacked(request["program"]), unpacked(request["input"]), unpacked(request["later"]))
-            except OSError as error:
-                reply = {"broken": str(error)}
+            except Exception as error:  # whatever a program has done to it: the caller starts another sandbox
+                reply = {"broken": f"{type(error).__name__}: {error}"}
             send(REPLIES, reply)
         os._exit(0)
 
@@ -108,7 +123,7 @@ class Supervisor:
             os.close(read if name == "input" else write)
         failure = os.read(pipes["failure"][0], 4096)
         os.close(pipes["failure"][0])
-        watch = _Watch(child, self.limits, pipes, given, later)
+        watch = _Watch(child, self.limits, pipes, given, later, "" if self.inside else folder)
         try:
             if failure:
                 raise OSError(failure.decode())
@@ -116,6 +131,8 @@ class Supervisor:
         finally:
             self._kill_all()
             watch.drain()
+            if not self.inside:
+                folders.remove(folder)
         code, usage = watch.status or (0, None)
         seconds = usage.ru_utime + usage.ru_stime if usage is not None else 0.0
         ended = watch.ended
@@ -134,7 +151,6 @@ class Supervisor:
         if self.inside:
             namespaces.new_work_folder(self.limits["file_mb"])
             return namespaces.WORK
-        shutil.rmtree(os.path.join(self.settings["folder"], str(self.count)), ignore_errors=True)
         self.count += 1
         folder = os.path.join(self.settings["folder"], str(self.count))
         os.mkdir(folder, 0o700)
@@ -165,11 +181,12 @@ class Supervisor:
             if "landlock" in self.layers:
                 devices = [f"/dev/{device}" for device in namespaces.DEVICES]
                 own = "/proc" if self.inside else "/proc/self/fd"
-                kernel.landlock([*self.settings["readable"], "/etc/ld.so.cache", own], [folder, *devices])
+                readable = [*self.readable, "/etc/ld.so.cache", own]
+                kernel.landlock(readable, [folder, *devices], self.listable)
             if "seccomp" in self.layers:
                 kernel.refuse_system_calls(in_sight=not self.inside)
             python = self.settings["python"]
-            os.execve(python, [python, "-s", "-S", "-B", "-c", BOOTSTRAP], ENVIRONMENT)
+            os.execve(python, [python, *OPTIONS, "-c", BOOTSTRAP], ENVIRONMENT)
         except Exception as error:  # whatever it is, this child must not go on as a second supervisor
             os.write(failure, f"the sandbox cannot start the program: {error}".encode())
         os._exit(1)
@@ -219,9 +236,17 @@ class _Watch:
     """A running program: feeds it, reads it, and notes how it ended."""
 
     def __init__(
-        self, child: int, limits: dict[str, Any], pipes: dict[str, tuple[int, int]], given: bytes, later: bytes
+        self,
+        child: int,
+        limits: dict[str, Any],
+        pipes: dict[str, tuple[int, int]],
+        given: bytes,
+        later: bytes,
+        folder: str,
     ) -> None:
         self.child, self.limits = child, limits
+        self.folder = folder  # the work folder, if nothing else limits it as a whole
+        self.next_look = 0.0
         self.ended = ""  # the limit that ended it
         self.status: tuple[int, resource.struct_rusage] | None = None
         self.kept = {name: bytearray() for name in ("output", "error", "result")}
@@ -312,6 +337,18 @@ class _Watch:
             self.ended = "processes"
         elif sum(_private_bytes(process) for process in processes) > self.limits["memory_mb"] * MEGABYTE:
             self.ended = "memory"
+        elif self.folder and time.monotonic() > self.next_look and self._too_much_on_disk(processes):
+            self.ended = "files"
+
+    def _too_much_on_disk(self, processes: list[int]) -> bool:
+        """Whether the work folder and the removed files that are still open exceed the limit."""
+        start = time.monotonic()
+        try:
+            held = folders.size_of(self.folder) + sum(_removed_bytes(p, may_hide=p == self.child) for p in processes)
+        except folders.TooMuchError:
+            return True
+        self.next_look = time.monotonic() + (time.monotonic() - start) / LOOKING
+        return held > (self.limits["file_mb"] + 1) * MEGABYTE  # a file as large as it may be is beside the program
 
     def drain(self) -> None:
         """Read what is left in the pipes, whose writers are all dead, and close them."""
@@ -341,6 +378,25 @@ def _descendants() -> list[int]:
     for process in found:  # grows as it goes
         found += children.get(process, ())
     return found
+
+
+def _removed_bytes(process: int, *, may_hide: bool) -> int:
+    """Bytes of open files that have no name any more. Raises TooMuchError if the process hides them and may not."""
+    total = 0
+    try:
+        for name in os.listdir(f"/proc/{process}/fd"):
+            try:
+                facts = os.stat(f"/proc/{process}/fd/{name}")
+            except FileNotFoundError:
+                continue  # closed meanwhile
+            if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 0:
+                total += facts.st_blocks * 512
+    except PermissionError:
+        if not may_hide:
+            raise folders.TooMuchError from None
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has ended
+    return total
 
 
 def _private_bytes(process: int) -> int:
