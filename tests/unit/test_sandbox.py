@@ -213,6 +213,8 @@ def test_nothing_outside_the_work_folder_can_be_written(sandbox, tmp_path):
                 lambda: os.chown(kept, os.getuid(), -1), lambda: os.utime(kept, (0, 0)),
                 lambda: os.setxattr(kept, "user.x", b"x"), lambda: os.replace("program.py", kept))
         for place in (folder, "/", "/etc", "/usr", "/dev", "/proc", "/dev/shm", "/var/tmp", "/home", "/root"):
+            if os.path.realpath(place) == os.getcwd():
+                continue
             attempt(lambda: open(f"{{place}}/{{new}}", "w"), lambda: os.mkdir(f"{{place}}/{{new}}"),
                     lambda: os.symlink("x", f"{{place}}/{{new}}"), lambda: os.mkfifo(f"{{place}}/{{new}}"))
         """,

@@ -166,8 +166,8 @@ def landlock_version() -> int:
 def landlock(readable: Iterable[str], writable: Iterable[str], listable: Iterable[str] = ()) -> None:
     """Confine this process and its descendants to these paths; they can then trace none outside.
 
-    `readable` may be read and executed, `writable` changed too, and of `listable` folders the names in them be read. Newer kernels also refuse TCP, and signals and
-    connections to abstract sockets of processes outside.
+    `readable` may be read and executed, `writable` changed too, and of `listable` folders the names in them be read.
+    Newer kernels also refuse TCP, and signals and connections to abstract sockets of processes outside.
     """
     version = landlock_version()
     rights = _LANDLOCK_FILE_RIGHTS[min(version, 5)]

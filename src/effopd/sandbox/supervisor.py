@@ -71,7 +71,8 @@ class Supervisor:
 
     def __init__(self, settings: dict[str, Any], refusal: str) -> None:
         self.settings, self.limits, self.refusal, self.inside = settings, settings["limits"], refusal, not refusal
-        self.readable, self.listable = settings["readable"], []
+        self.readable: list[str] = settings["readable"]
+        self.listable: list[str] = []
         if not self.inside:
             resolved = sorted({os.path.realpath(path) for path in self.readable})
             self.readable, self.listable = folders.without_hidden(resolved, settings["hidden"])
@@ -83,7 +84,7 @@ class Supervisor:
         self.count = 0
         self.becomes_nobody = os.getuid() == 0 and (self.inside or _nobody_can_read(settings["python"]))
         kernel.hide_memory()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as process 1 it is out of reach of signals that it does not catch
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # signals that process 1 does not catch miss it
         if not self.inside:
             kernel.adopt_orphans()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,10 @@ class DatasetTask(Task):
 
         Raises UnusableRowError where the row holds no problem, UserError where the columns are not the data's.
         """
+
+    def unusable(self, problems: Sequence[Problem]) -> list[str]:
+        """Why each problem is none after all, as only trying its verifier tells; "" for those that are."""
+        return [""] * len(problems)
 
     def make_tables(self) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
         """The splits, with columns `problem`, `answer`, `difficulty` and `source`; no two problems are the same.
@@ -99,6 +103,9 @@ class DatasetTask(Task):
                 items.append(Item(problem, content_hash(content), name, content_hash(question)))
         except UserError as error:
             raise UserError(f"source {name}: {error}") from error
+        reasons = self.unusable([item.problem for item in items])
+        items = [item for item, reason in zip(items, reasons, strict=True) if not reason]
+        unusable.update(reason for reason in reasons if reason)
         facts = {"source": name, "rows": rows, "filtered": filtered, "unusable": dict(unusable), "kept": len(items)}
         if not items:
             why = "".join(f"; {count}: {reason}" for reason, count in unusable.most_common(3))
