@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import glob
 import os
 import select
@@ -10,7 +11,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -168,6 +170,28 @@ class Sandbox:
             os.killpg(self._process.pid, signal.SIGKILL)
             return None
         return receive(self._process.stdout.fileno())
+
+
+_idle: dict[tuple[int, Limits, bool], list[Sandbox]] = {}  # by the process that started them, and what they were for
+
+
+@contextmanager
+def borrowed(limits: Limits, *, required: bool = False) -> Iterator[Sandbox]:
+    """A sandbox for a while: one that this process has used before, if one is free. They end with the process."""
+    idle = _idle.setdefault((os.getpid(), limits, required), [])
+    sandbox = idle.pop() if idle else Sandbox(limits, required=required)
+    yield sandbox
+    idle.append(sandbox)
+
+
+def close_idle() -> None:
+    """End the sandboxes that this process has used and are free."""
+    for (process, *_), idle in _idle.items():
+        while process == os.getpid() and idle:
+            idle.pop().close()
+
+
+atexit.register(close_idle)
 
 
 def _base() -> dict[str, str]:

@@ -5,15 +5,19 @@ of the program runs where the tests compare it. Anything else crosses as a handl
 for each attribute, call and operation. Imports the standard library alone.
 """
 
+from __future__ import annotations
+
 import importlib
 import json
 import operator
 import os
 import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 PLAIN_TYPES = (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, object, range, set, str, tuple)
 # By module and name: how a value is written as arguments of its type.
-STANDARD = {
+STANDARD: dict[tuple[str, str], Callable[[Any], list[Any]]] = {
     ("builtins", "complex"): lambda v: [v.real, v.imag],
     ("builtins", "range"): lambda v: [v.start, v.stop, v.step],
     ("builtins", "slice"): lambda v: [v.start, v.stop, v.step],
@@ -27,7 +31,7 @@ STANDARD = {
 DICTS = {"dict": dict, "Counter": None, "OrderedDict": None, "defaultdict": None}  # those of None are in `collections`
 READABLE = {"__name__", "__qualname__", "__doc__", "__dict__", "__annotations__", "__module__", "__wrapped__"}
 ENDINGS = (SystemExit, KeyboardInterrupt, GeneratorExit)  # never passed on: the program is at its end
-OPERATORS = {
+OPERATORS: dict[str, Callable[..., Any]] = {
     "__len__": len, "__iter__": iter, "__next__": next, "__str__": str, "__repr__": repr, "__bool__": bool,
     "__hash__": hash, "__float__": float, "__int__": int, "__index__": operator.index, "__round__": round,
     "__reversed__": reversed, "__format__": format, "__contains__": operator.contains, "__getitem__": operator.getitem,
@@ -37,21 +41,8 @@ OPERATORS = {
     "__ge__": operator.ge, "__instancecheck__": lambda kind, value: isinstance(value, kind),
     "__enter__": lambda v: type(v).__enter__(v), "__exit__": lambda v, *error: type(v).__exit__(v, None, None, None),
 }  # fmt: skip
-for _name in (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-):
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
+for _name in _BINARY:
     _operator = getattr(operator, f"__{_name}__")
     OPERATORS[f"__{_name}__"] = _operator
     OPERATORS[f"__r{_name}__"] = lambda one, other, _operator=_operator: _operator(other, one)
@@ -62,13 +53,13 @@ class GoneError(BaseException):
     """The other side has ended, or says what no side says. No test can catch it by accident."""
 
 
-class Known(list):
+class Known(list[Any]):
     """The containers that both sides know by number in one exchange, in the order in which they were met."""
 
-    def __init__(self):
-        self.numbers = {}
+    def __init__(self) -> None:
+        self.numbers: dict[int, int] = {}
 
-    def append(self, container):
+    def append(self, container: Any) -> None:
         self.numbers[id(container)] = len(self)
         super().append(container)
 
@@ -78,27 +69,27 @@ class Proxy:
 
     __slots__ = ("_number", "_peer")
 
-    def __init__(self, peer, number):
+    def __init__(self, peer: Peer, number: int) -> None:
         object.__setattr__(self, "_peer", peer)
         object.__setattr__(self, "_number", number)
 
-    def __call__(self, *given, **named):
+    def __call__(self, *given: Any, **named: Any) -> Any:
         return self._peer.ask("call", self, given, named)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__") and name not in READABLE:
             raise AttributeError(name)
         return self._peer.ask("get", self, (name,))
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         self._peer.ask("set", self, (name, value))
 
-    def __delattr__(self, name):
+    def __delattr__(self, name: str) -> None:
         self._peer.ask("delete", self, (name,))
 
 
-def _forwarded(name):
-    def method(self, *given):
+def _forwarded(name: str) -> Callable[..., Any]:
+    def method(self: Proxy, *given: Any) -> Any:
         if name == "__exit__":
             given = ()
         if name in COMPARISONS and type(given[0]) is not Proxy:
@@ -120,22 +111,24 @@ class Peer:
     of classes that `__main__` defines.
     """
 
-    def __init__(self, reading, writing, trusts):
+    def __init__(self, reading: int, writing: int, trusts: bool) -> None:
         self.reading, self.writing, self.trusts = reading, writing, trusts
-        self.held, self.numbers = [], {}  # what the other side has handles of, and its numbers by identity
-        self.proxies, self.errors = {}, {}
+        self.held: list[Any] = []  # what the other side has handles of
+        self.numbers: dict[int, int] = {}  # their numbers by identity
+        self.proxies: dict[int, Proxy] = {}
+        self.errors: dict[int, Any] = {}
         self.gone = False  # whether the other side has ended, whatever a test made of that
-        self.failed = None  # an assertion that failed while the other side had called
+        self.failed: AssertionError | None = None  # an assertion that failed while the other side had called
         self.lock = threading.RLock()
         self.waiting = b""
 
     # Messages
 
-    def loss(self):
+    def loss(self) -> GoneError:
         self.gone = True
         return GoneError()
 
-    def send(self, message):
+    def send(self, message: Any) -> None:
         rest = memoryview(json.dumps(message).encode() + b"\n")
         try:
             while rest:
@@ -143,7 +136,7 @@ class Peer:
         except OSError:
             raise self.loss() from None
 
-    def receive(self):
+    def receive(self) -> Any:
         parts = [self.waiting]
         while b"\n" not in parts[-1]:
             part = os.read(self.reading, 2**16)
@@ -156,7 +149,7 @@ class Peer:
         except (ValueError, RecursionError):
             raise self.loss() from None
 
-    def ask(self, what, target, given=(), named=None):
+    def ask(self, what: str, target: Any, given: Sequence[Any] = (), named: dict[str, Any] | None = None) -> Any:
         """Have the other side do something with an object of its own; what it returns, or raises."""
         with self.lock:
             known = Known()
@@ -173,7 +166,7 @@ class Peer:
                 self.restore(content[1], known)
                 return value
 
-    def answer(self, what, target, given, named):
+    def answer(self, what: str, target: Any, given: Any, named: Any) -> None:
         """Do what the other side asks for."""
         known = Known()
         try:
@@ -192,7 +185,7 @@ class Peer:
             value = ["raised", self.encode_error(error, known)]
         self.send([*value, changed])
 
-    def done(self, what, target, given, named):
+    def done(self, what: str, target: Any, given: Any, named: Any) -> Any:
         if what == "call":
             return target(*given, **named)
         if what in OPERATORS:
@@ -201,11 +194,12 @@ class Peer:
             raise self.loss()
         if not self.trusts and (given[0].startswith("_") or type(target).__module__ != "__main__"):
             raise AttributeError(given[0])
-        return {"get": getattr, "set": setattr, "delete": delattr}[what](target, *given)
+        access: dict[str, Callable[..., Any]] = {"get": getattr, "set": setattr, "delete": delattr}
+        return access[what](target, *given)
 
     # Values
 
-    def encode(self, value, known):
+    def encode(self, value: Any, known: Known) -> Any:
         """A value as JSON. `known` are the containers that both sides know by number in this exchange."""
         kind = type(value)
         if value is None or kind in (bool, int, float, str):
@@ -217,7 +211,7 @@ class Peer:
         content = self.encode_content(value, known, register=True)
         return content if content is not None else self.handle(value)
 
-    def encode_content(self, value, known, register=False):
+    def encode_content(self, value: Any, known: Known, register: bool = False) -> Any:
         """A container or other plain data; None if it is no plain data. With `register`, a container is made known."""
         kind = type(value)
         name = (kind.__module__, kind.__name__)
@@ -233,16 +227,19 @@ class Peer:
             return ["tuple", *items]
         if isinstance(value, dict):
             special = name[1] if name[0] == "collections" and name[1] in DICTS else "dict"
-            factory = self.encode(value.default_factory, known) if special == "defaultdict" else None
+            factory = self.encode(getattr(value, "default_factory", None), known) if special == "defaultdict" else None
             return [special, factory, *[[self.encode(k, known), self.encode(v, known)] for k, v in dict.items(value)]]
         if isinstance(value, (set, frozenset)):
-            base = set if isinstance(value, set) else frozenset
+            base: Any = set if isinstance(value, set) else frozenset
             return [base.__name__, *[self.encode(item, known) for item in base.__iter__(value)]]
         if isinstance(value, (bytes, bytearray)):
             return ["bytearray" if isinstance(value, bytearray) else "bytes", bytes(value).hex()]
-        for base in (int, float, str):  # subclasses of these, IntEnum for one
-            if isinstance(value, base) and kind is not bool:
-                return {int: int.__int__, float: float.__float__, str: str.__str__}[base](value)
+        if isinstance(value, int) and kind is not bool:  # an IntEnum, for one
+            return int.__int__(value)
+        if isinstance(value, float):
+            return float.__float__(value)
+        if isinstance(value, str):
+            return str.__str__(value)
         if name == ("collections", "deque"):
             return ["deque", value.maxlen, *[self.encode(item, known) for item in value]]
         if name in STANDARD and getattr(value, "tzinfo", None) is None:
@@ -253,7 +250,7 @@ class Peer:
             return ["builtin", value.__name__] if getattr(value.__self__, "__name__", "") == "builtins" else None
         return None
 
-    def handle(self, value):
+    def handle(self, value: Any) -> list[Any]:
         number = self.numbers.get(id(value))
         if number is None:
             number = self.numbers[id(value)] = len(self.held)
@@ -261,14 +258,14 @@ class Peer:
         kinds = value.__mro__ if isinstance(value, type) and issubclass(value, BaseException) else ()
         return ["mine", number, *([[value.__name__, _builtin_bases(kinds)]] if kinds else [])]
 
-    def decode(self, value, known):
+    def decode(self, value: Any, known: Known) -> Any:
         """The value that `encode` wrote. Raises GoneError if it is none."""
         try:
             return self._decoded(value, known)
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
             raise self.loss() from None
 
-    def _decoded(self, value, known):
+    def _decoded(self, value: Any, known: Known) -> Any:
         if not isinstance(value, list):
             return value
         name, *rest = value
@@ -295,7 +292,7 @@ class Peer:
             return kind(*[self._decoded(item, known) for item in rest[2:]])
         return {"tuple": tuple, "frozenset": frozenset}[name]([self._decoded(item, known) for item in rest])
 
-    def empty(self, name, rest, known):
+    def empty(self, name: str, rest: list[Any], known: Known) -> Any:
         """An empty container of a kind, made known before what it holds is read: it may hold itself."""
         plain = {"list": list, "set": set, "bytearray": bytearray, "dict": dict}.get(name)
         if plain is None:
@@ -309,7 +306,7 @@ class Peer:
         known.append(container)
         return container
 
-    def fill(self, container, name, rest, known):
+    def fill(self, container: Any, name: str, rest: list[Any], known: Known) -> Any:
         if name == "bytearray":
             container[:] = bytes.fromhex(rest[0])
         elif name == "list":
@@ -323,7 +320,7 @@ class Peer:
                 dict.__setitem__(container, self._decoded(key, known), self._decoded(item, known))
         return container
 
-    def restore(self, changed, known):
+    def restore(self, changed: list[Any], known: Known) -> None:
         """Give the containers that were handed over the contents that the other side left in them."""
         try:
             for container, (name, *rest) in list(zip(known, changed, strict=False)):
@@ -336,21 +333,21 @@ class Peer:
         except (TypeError, ValueError, LookupError, AttributeError):
             raise self.loss() from None
 
-    def proxy(self, number):
+    def proxy(self, number: int) -> Proxy:
         if type(number) is not int:
             raise self.loss()
         return self.proxies.setdefault(number, Proxy(self, number))
 
     # Exceptions
 
-    def encode_error(self, error, known):
+    def encode_error(self, error: BaseException, known: Known) -> list[Any]:
         kind = type(error)
         given = [self.encode(part, known) for part in error.args]
         if kind.__module__ == "builtins":
             return [None, kind.__name__, [kind.__name__], given]
         return [self.handle(kind)[1], kind.__name__, _builtin_bases(kind.__mro__), given]
 
-    def error(self, value, known, stops):
+    def error(self, value: Any, known: Known, stops: bool) -> BaseException:
         """The exception that the other side raised. One that ends loops is another if it does not come from next()."""
         try:
             number, name, bases, given = value
@@ -367,10 +364,10 @@ class Peer:
             return RuntimeError(f"{name} was raised")
         return error
 
-    def error_class(self, number, name, bases):
+    def error_class(self, number: int | None, name: str, bases: list[str]) -> Any:
         """A class of exceptions of the other side: the builtin one, or one of that name with the same builtin bases."""
         builtins = importlib.import_module("builtins")
-        kinds = [getattr(builtins, base, None) for base in bases]
+        kinds: list[Any] = [getattr(builtins, base, None) for base in bases]
         if not kinds or not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
             raise self.loss()  # an exception that is to end this process
         if number is None:
@@ -380,11 +377,11 @@ class Peer:
         return self.errors[number]
 
 
-def _is_plain_type(kind):
+def _is_plain_type(kind: Any) -> bool:
     """Whether the other side may name a builtin: a type of plain data, or an exception."""
     return isinstance(kind, type) and (kind in PLAIN_TYPES or issubclass(kind, Exception))
 
 
-def _builtin_bases(kinds):
+def _builtin_bases(kinds: Sequence[type]) -> list[str]:
     """The most special builtin exception among base classes."""
     return next(([kind.__name__] for kind in kinds if kind.__module__ == "builtins"), ["Exception"])

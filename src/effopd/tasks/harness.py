@@ -4,6 +4,7 @@ Imports the standard library and `code_wire` alone.
 """
 
 import bisect
+import builtins
 import collections
 import ctypes
 import functools
@@ -20,35 +21,25 @@ import string
 import sys
 import types
 import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from effopd.tasks.code_wire import GoneError, Peer
+from effopd.tasks.code_wire import GoneError, Peer, Proxy
 
 RESULT = 3  # the descriptor on which the sandbox hands results back
 SOLUTION = "solution"
 # Modules whose names programs may use without importing them, as on the sites that such problems are from.
-PRELOADED = (
-    "typing",
-    "math",
-    "collections",
-    "itertools",
-    "functools",
-    "heapq",
-    "bisect",
-    "string",
-    "re",
-    "random",
-    "sys",
-)
+PRELOADED = (bisect, collections, functools, heapq, itertools, math, random, re, string, sys, typing)
 PR_SET_DUMPABLE = 4
 SHOWN_ERROR = 200
 
 
-def main(mode):
+def main(mode: str) -> None:
     """What a sandbox is asked for: `call` a function, `judge` by assertions, or `check` many assertions."""
     {"call": call, "judge": judge, "check": check}[mode]()
 
 
-def call():
+def call() -> None:
     """Load a solution, say so; read a question, and write what the function returned.
 
     What is asked arrives after the solution has been loaded, so that nothing that it does on loading can answer it.
@@ -62,12 +53,12 @@ def call():
     write(RESULT, dumps(result).encode())
 
 
-def load(code, preamble=""):
+def load(code: str, preamble: str = "") -> dict[str, Any]:
     """The module of a solution; in it the names of `PRELOADED` are builtin. `preamble` is run before it."""
     module = types.ModuleType(SOLUTION)
     module.__file__ = f"{SOLUTION}.py"
     sys.modules[SOLUTION] = module  # for dataclasses, pickle and the like
-    module.__builtins__ = {**preloaded(), **vars(sys.modules["builtins"])}
+    module.__dict__["__builtins__"] = {**preloaded(), **vars(builtins)}
     if preamble:
         exec(compile(preamble, "preamble.py", "exec"), module.__dict__)
     with open(module.__file__, "w", encoding="utf-8", errors="replace") as file:  # for inspect.getsource
@@ -76,8 +67,8 @@ def load(code, preamble=""):
     return module.__dict__
 
 
-def preloaded():
-    names = {}
+def preloaded() -> dict[str, Any]:
+    names: dict[str, Any] = {}
     for module in PRELOADED:
         public = getattr(module, "__all__", None) or [n for n in dir(module) if not n.startswith("_")]
         names |= {n: getattr(module, n) for n in public if module is not sys}
@@ -85,7 +76,7 @@ def preloaded():
     return names
 
 
-def find(space, name):
+def find(space: dict[str, Any], name: str) -> Any:
     """A function of a module, or a method of its class `Solution`. Raises LookupError."""
     if name in space:
         return space[name]
@@ -98,11 +89,11 @@ def find(space, name):
 # solution ever runs.
 
 
-def judge():
+def judge() -> None:
     """Run a problem's tests on a solution, and write the report."""
     read = sys.stdin.buffer.readline
 
-    def ask():
+    def ask() -> dict[str, Any]:
         os.write(RESULT, b"\n")
         return json.loads(read())
 
@@ -110,7 +101,7 @@ def judge():
     os.write(RESULT, json.dumps(report).encode())
 
 
-def judged(solution, ask):
+def judged(solution: dict[str, str], ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The report on a solution: whether it `passed`, else why not, and whether only the `tests` are to blame.
 
     `ask` returns the tests, once the process that runs the solution has been started without them.
@@ -141,7 +132,7 @@ def judged(solution, ask):
     return {"passed": not fault, **(fault or {})}
 
 
-def _end_of(child):
+def _end_of(child: int) -> str:
     """How the process of a solution that is gone has ended."""
     for descriptor in range(RESULT + 1, 64):
         try:
@@ -157,7 +148,7 @@ def _end_of(child):
     return f"the program ended before the tests did ({how})"
 
 
-def serve(reading, writing):
+def serve(reading: int, writing: int) -> NoReturn:
     """What the solution's process does: load it, and do what the tests ask for until they have ended."""
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -176,7 +167,7 @@ def serve(reading, writing):
         peer.send("loaded")
         shared = preloaded()
 
-        def find_for_tests(name):
+        def find_for_tests(name: str) -> tuple[bool, Any]:
             found = find(space, name)
             return found is shared.get(name), found
 
@@ -189,7 +180,15 @@ def serve(reading, writing):
     os._exit(0)
 
 
-def run_tests(peer, tests, function="", names=(), modules=(), preamble="", candidate=False):
+def run_tests(
+    peer: Peer,
+    tests: str,
+    function: str = "",
+    names: Sequence[str] = (),
+    modules: Sequence[str] = (),
+    preamble: str = "",
+    candidate: bool = False,
+) -> dict[str, Any] | None:
     """Run tests. Returns None if all passed, else the `reason`, and whether only the `tests` are to blame.
 
     `names` are those that the tests take from the solution, `modules` those that they use without importing them.
@@ -223,24 +222,24 @@ def run_tests(peer, tests, function="", names=(), modules=(), preamble="", candi
     return None if peer.failed is None else {"reason": f"AssertionError: {_text(peer.failed)}".rstrip(": ")}
 
 
-def _test_module(finder, known):
+def _test_module(finder: Proxy, known: dict[str, Any]) -> dict[str, Any]:
     """The names of the module that the tests run as: the main one, so that what is guarded by that runs."""
     solution = types.ModuleType(SOLUTION)
 
-    def get(name):
+    def get(name: str) -> Any:
         found = None if name.startswith("__") else _ask(finder, name, known)
         if found is None:
             raise AttributeError(name)
         return found
 
-    solution.__getattr__ = get
+    solution.__dict__["__getattr__"] = get
     sys.modules[SOLUTION] = solution
     sys.modules["__main__"] = module = types.ModuleType("__main__")
     sys.argv = ["tests.py"]
     return module.__dict__
 
 
-def _ask(finder, name, known):
+def _ask(finder: Proxy, name: str, known: dict[str, Any]) -> Any:
     """An object of the solution or, if it has none of that name or the standard library's, our own; else None."""
     try:
         standard, found = finder(name)
@@ -249,7 +248,7 @@ def _ask(finder, name, known):
     return known[name] if standard and name in known else found
 
 
-def run_defined(own):
+def run_defined(own: dict[str, Any]) -> None:
     """Run what tests define for a runner of tests: functions `test_...()` and test cases."""
     for name, value in own.items():
         if name.startswith("test") and isinstance(value, types.FunctionType) and not value.__code__.co_argcount:
@@ -258,7 +257,7 @@ def run_defined(own):
             run_case(name, value)
 
 
-def run_case(name, case):
+def run_case(name: str, case: type) -> None:
     """Run a class of tests: one of unittest, or one whose name begins with Test."""
     unittest = sys.modules.get("unittest")
     if unittest is not None and issubclass(case, unittest.TestCase):
@@ -273,14 +272,14 @@ def run_case(name, case):
             getattr(instance, test)()
 
 
-def _text(value):
+def _text(value: object) -> str:
     try:
         return " ".join(str(value).split())[:SHOWN_ERROR]
     except Exception:
         return ""
 
 
-def check():
+def check() -> None:
     """Judge each line's solution by its tests, and write a line with each report: null where there is none in time."""
     read = sys.stdin.buffer.readline
     seconds = json.loads(read())
@@ -289,7 +288,7 @@ def check():
         process = os.fork()
         if process == 0:
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            report = judged(part["solution"], lambda part=part: part["question"])
+            report = judged(part["solution"], functools.partial(part.get, "question"))
             os.write(RESULT, json.dumps(report).encode() + b"\n")
             os._exit(0)
         if os.waitpid(process, 0)[1]:

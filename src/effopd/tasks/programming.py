@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from effopd.runtime.progress import say
-from effopd.sandbox.client import Limits, Outcome, Sandbox
+from effopd.sandbox.client import Limits, Outcome, Sandbox, borrowed
 from effopd.tasks import code_wire, harness
 from effopd.tasks.base import Problem, Verdict
 from effopd.tasks.code_blocks import NoProgramError, program_in
@@ -81,7 +81,7 @@ class CodeTask(DatasetTask):
         settings = self.section["sandbox"]
         limits = Limits(**{name: settings[name] for name in Limits.__dataclass_fields__})
         tests = _tests(json.loads(problem.answer), code, settings["max_tests"])
-        with Sandbox(limits, required=settings["isolation"] == "namespaces") as sandbox:
+        with borrowed(limits, required=settings["isolation"] == "namespaces") as sandbox:
             if sandbox.refusal:
                 _say_once(f"programs run without namespaces: {sandbox.refusal}")
             walls = "+".join([*sandbox.isolation, "limits"])
@@ -182,7 +182,7 @@ def _check(answers: Sequence[Mapping[str, Any]]) -> list[str]:
         before, question = questions(tests)
         for code in ("", idle_program(tests)):
             lines.append(_line({"solution": {"code": code, **before}, "question": question}))
-    with Sandbox(CHECK_LIMITS) as sandbox:
+    with borrowed(CHECK_LIMITS) as sandbox:
         outcome = sandbox.run(_harness("check"), b"".join(lines))
     reports = []
     for line in outcome.result.splitlines():
