@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 
-MOST_ENTRIES = 4096  # files and folders in a work folder
+MOST_ENTRIES = 1024  # files and folders in a work folder
 MOST_LEVELS = 64  # folders within folders
 
 

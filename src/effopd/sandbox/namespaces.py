@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from effopd.sandbox import kernel
+from effopd.sandbox.folders import MOST_ENTRIES
 
 NOBODY = 65534  # the user that programs run as, as they see it
 WORK = "/sandbox"
@@ -148,7 +149,7 @@ def new_work_folder(megabytes: int) -> None:
     if os.path.ismount(WORK):
         kernel.unmount(WORK)
     flags = kernel.MS_NOSUID | kernel.MS_NODEV
-    options = f"size={megabytes}m,nr_inodes=4096,mode=0700,uid={NOBODY},gid={NOBODY}"
+    options = f"size={megabytes}m,nr_inodes={MOST_ENTRIES},mode=0700,uid={NOBODY},gid={NOBODY}"
     kernel.mount("none", WORK, "tmpfs", flags, options)
 
 

@@ -6,14 +6,12 @@ Imports the standard library and `code_wire` alone.
 import bisect
 import builtins
 import collections
-import ctypes
 import functools
 import heapq
 import itertools
 import json
 import math
 import os
-import random
 import re
 import resource
 import signal
@@ -29,7 +27,7 @@ from effopd.tasks.code_wire import GoneError, Peer, Proxy
 RESULT = 3  # the descriptor on which the sandbox hands results back
 SOLUTION = "solution"
 # Modules whose names programs may use without importing them, as on the sites that such problems are from.
-PRELOADED = (bisect, collections, functools, heapq, itertools, math, random, re, string, sys, typing)
+PRELOADED = (bisect, collections, functools, heapq, itertools, math, re, string, sys, typing)
 PR_SET_DUMPABLE = 4
 SHOWN_ERROR = 200
 
@@ -106,6 +104,8 @@ def judged(solution: dict[str, str], ask: Callable[[], dict[str, Any]]) -> dict[
 
     `ask` returns the tests, once the process that runs the solution has been started without them.
     """
+    import ctypes  # which takes time, and is not needed to call a function
+
     sys.path[:] = [path for path in sys.path if path]  # the solution could put modules into the work folder
     sys.dont_write_bytecode = True
     (reading, its_writing), (its_reading, writing) = os.pipe(), os.pipe()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -213,11 +214,12 @@ def _line(value: Any) -> bytes:
 def _harness(mode: str) -> str:
     """The program that does `mode` (see `harness.main`): the modules of `HARNESS`, which the sandbox does not have."""
     texts = {part.__name__: Path(str(part.__file__)).read_text(encoding="utf-8") for part in HARNESS}
+    compiled = {name: marshal.dumps(compile(text, name, "exec")) for name, text in texts.items()}  # by the same Python
     return f"""
-import sys, types
-for name, text in {texts!r}.items():
+import marshal, sys, types
+for name, code in {compiled!r}.items():
     module = sys.modules[name] = types.ModuleType(name)
-    exec(compile(text, name, "exec"), module.__dict__)
+    exec(marshal.loads(code), module.__dict__)
 module.main({mode!r})
 """
 
