@@ -12,14 +12,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from sandboxes import FALLBACK, FULL, LIMITS, sandbox_with
 
 from effopd.sandbox.client import close_idle
-from effopd.tasks.code_blocks import NoProgramError, program_in
-from effopd.tasks.code_outputs import read_value, same_output, same_value
-from effopd.tasks.dataset import UnusableRowError
 from effopd.tasks.programming import CodeTask
 
 if sys.platform != "linux":
@@ -211,7 +206,15 @@ FOR_PROGRAMS = "\nif __name__ == '__main__':\n    a, b = map(int, input().split(
 NO_SHARED_MEMORY = ("multiprocessing", "process pools", "shared arrays")  # documented: not in the fallback
 
 
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        pytest.param(mode, name, marks=[pytest.mark.slow] * (mode == FALLBACK and n % 3 > 0))
+        for mode in (FULL, FALLBACK)
+        for n, name in enumerate(FEATURES)
+    ],
+    indirect=["task"],
+)
 def test_right_programs_are_right_whatever_they_use(task, name):
     kinds = (CALLS, ASSERTS) if name == "names that sites import" else (CALLS, ASSERTS, STDIN)
     for tests in kinds:
