@@ -438,6 +438,29 @@ def test_an_ordinary_user_gets_the_same_walls():
     assert out == f"{FULL} \nb'65534 3\\n'\n"
 
 
+def test_an_ordinary_user_cannot_reach_the_supervisor():
+    """It has the same user as the programs: limits, signals and priorities of process 1 are refused all the same."""
+    with sandbox_with(FULL):
+        pass
+    attack = textwrap.dedent("""
+        import ctypes, os, resource, signal
+        libc = ctypes.CDLL(None)
+        for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
+            try: print(resource.prlimit(1, limit, (1, 1)))
+            except OSError: pass
+        for number in range(1, 65):
+            try: os.kill(1, number)
+            except OSError: pass
+        print(libc.setpriority(0, 1, 19), libc.ptrace(16, 1, 0, 0))
+        for path in ("/proc/1/mem", "/proc/1/fd/0", "/proc/1/fd/1"):
+            try: print(open(path, "r+b", 0))
+            except OSError: pass
+        """)
+    program = REPORT.replace("print(sandbox.isolation", f"print(sandbox.run({attack!r}).output); print(sandbox.isolation")
+    out = _report("--map-user=1000", "--map-group=1000", program=program)
+    assert out == f"b'-1 -1\\n'\n{FULL} \nb'65534 3\\n'\n"
+
+
 def test_without_namespaces_the_next_best_stands_and_says_so():
     """Where an administrator has turned user namespaces off."""
     with sandbox_with(FALLBACK):

@@ -125,7 +125,8 @@ def _build_root(readable: Sequence[str], hidden: Sequence[str]) -> None:
     os.mkdir(f"{new}/proc")
     kernel.mount("proc", f"{new}/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
     os.makedirs(new + WORK)
-    os.symlink(WORK, f"{new}/tmp")
+    if not os.path.isdir(f"{new}/tmp"):  # unless a readable path lies there
+        os.symlink(WORK, f"{new}/tmp")
     kernel.change_root(new)
     _write("/proc/sys/user/max_user_namespaces", "0")  # no namespaces within these, where rights would grow back
     kernel.make_read_only("/")
