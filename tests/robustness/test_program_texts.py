@@ -345,10 +345,10 @@ def test_a_project_among_the_systems_libraries_is_not_seen(tmp_path, monkeypatch
     project.mkdir(parents=True)
     (project / "answers").write_text("expected output")
     (system / "library").write_text("library")
-    for path in (tmp_path, *tmp_path.parents):
+    for path in (tmp_path, *tmp_path.parents[:2]):
         path.chmod(0o755)
     monkeypatch.chdir(project)
-    monkeypatch.setattr("effopd.sandbox.client.SYSTEM_PATHS", ("/usr/lib", "/lib", "/lib64", str(system)))
+    monkeypatch.setattr("effopd.sandbox.client.SYSTEM_PATHS", (*client.SYSTEM_PATHS, str(system)))
     monkeypatch.setattr("effopd.sandbox.client._readable", client._readable.__wrapped__)
     try:
         sandbox = Sandbox(Limits(2, 10, 256, 4, 8, 32, 64), required=True)
@@ -356,7 +356,7 @@ def test_a_project_among_the_systems_libraries_is_not_seen(tmp_path, monkeypatch
         pytest.skip(str(error))
     with sandbox:
         code = f"import os\nfor folder, _, names in os.walk({str(system)!r}):\n    for name in names: print(open(folder + '/' + name).read())"
-        assert sandbox.run(code).output == b"library\n"
+        assert (outcome := sandbox.run(code)).output == b"library\n", outcome
 
 
 @pytest.mark.parametrize("levels", [10, 3000])
