@@ -456,7 +456,9 @@ def test_an_ordinary_user_cannot_reach_the_supervisor():
             try: print(open(path, "r+b", 0))
             except OSError: pass
         """)
-    program = REPORT.replace("print(sandbox.isolation", f"print(sandbox.run({attack!r}).output); print(sandbox.isolation")
+    program = REPORT.replace(
+        "print(sandbox.isolation", f"print(sandbox.run({attack!r}).output); print(sandbox.isolation"
+    )
     out = _report("--map-user=1000", "--map-group=1000", program=program)
     assert out == f"b'-1 -1\\n'\n{FULL} \nb'65534 3\\n'\n"
 

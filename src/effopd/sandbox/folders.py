@@ -5,6 +5,7 @@ Imports the standard library alone: it runs in the sandbox's own interpreter.
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,39 +87,37 @@ def remove(folder: str) -> None:
     No program may write to it any more. Folders within are moved up to the top, so that paths stay short and nothing
     recurses. What cannot be removed is left.
     """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
     try:
-        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except PermissionError:
         os.chmod(folder, 0o700)
-        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return
+        top = os.open(folder, flags)
+    except OSError:
+        return  # it is not there
     try:
-        names = iter(range(2**62))
-        waiting = _emptied(top, top, names, os.listdir(top))
+        names = itertools.count()
+        waiting = _emptied(top, top, names)
         while waiting:
             name = waiting.pop()
             try:
-                place = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
+                place = os.open(name, flags, dir_fd=top)
                 try:
-                    waiting += _emptied(place, top, names, os.listdir(place))
+                    waiting += _emptied(place, top, names)
                 finally:
                     os.close(place)
                 os.rmdir(name, dir_fd=top)
             except OSError:
                 continue
-    finally:
-        os.close(top)
-    try:
         os.rmdir(folder)
     except OSError:
         pass
+    finally:
+        os.close(top)
 
 
-def _emptied(place: int, top: int, names: Iterator[int], entries: list[str]) -> list[str]:
+def _emptied(place: int, top: int, names: Iterator[int]) -> list[str]:
     """Unlink the files of an open folder and move its folders to `top`; returns their new names there."""
     moved = []
-    for name in entries:
+    for name in os.listdir(place):
         try:
             if not stat.S_ISDIR(os.stat(name, dir_fd=place, follow_symlinks=False).st_mode):
                 os.unlink(name, dir_fd=place)
