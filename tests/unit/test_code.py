@@ -9,8 +9,8 @@ import pytest
 from sandboxes import FALLBACK, FULL, sandbox_with
 
 from effopd.tasks.base import Problem
-from effopd.tasks.dataset import UnusableRowError
 from effopd.tasks.code_outputs import same_output, same_value
+from effopd.tasks.dataset import UnusableRowError
 from effopd.tasks.programming import CodeTask
 
 if sys.platform != "linux":
