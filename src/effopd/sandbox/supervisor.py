@@ -11,11 +11,10 @@ import platform
 import resource
 import select
 import signal
-import stat
 import time
 from typing import Any, NoReturn
 
-from effopd.sandbox import folders, kernel, namespaces
+from effopd.sandbox import folders, kernel, namespaces, processes
 from effopd.sandbox.protocol import packed, receive, send, unpacked
 
 CONTROL, REPLIES, RESULT = 0, 1, 3  # file descriptors: ours, and the one on which programs may hand back a result
@@ -207,7 +206,7 @@ class Supervisor:
         }
         release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
         if not self.inside:
-            hard[resource.RLIMIT_NPROC] = limits["processes"] + _tasks_of(
+            hard[resource.RLIMIT_NPROC] = limits["processes"] + processes.tasks_of(
                 namespaces.NOBODY if self.becomes_nobody else os.getuid()
             )
         elif release >= COUNTED_PER_NAMESPACE:
@@ -222,10 +221,10 @@ class Supervisor:
         """End whatever the program has started, and wait until it has ended."""
         while True:
             if self.inside:
-                _kill(-1)
+                processes.kill(-1)
             else:
-                for process in _descendants():
-                    _kill(process)
+                for process in processes.descendants():
+                    processes.kill(process)
             try:
                 if os.waitpid(-1, 0 if self.inside else os.WNOHANG)[0] == 0:
                     time.sleep(0.001)
@@ -333,19 +332,20 @@ class _Watch:
         if time.monotonic() - started > self.limits["wall_seconds"]:
             self.ended = "wall time"
             return
-        processes = _descendants()
-        if len(processes) > self.limits["processes"]:
+        running = processes.descendants()
+        if len(running) > self.limits["processes"]:
             self.ended = "processes"
-        elif sum(_private_bytes(process) for process in processes) > self.limits["memory_mb"] * MEGABYTE:
+        elif sum(map(processes.private_bytes, running)) > self.limits["memory_mb"] * MEGABYTE:
             self.ended = "memory"
-        elif self.folder and time.monotonic() > self.next_look and self._too_much_on_disk(processes):
+        elif self.folder and time.monotonic() > self.next_look and self._too_much_on_disk(running):
             self.ended = "files"
 
-    def _too_much_on_disk(self, processes: list[int]) -> bool:
+    def _too_much_on_disk(self, running: list[int]) -> bool:
         """Whether the work folder and the removed files that are still open exceed the limit."""
         start = time.monotonic()
         try:
-            held = folders.size_of(self.folder) + sum(_removed_bytes(p, may_hide=p == self.child) for p in processes)
+            held = folders.size_of(self.folder)
+            held += sum(processes.removed_bytes(process, may_hide=process == self.child) for process in running)
         except folders.TooMuchError:
             return True
         self.next_look = time.monotonic() + (time.monotonic() - start) / LOOKING
@@ -360,64 +360,6 @@ class _Watch:
             os.close(self.feeding)
 
 
-def _kill(process: int) -> None:
-    try:
-        os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def _descendants() -> list[int]:
-    """The living processes below this one."""
-    children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and (stat := _read(f"/proc/{entry}/stat")):
-            state, parent = stat.rsplit(b")", 1)[1].split()[:2]
-            if state != b"Z":
-                children.setdefault(int(parent), []).append(int(entry))
-    found = list(children.get(os.getpid(), ()))
-    for process in found:  # grows as it goes
-        found += children.get(process, ())
-    return found
-
-
-def _removed_bytes(process: int, *, may_hide: bool) -> int:
-    """Bytes of open files that have no name any more. Raises TooMuchError if the process hides them and may not."""
-    total = 0
-    try:
-        for name in os.listdir(f"/proc/{process}/fd"):
-            try:
-                facts = os.stat(f"/proc/{process}/fd/{name}")
-            except FileNotFoundError:
-                continue  # closed meanwhile
-            if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 0:
-                total += facts.st_blocks * 512
-    except PermissionError:
-        if not may_hide:
-            raise folders.TooMuchError from None
-    except (FileNotFoundError, ProcessLookupError):
-        pass  # it has ended
-    return total
-
-
-def _private_bytes(process: int) -> int:
-    """Memory that a process shares with no file."""
-    sizes = _read(f"/proc/{process}/statm").split()
-    return (int(sizes[1]) - int(sizes[2])) * resource.getpagesize() if sizes else 0
-
-
-def _tasks_of(user: int) -> int:
-    """The threads that a user runs now: the kernel's limit counts them all."""
-    count = 0
-    for entry in os.listdir("/proc"):
-        try:
-            if entry.isdigit() and os.stat(f"/proc/{entry}").st_uid == user:
-                count += len(os.listdir(f"/proc/{entry}/task"))
-        except OSError:
-            continue  # it ended meanwhile
-    return count
-
-
 def _nobody_can_read(python: str) -> bool:
     """Whether the user nobody can start this Python and import its library."""
     child = os.fork()
@@ -428,11 +370,3 @@ def _nobody_can_read(python: str) -> bool:
         except OSError:
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
