@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import glob
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -19,11 +21,15 @@ from typing import Any
 
 import effopd
 from effopd.runtime.errors import UserError
-from effopd.sandbox import supervisor
+from effopd.sandbox import folders, supervisor
 from effopd.sandbox.protocol import packed, receive, send, unpacked
 
 LAYERS = ("namespaces", "landlock", "seccomp")
-SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store")
+# Programs and libraries of the system. Not the rest of /usr: projects and data may lie there.
+SYSTEM_PATHS = (
+    "/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/share/zoneinfo",
+    "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store",
+)  # fmt: skip
 PATIENCE_SECONDS = 60.0  # beyond a program's own wall time, before the supervisor itself counts as lost
 
 
@@ -48,7 +54,7 @@ class Limits:
 class Outcome:
     """How a program ended, and what it wrote."""
 
-    ended: str  # the limit that ended it: "cpu time", "wall time", "memory", "processes", "output"; else ""
+    ended: str  # the limit that ended it: "cpu time", "wall time", "memory", "processes", "files", "output"; else ""
     code: int  # exit status; -n after signal n
     output: bytes
     error: bytes  # the end of standard error
@@ -66,25 +72,33 @@ class Sandbox:
     """
 
     def __init__(self, limits: Limits, *, required: bool = False, layers: Collection[str] = LAYERS) -> None:
-        self.limits = limits
+        self.limits, self._required, self._layers = limits, required, tuple(layers)
+        self._start()
+
+    def _start(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="effopd-sandbox-")
-        python, readable = _interpreter()
         packages = str(Path(effopd.__file__).parents[1])
+        python = os.path.realpath(sys.executable)
         start = f"import sys; sys.path.append({packages!r}); from {supervisor.__name__} import main; main()"
-        self._process = subprocess.Popen(
-            [python, "-I", "-S", "-c", start],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={},
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [python, "-I", "-S", "-c", start],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                env={},
+                start_new_session=True,
+            )
+        except OSError as error:
+            folders.remove(self._folder)
+            raise SandboxError(f"the sandbox cannot be started: {error}. Free memory and processes.") from error
         settings = {
-            "limits": asdict(limits),
+            "limits": asdict(self.limits),
             "python": python,
-            "readable": readable,
-            "layers": list(layers),
-            "required": required,
+            "readable": _readable(python),
+            "hidden": _hidden(),
+            "layers": self._layers,
+            "required": self._required,
             "folder": self._folder,
         }
         hello = self._exchange(settings, PATIENCE_SECONDS)
@@ -99,15 +113,25 @@ class Sandbox:
         self.refusal: str = hello["refusal"]  # why there are no namespaces; "" where there are
 
     def run(self, program: str, given: bytes = b"", later: bytes = b"") -> Outcome:
-        """Run a program on standard input `given`, then `later` once it has written to descriptor 3."""
+        """Run a program on standard input `given`, then `later` once it has written to descriptor 3.
+
+        If the sandbox breaks it is started anew and the program is run once more. If it breaks again, the outcome's
+        `ended` says so, and the sandbox is new again for the next program: no program can end its caller.
+        """
         request = {"program": packed(program.encode(errors="replace")), "input": packed(given), "later": packed(later)}
-        reply = self._exchange(request, self.limits.wall_seconds + PATIENCE_SECONDS)
-        if reply is None:
-            return Outcome("loss of the sandbox", 1, b"", b"", b"", 0.0)
-        if "broken" in reply:
-            raise SandboxError(f"the sandbox is broken: {reply['broken']}. Free memory and processes, and run again.")
-        content = {name: unpacked(reply[name]) for name in ("output", "error", "result")}
-        return Outcome(reply["ended"], reply["code"], seconds=reply["seconds"], **content)
+        broken = ""
+        for _ in range(2):
+            reply = self._exchange(request, self.limits.wall_seconds + PATIENCE_SECONDS)
+            if reply is not None and "broken" not in reply:
+                content = {name: unpacked(reply[name]) for name in ("output", "error", "result")}
+                return Outcome(reply["ended"], reply["code"], seconds=reply["seconds"], **content)
+            broken = "it was lost" if reply is None else reply["broken"]
+            self.close()
+            try:
+                self._start()
+            except SandboxError as error:
+                broken = str(error)
+        return Outcome(f"the sandbox broke twice: {broken}", 1, b"", b"", b"", 0.0)
 
     def close(self) -> None:
         """End the sandbox with all that runs in it."""
@@ -120,7 +144,7 @@ class Sandbox:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._process.stdout.close()
-        shutil.rmtree(self._folder, ignore_errors=True)  # it follows no link that a program has left
+        folders.remove(self._folder)
 
     def __enter__(self) -> Sandbox:
         return self
@@ -134,23 +158,60 @@ class Sandbox:
         """The reply to a message; None where the supervisor has ended or does not answer in time."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        if self._process.stdin.closed:
+            return None
         try:
             send(self._process.stdin.fileno(), message)
         except BrokenPipeError:
             return None
-        if not select.select([self._process.stdout], [], [], seconds)[0]:
+        ready = select.poll()  # not select: descriptors may be many
+        ready.register(self._process.stdout, select.POLLIN)
+        if not ready.poll(seconds * 1000):
             os.killpg(self._process.pid, signal.SIGKILL)
             return None
         return receive(self._process.stdout.fileno())
 
 
+_idle: dict[tuple[int, Limits, bool], list[Sandbox]] = {}  # by the process that started them, and what they were for
+
+
+@contextmanager
+def borrowed(limits: Limits, *, required: bool = False) -> Iterator[Sandbox]:
+    """A sandbox for a while: one that this process has used before, if one is free. They end with the process."""
+    idle = _idle.setdefault((os.getpid(), limits, required), [])
+    sandbox = idle.pop() if idle else Sandbox(limits, required=required)
+    yield sandbox
+    idle.append(sandbox)
+
+
+def close_idle() -> None:
+    """End the sandboxes that this process has used and are free."""
+    for (process, *_), idle in _idle.items():
+        while process == os.getpid() and idle:
+            idle.pop().close()
+
+
+atexit.register(close_idle)
+
+
+def _base() -> dict[str, str]:
+    """The Python below any virtual environment, as `sysconfig` asks for it."""
+    return {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+
+
 @cache
-def _interpreter() -> tuple[str, list[str]]:
-    """The Python that programs run in, the one below any virtual environment, and the folders that it needs."""
-    python = os.path.realpath(sys.executable)
-    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
-    own = {str(Path(python).parent), *(sysconfig.get_path(name, vars=base) for name in ("stdlib", "platstdlib"))}
+def _readable(python: str) -> list[str]:
+    """Paths that programs may read: this Python with its standard library, the system's programs and libraries."""
+    own = {python, *(sysconfig.get_path(name, vars=_base()) for name in ("stdlib", "platstdlib"))}
     library = sysconfig.get_config_var("LIBDIR")
     own |= {str(library)} if library else set()
-    paths = [path for path in (*SYSTEM_FOLDERS, *sorted(os.path.realpath(path) for path in own)) if os.path.isdir(path)]
-    return python, [path for path in paths if not any(path.startswith(other + "/") for other in paths)]
+    return sorted(path for path in {*SYSTEM_PATHS, *map(os.path.realpath, own)} if os.path.exists(path))
+
+
+def _hidden() -> list[str]:
+    """Paths of which programs see nothing, wherever they lie: the project, its environment, the user's own files."""
+    packages = [sysconfig.get_path(name, vars=_base()) for name in ("purelib", "platlib")]
+    packages += glob.glob("/usr/lib*/python3*/*-packages")
+    places = [*packages, os.getcwd(), str(Path(effopd.__file__).parents[1]), os.path.expanduser("~")]
+    places += [sys.prefix] if sys.prefix != sys.base_prefix else []
+    return sorted({os.path.realpath(place) for place in places} - {"/"})

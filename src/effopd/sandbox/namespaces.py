@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from effopd.sandbox import kernel
+from effopd.sandbox.folders import MOST_ENTRIES
 
 NOBODY = 65534  # the user that programs run as, as they see it
 WORK = "/sandbox"
-DEVICES = ("null", "zero", "full", "random", "urandom")
+DEVICES = ("null", "full", "random", "urandom")  # not zero: to map it is to have memory of no process
 _ALL = (
     kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWNS
     | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWCGROUP
@@ -22,8 +23,10 @@ _ALL = (
 _BUILDING_PLACES = ("/tmp", "/mnt", "/srv", "/var", "/home", "/run")
 
 
-def run_inside(serve: Callable[[], NoReturn], readable: Sequence[str]) -> str:
+def run_inside(serve: Callable[[], NoReturn], readable: Sequence[str], hidden: Sequence[str]) -> str:
     """Run `serve` as process 1 of new namespaces whose root holds `readable` alone, and wait for it to end.
+
+    Of a path in `hidden` nothing is there, but for what is readable within it.
 
     Returns "" once it has ended, or why the kernel or a security module did not permit it; then nothing was run.
     """
@@ -33,7 +36,7 @@ def run_inside(serve: Callable[[], NoReturn], readable: Sequence[str]) -> str:
     if child == 0:
         os.close(told)
         os.close(may_go)
-        _leave(serve, readable, go, tell)
+        _leave(serve, readable, hidden, go, tell)
     os.close(tell)
     os.close(go)
     problem = os.read(told, 4096).decode()
@@ -52,7 +55,9 @@ def run_inside(serve: Callable[[], NoReturn], readable: Sequence[str]) -> str:
     return "" if problem == "ready" else problem or "the process that was to run inside ended"
 
 
-def _leave(serve: Callable[[], NoReturn], readable: Sequence[str], go: int, tell: int) -> NoReturn:
+def _leave(
+    serve: Callable[[], NoReturn], readable: Sequence[str], hidden: Sequence[str], go: int, tell: int
+) -> NoReturn:
     """What the child does: leave for new namespaces, and become the parent of process 1 there."""
     try:
         kernel.unshare(_ALL)
@@ -61,7 +66,7 @@ def _leave(serve: Callable[[], NoReturn], readable: Sequence[str], go: int, tell
             os._exit(1)
         first = os.fork()
         if first == 0:
-            _build_root(readable)
+            _build_root(readable, hidden)
             os.write(tell, b"ready")
             os.close(tell)
             serve()
@@ -93,20 +98,20 @@ def _write_maps(process: int) -> None:
     _write(f"/proc/{process}/gid_map", f"{NOBODY} {own_group} 1\n")
 
 
-def _build_root(readable: Sequence[str]) -> None:
+def _build_root(readable: Sequence[str], hidden: Sequence[str]) -> None:
     """Make a root with a Python, a few devices, its own /proc and nothing else, and move there."""
     free = (place for place in _BUILDING_PLACES if not any(path.startswith(f"{place}/") for path in readable))
     new = next(place for place in free if os.path.isdir(place))
     kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     caches = {path: _content(path) for path in ("/etc/ld.so.cache",)}  # so that libraries are found
     kernel.mount("none", new, "tmpfs", kernel.MS_NOSUID, "size=4m,mode=0755")
-    for path in readable:
-        os.makedirs(os.path.dirname(new + path), exist_ok=True)
-        if os.path.islink(path):
-            os.symlink(os.readlink(path), new + path)
-        elif os.path.isdir(path):
-            os.makedirs(new + path, exist_ok=True)
-            kernel.mount(path, new + path, "", kernel.MS_BIND | kernel.MS_REC)
+    for path in sorted({*readable, *hidden}, key=len):  # a folder before what lies within it
+        if path in readable:
+            _show(path, new + path)
+        elif os.path.isdir(new + path) and not os.path.islink(new + path):
+            kernel.mount("none", new + path, "tmpfs", kernel.MS_NOSUID, "size=4m,mode=0755")
+        elif os.path.isfile(new + path):
+            kernel.mount("/dev/null", new + path, "", kernel.MS_BIND)
     for path, content in caches.items():
         os.makedirs(os.path.dirname(new + path), exist_ok=True)
         _write(new + path, content)
@@ -116,13 +121,28 @@ def _build_root(readable: Sequence[str]) -> None:
         kernel.mount(f"/dev/{device}", f"{new}/dev/{device}", "", kernel.MS_BIND)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         os.symlink(f"/proc/self/fd/{number}", f"{new}/dev/{name}")
+    os.symlink(WORK, f"{new}/dev/shm")  # for semaphores: in the work folder, and gone with it
     os.mkdir(f"{new}/proc")
     kernel.mount("proc", f"{new}/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
     os.makedirs(new + WORK)
-    os.symlink(WORK, f"{new}/tmp")
+    if not os.path.isdir(f"{new}/tmp"):  # unless a readable path lies there
+        os.symlink(WORK, f"{new}/tmp")
     kernel.change_root(new)
     _write("/proc/sys/user/max_user_namespaces", "0")  # no namespaces within these, where rights would grow back
     kernel.make_read_only("/")
+
+
+def _show(path: str, place: str) -> None:
+    """Put what is at `path` into the new root, at `place`."""
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    if os.path.islink(path):
+        os.symlink(os.readlink(path), place)
+        return
+    if os.path.isdir(path):
+        os.makedirs(place, exist_ok=True)
+    elif not os.path.exists(place):
+        _write(place, "")
+    kernel.mount(path, place, "", kernel.MS_BIND | kernel.MS_REC)
 
 
 def new_work_folder(megabytes: int) -> None:
@@ -130,7 +150,7 @@ def new_work_folder(megabytes: int) -> None:
     if os.path.ismount(WORK):
         kernel.unmount(WORK)
     flags = kernel.MS_NOSUID | kernel.MS_NODEV
-    options = f"size={megabytes}m,nr_inodes=4096,mode=0700,uid={NOBODY},gid={NOBODY}"
+    options = f"size={megabytes}m,nr_inodes={MOST_ENTRIES},mode=0700,uid={NOBODY},gid={NOBODY}"
     kernel.mount("none", WORK, "tmpfs", flags, options)
 
 

@@ -10,30 +10,37 @@ import os
 import platform
 import resource
 import select
-import shutil
 import signal
 import time
 from typing import Any, NoReturn
 
-from effopd.sandbox import kernel, namespaces
+from effopd.sandbox import folders, kernel, namespaces, processes
 from effopd.sandbox.protocol import packed, receive, send, unpacked
 
 CONTROL, REPLIES, RESULT = 0, 1, 3  # file descriptors: ours, and the one on which programs may hand back a result
 TICK_SECONDS = 0.02
+LOOKING = 0.1  # most of the time that may go into looking at a work folder on disk
 KEPT_STDERR = 4096
 PROGRAM = "program.py"
 MEGABYTE = 2**20
+STACK_BYTES = 100 * MEGABYTE
 COUNTED_PER_NAMESPACE = (5, 14)  # the kernel since which a user's processes are counted by user namespace
 GOVERNS_TRUNCATION = 3  # the Landlock version since which no file outside can be emptied
 # What a program sees: nothing of ours, and the same hashes in every run.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
-# Starts a program as `python program.py` would, without installed packages but with exit() and quit().
+OPTIONS = ("-s", "-S", "-B", "-X", "int_max_str_digits=0")  # whole numbers of any length can be read and printed
+# Starts a program as `python program.py` would, without installed packages but with exit() and quit(). The main
+# thread's stack may grow to what programs that recurse deeply are given elsewhere; those of others stay small.
 BOOTSTRAP = f"""
-import _sitebuiltins, builtins, sys
+import _sitebuiltins, builtins, resource, sys
 builtins.exit = builtins.quit = _sitebuiltins.Quitter("exit", "Ctrl-D")
+most = resource.getrlimit(resource.RLIMIT_STACK)[1]
+stack = {STACK_BYTES} if most == resource.RLIM_INFINITY else min(most, {STACK_BYTES})
+resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
 sys.argv = ["{PROGRAM}"]
-del _sitebuiltins, builtins, sys
-exec(compile(open("{PROGRAM}", encoding="utf-8").read(), "{PROGRAM}", "exec"))
+__file__ = "{PROGRAM}"
+del _sitebuiltins, builtins, most, resource, stack, sys
+exec(compile(open(__file__, encoding="utf-8").read(), __file__, "exec"))
 """
 
 
@@ -43,7 +50,9 @@ def main() -> NoReturn:
     assert settings is not None
     refusal = "namespaces were not asked for"
     if "namespaces" in settings["layers"]:
-        refusal = namespaces.run_inside(lambda: Supervisor(settings, refusal="").serve(), settings["readable"])
+        refusal = namespaces.run_inside(
+            lambda: Supervisor(settings, refusal="").serve(), settings["readable"], settings["hidden"]
+        )
         if not refusal:
             os._exit(0)
     supervisor = Supervisor(settings, refusal)
@@ -61,6 +70,11 @@ class Supervisor:
 
     def __init__(self, settings: dict[str, Any], refusal: str) -> None:
         self.settings, self.limits, self.refusal, self.inside = settings, settings["limits"], refusal, not refusal
+        self.readable: list[str] = settings["readable"]
+        self.listable: list[str] = []
+        if not self.inside:
+            resolved = sorted({os.path.realpath(path) for path in self.readable})
+            self.readable, self.listable = folders.without_hidden(resolved, settings["hidden"])
         self.layers = ["namespaces"] if self.inside else []
         if "landlock" in settings["layers"] and kernel.landlock_version():
             self.layers.append("landlock")
@@ -69,6 +83,7 @@ class Supervisor:
         self.count = 0
         self.becomes_nobody = os.getuid() == 0 and (self.inside or _nobody_can_read(settings["python"]))
         kernel.hide_memory()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # signals that process 1 does not catch miss it
         if not self.inside:
             kernel.adopt_orphans()
 
@@ -86,8 +101,8 @@ class Supervisor:
         while (request := receive(CONTROL)) is not None:
             try:
                 reply = self.run(unpacked(request["program"]), unpacked(request["input"]), unpacked(request["later"]))
-            except OSError as error:
-                reply = {"broken": str(error)}
+            except Exception as error:  # whatever a program has done to it: the caller starts another sandbox
+                reply = {"broken": f"{type(error).__name__}: {error}"}
             send(REPLIES, reply)
         os._exit(0)
 
@@ -108,7 +123,7 @@ class Supervisor:
             os.close(read if name == "input" else write)
         failure = os.read(pipes["failure"][0], 4096)
         os.close(pipes["failure"][0])
-        watch = _Watch(child, self.limits, pipes, given, later)
+        watch = _Watch(child, self.limits, pipes, given, later, "" if self.inside else folder)
         try:
             if failure:
                 raise OSError(failure.decode())
@@ -116,6 +131,8 @@ class Supervisor:
         finally:
             self._kill_all()
             watch.drain()
+            if not self.inside:
+                folders.remove(folder)
         code, usage = watch.status or (0, None)
         seconds = usage.ru_utime + usage.ru_stime if usage is not None else 0.0
         ended = watch.ended
@@ -134,7 +151,6 @@ class Supervisor:
         if self.inside:
             namespaces.new_work_folder(self.limits["file_mb"])
             return namespaces.WORK
-        shutil.rmtree(os.path.join(self.settings["folder"], str(self.count)), ignore_errors=True)
         self.count += 1
         folder = os.path.join(self.settings["folder"], str(self.count))
         os.mkdir(folder, 0o700)
@@ -165,11 +181,12 @@ class Supervisor:
             if "landlock" in self.layers:
                 devices = [f"/dev/{device}" for device in namespaces.DEVICES]
                 own = "/proc" if self.inside else "/proc/self/fd"
-                kernel.landlock([*self.settings["readable"], "/etc/ld.so.cache", own], [folder, *devices])
+                readable = [*self.readable, "/etc/ld.so.cache", own]
+                kernel.landlock(readable, [folder, *devices], self.listable)
             if "seccomp" in self.layers:
                 kernel.refuse_system_calls(in_sight=not self.inside)
             python = self.settings["python"]
-            os.execve(python, [python, "-s", "-S", "-B", "-c", BOOTSTRAP], ENVIRONMENT)
+            os.execve(python, [python, *OPTIONS, "-c", BOOTSTRAP], ENVIRONMENT)
         except Exception as error:  # whatever it is, this child must not go on as a second supervisor
             os.write(failure, f"the sandbox cannot start the program: {error}".encode())
         os._exit(1)
@@ -189,7 +206,7 @@ class Supervisor:
         }
         release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
         if not self.inside:
-            hard[resource.RLIMIT_NPROC] = limits["processes"] + _tasks_of(
+            hard[resource.RLIMIT_NPROC] = limits["processes"] + processes.tasks_of(
                 namespaces.NOBODY if self.becomes_nobody else os.getuid()
             )
         elif release >= COUNTED_PER_NAMESPACE:
@@ -204,10 +221,10 @@ class Supervisor:
         """End whatever the program has started, and wait until it has ended."""
         while True:
             if self.inside:
-                _kill(-1)
+                processes.kill(-1)
             else:
-                for process in _descendants():
-                    _kill(process)
+                for process in processes.descendants():
+                    processes.kill(process)
             try:
                 if os.waitpid(-1, 0 if self.inside else os.WNOHANG)[0] == 0:
                     time.sleep(0.001)
@@ -219,9 +236,17 @@ class _Watch:
     """A running program: feeds it, reads it, and notes how it ended."""
 
     def __init__(
-        self, child: int, limits: dict[str, Any], pipes: dict[str, tuple[int, int]], given: bytes, later: bytes
+        self,
+        child: int,
+        limits: dict[str, Any],
+        pipes: dict[str, tuple[int, int]],
+        given: bytes,
+        later: bytes,
+        folder: str,
     ) -> None:
         self.child, self.limits = child, limits
+        self.folder = folder  # the work folder, if nothing else limits it as a whole
+        self.next_look = 0.0
         self.ended = ""  # the limit that ended it
         self.status: tuple[int, resource.struct_rusage] | None = None
         self.kept = {name: bytearray() for name in ("output", "error", "result")}
@@ -307,11 +332,24 @@ class _Watch:
         if time.monotonic() - started > self.limits["wall_seconds"]:
             self.ended = "wall time"
             return
-        processes = _descendants()
-        if len(processes) > self.limits["processes"]:
+        running = processes.descendants()
+        if len(running) > self.limits["processes"]:
             self.ended = "processes"
-        elif sum(_private_bytes(process) for process in processes) > self.limits["memory_mb"] * MEGABYTE:
+        elif sum(map(processes.private_bytes, running)) > self.limits["memory_mb"] * MEGABYTE:
             self.ended = "memory"
+        elif self.folder and time.monotonic() > self.next_look and self._too_much_on_disk(running):
+            self.ended = "files"
+
+    def _too_much_on_disk(self, running: list[int]) -> bool:
+        """Whether the work folder and the removed files that are still open exceed the limit."""
+        start = time.monotonic()
+        try:
+            held = folders.size_of(self.folder)
+            held += sum(processes.removed_bytes(process, may_hide=process == self.child) for process in running)
+        except folders.TooMuchError:
+            return True
+        self.next_look = time.monotonic() + (time.monotonic() - start) / LOOKING
+        return held > (self.limits["file_mb"] + 1) * MEGABYTE  # a file as large as it may be is beside the program
 
     def drain(self) -> None:
         """Read what is left in the pipes, whose writers are all dead, and close them."""
@@ -320,45 +358,6 @@ class _Watch:
                 self._read(descriptor)
         if self.feeding is not None:
             os.close(self.feeding)
-
-
-def _kill(process: int) -> None:
-    try:
-        os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def _descendants() -> list[int]:
-    """The living processes below this one."""
-    children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and (stat := _read(f"/proc/{entry}/stat")):
-            state, parent = stat.rsplit(b")", 1)[1].split()[:2]
-            if state != b"Z":
-                children.setdefault(int(parent), []).append(int(entry))
-    found = list(children.get(os.getpid(), ()))
-    for process in found:  # grows as it goes
-        found += children.get(process, ())
-    return found
-
-
-def _private_bytes(process: int) -> int:
-    """Memory that a process shares with no file."""
-    sizes = _read(f"/proc/{process}/statm").split()
-    return (int(sizes[1]) - int(sizes[2])) * resource.getpagesize() if sizes else 0
-
-
-def _tasks_of(user: int) -> int:
-    """The threads that a user runs now: the kernel's limit counts them all."""
-    count = 0
-    for entry in os.listdir("/proc"):
-        try:
-            if entry.isdigit() and os.stat(f"/proc/{entry}").st_uid == user:
-                count += len(os.listdir(f"/proc/{entry}/task"))
-        except OSError:
-            continue  # it ended meanwhile
-    return count
 
 
 def _nobody_can_read(python: str) -> bool:
@@ -371,11 +370,3 @@ def _nobody_can_read(python: str) -> bool:
         except OSError:
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,10 @@ class DatasetTask(Task):
         Raises UnusableRowError if the row holds no problem, ColumnError if it lacks a column or holds something else
         there.
         """
+
+    def unusable(self, problems: Sequence[Problem]) -> list[str]:
+        """Why each problem is none after all, as only trying its verifier tells; "" for those that are."""
+        return [""] * len(problems)
 
     def make_tables(self) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
         """The splits, with columns `problem`, `answer`, `difficulty` and `source`; no two problems are the same.
@@ -88,6 +92,7 @@ class DatasetTask(Task):
         """The items of a source, and the counts of what it held. Raises UserError if it holds none."""
         name = source_name(source)
         items: list[Item] = []
+        item_places: list[str] = []
         unusable: Counter[str] = Counter()
         places: dict[str, str] = {}  # by reason: where the first row is that was left out for it
         refusals: dict[str, str] = {}  # by reason: what to say if no row is usable
@@ -97,6 +102,7 @@ class DatasetTask(Task):
                 rows += 1
                 try:
                     items.append(self._item(row, source, name))
+                    item_places.append(place)
                     continue
                 except FilteredRowError:
                     filtered += 1
@@ -112,6 +118,12 @@ class DatasetTask(Task):
                 places.setdefault(reason, place)
         except UserError as error:
             raise UserError(f"source {name}: {error}") from error
+        reasons = self.unusable([item.problem for item in items])
+        for place, reason in zip(item_places, reasons, strict=True):
+            if reason:
+                unusable[reason] += 1
+                places.setdefault(reason, place)
+        items = [item for item, reason in zip(items, reasons, strict=True) if not reason]
         counts = ", ".join(
             f"{count} {reason} (first: {places[reason]})" for reason, count in unusable.most_common(REASONS_SHOWN)
         )

@@ -1,26 +1,35 @@
-"""Programming problems: the last code block of a completion must pass the problem's tests, in a sandbox."""
+"""Programming problems: the last Python block of a completion must pass the problem's tests, in a sandbox."""
 
 from __future__ import annotations
 
 import json
-import re
-import secrets
-from collections.abc import Callable, Mapping
+import marshal
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from effopd.runtime.progress import say
-from effopd.sandbox.client import Limits, Outcome, Sandbox
-from effopd.tasks import harness
+from effopd.sandbox.client import Limits, Outcome, Sandbox, borrowed
+from effopd.tasks import code_wire, harness
 from effopd.tasks.base import Problem, Verdict
+from effopd.tasks.code_blocks import NoProgramError, program_in
+from effopd.tasks.code_outputs import read_value, same_output, same_value
+from effopd.tasks.code_tests import idle_program, questions, read_function, read_tests, reference_program
 from effopd.tasks.dataset import DatasetTask, UnusableRowError
 from effopd.tasks.sources import Row, text_at, value_at
 
-BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
-PYTHON = ("", "python", "python3", "py")
-TOLERANCE = 1e-6  # absolute or relative, between numbers with a decimal point
 SHOWN_ERROR = 200  # characters of a program's own error in a reason
+HARNESS = (code_wire, harness)  # what runs around a solution, in this order
+# For checking the data, which do not depend on the settings of the sandbox.
+CHECKED_AT_ONCE = 64  # rows in one process of the sandbox
+CHECK_SECONDS = 5.0  # for the tests of one row
+CHECK_LIMITS = Limits(
+    cpu_seconds=int(2 * CHECK_SECONDS), wall_seconds=CHECKED_AT_ONCE * CHECK_SECONDS, memory_mb=1024, file_mb=16,
+    processes=16, open_files=64, output_kb=4096,
+)  # fmt: skip
 
 
 class CodeTask(DatasetTask):
@@ -32,28 +41,48 @@ class CodeTask(DatasetTask):
         text = text_at(row, columns["problem"])
         if not text:
             raise UnusableRowError("no problem")
-        tests = _read_tests(value_at(row, columns["tests"]))
-        if "solution" in columns and (solution := _first_text(value_at(row, columns["solution"]))):
-            tests["solution"] = solution
         starter = text_at(row, columns["starter"]) if "starter" in columns else ""
+        function = read_function(value_at(row, columns["function"])) if "function" in columns else ""
+        raw = row[columns["problem"]] if isinstance(row.get(columns["problem"]), str) else text
+        tests = read_tests(value_at(row, columns["tests"]), function, starter or raw)
+        if "solution" in columns and (solution := reference_program(value_at(row, columns["solution"]), raw)):
+            tests["solution"] = solution
         shown = f"{text}\n\nStart from this code:\n```python\n{starter}\n```" if starter else text
         return Problem(shown, json.dumps(tests)), text
+
+    def unusable(self, problems: Sequence[Problem]) -> list[str]:
+        """Why the tests of each problem tell nothing; "" for those that fail on programs that do nothing.
+
+        Tests by output and by function are looked at when a row is read; assertions are run, on an empty program and on
+        one whose functions return None. Many at a time in each sandbox.
+        """
+        answers = [json.loads(problem.answer) for problem in problems]
+        asserted = [number for number, tests in enumerate(answers) if tests["kind"] == "asserts"]
+        parts = [asserted[start : start + CHECKED_AT_ONCE] for start in range(0, len(asserted), CHECKED_AT_ONCE)]
+        reasons = [""] * len(problems)
+        done = 0
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for part, found in zip(parts, pool.map(lambda p: _check([answers[n] for n in p]), parts), strict=True):
+                for number, reason in zip(part, found, strict=True):
+                    reasons[number] = reason
+                done += len(part)
+                if done % (16 * CHECKED_AT_ONCE) == 0:
+                    say(f"ran the tests of {done} of {len(asserted)} problems on programs that do nothing")
+        return reasons
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
         """Reward 1 where the last Python block passes all tests; tests end at the first that fails.
 
         The reason names the walls that stood around the program. Raises SandboxError where there is no sandbox.
         """
-        blocks = BLOCK.findall(completion)
-        if not blocks:
-            return Verdict(0.0, "no answer: no complete code block")
-        language, code = blocks[-1]
-        if language.lower() not in PYTHON:
-            return Verdict(0.0, f"the last code block is in {language}, not in Python")
+        try:
+            code = program_in(completion)
+        except NoProgramError as error:
+            return Verdict(0.0, str(error))
         settings = self.section["sandbox"]
         limits = Limits(**{name: settings[name] for name in Limits.__dataclass_fields__})
         tests = _tests(json.loads(problem.answer), code, settings["max_tests"])
-        with Sandbox(limits, required=settings["isolation"] == "namespaces") as sandbox:
+        with borrowed(limits, required=settings["isolation"] == "namespaces") as sandbox:
             if sandbox.refusal:
                 _say_once(f"programs run without namespaces: {sandbox.refusal}")
             walls = "+".join([*sandbox.isolation, "limits"])
@@ -82,6 +111,8 @@ class CodeTask(DatasetTask):
         tests = json.loads(problem.answer)
         if tests["kind"] == "calls":
             return _block(f"def {tests['function']}(*given):\n    return 'no answer'")
+        if tests["kind"] == "asserts":
+            return _block(idle_program(tests))
         return _block("print('no answer')\nraise SystemExit(0)")
 
 
@@ -91,7 +122,7 @@ Test = Callable[[Sandbox], str]  # runs one test; "" where it is passed, else wh
 def _tests(tests: Mapping[str, Any], code: str, most: int) -> list[Test]:
     """The first tests of a problem, to be run on a solution."""
     if tests["kind"] == "asserts":
-        return [_assertions(code, tests["tests"])]
+        return [_assertions(code, tests)]
     pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))[:most]
     if tests["kind"] == "stdin":
         return [_program(code, given, expected) for given, expected in pairs]
@@ -114,39 +145,83 @@ def _call(code: str, function: str, arguments: list[Any], expected: Any) -> Test
     """The expected result never enters the sandbox, and what comes back is plain data."""
 
     def run(sandbox: Sandbox) -> str:
-        outcome = _ask(sandbox, code, {"function": function, "arguments": arguments})
+        question = {"function": function, "arguments": arguments}
+        outcome = sandbox.run(_harness("call"), _line({"code": code}), _line(question))
         if fault := _fault(outcome):
             return fault
         try:
-            result = json.loads(outcome.result)
-        except ValueError:
-            return "no result"
+            result = read_value(outcome.result)
+        except ValueError as error:
+            return f"no result ({error})" if outcome.result.strip() else "no result"
         wrapped = isinstance(expected, list) and len(expected) == 1 and same_value(result, expected[0])
         return "" if wrapped or same_value(result, expected) else "wrong result"
 
     return run
 
 
-def _assertions(code: str, tests: str) -> Test:
-    """All assertions in one process, which must then write a token that the solution was not given."""
+def _assertions(code: str, tests: Mapping[str, Any]) -> Test:
+    """All assertions in one process, which decides, and never runs anything of the solution: that has its own."""
+    before, question = questions(tests)
 
     def run(sandbox: Sandbox) -> str:
-        token = secrets.token_hex(16)
-        outcome = _ask(sandbox, code, {"tests": tests, "token": token})
-        passed = outcome.result.strip() == token.encode()
-        return _fault(outcome) or ("" if passed else "the program ended before the tests did")
+        outcome = sandbox.run(_harness("judge"), _line({"code": code, **before}), _line(question))
+        if fault := _fault(outcome):
+            return fault
+        try:
+            report = json.loads(outcome.result)
+        except ValueError:
+            return "the program ended the tests"
+        return "" if report["passed"] else str(report["reason"])
 
     return run
 
 
-def _ask(sandbox: Sandbox, code: str, question: Mapping[str, Any]) -> Outcome:
-    lines = [json.dumps(part).encode() + b"\n" for part in (code, question)]
-    return sandbox.run(_harness(), *lines)
+def _check(answers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why the assertions of each problem tell nothing; "" if they fail on programs that do nothing."""
+    lines = [_line(CHECK_SECONDS)]
+    for tests in answers:
+        before, question = questions(tests)
+        for code in ("", idle_program(tests)):
+            lines.append(_line({"solution": {"code": code, **before}, "question": question}))
+    with borrowed(CHECK_LIMITS) as sandbox:
+        outcome = sandbox.run(_harness("check"), b"".join(lines))
+    reports = []
+    for line in outcome.result.splitlines():
+        try:
+            reports.append(json.loads(line) or {"passed": False})
+        except ValueError:
+            break  # tests of the data have broken the run
+    if len(reports) != 2 * len(answers):
+        if len(answers) == 1:
+            return ["tests that end whatever runs them"]
+        return [reason for tests in answers for reason in _check([tests])]
+    return [_why_unusable(*pair) for pair in zip(reports[::2], reports[1::2], strict=True)]
+
+
+def _why_unusable(empty: Mapping[str, Any], idle: Mapping[str, Any]) -> str:
+    if empty["passed"]:
+        return "tests that cannot fail: an empty program passes them"
+    if idle["passed"]:
+        return "tests that cannot fail: a program that does nothing passes them"
+    return f"tests that cannot run: {idle['reason']}" if idle.get("tests") else ""
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value).encode() + b"\n"
 
 
 @cache
-def _harness() -> str:
-    return Path(harness.__file__).read_text(encoding="utf-8")
+def _harness(mode: str) -> str:
+    """The program that does `mode` (see `harness.main`): the modules of `HARNESS`, which the sandbox does not have."""
+    texts = {part.__name__: Path(str(part.__file__)).read_text(encoding="utf-8") for part in HARNESS}
+    compiled = {name: marshal.dumps(compile(text, name, "exec")) for name, text in texts.items()}  # by the same Python
+    return f"""
+import marshal, sys, types
+for name, code in {compiled!r}.items():
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(marshal.loads(code), module.__dict__)
+module.main({mode!r})
+"""
 
 
 def _fault(outcome: Outcome) -> str:
@@ -158,110 +233,6 @@ def _fault(outcome: Outcome) -> str:
     lines = outcome.error.decode(errors="replace").strip().splitlines()
     how = f"exit status {outcome.code}" if outcome.code > 0 else f"killed by signal {-outcome.code}"
     return f"{how}: {lines[-1][:SHOWN_ERROR]}" if lines else how
-
-
-def same_output(found: str, expected: str) -> bool:
-    """Whether two outputs are equal line by line, but for white space and trailing blank lines.
-
-    Words that are both numbers, one with a decimal point or exponent, need only agree to 1e-6.
-    """
-    lines, wanted = found.rstrip().split("\n"), expected.rstrip().split("\n")
-    if len(lines) != len(wanted):
-        return False
-    for line, other in zip(lines, wanted, strict=True):
-        words, others = line.split(), other.split()
-        if len(words) != len(others) or not all(map(_same_word, words, others)):
-            return False
-    return True
-
-
-def _same_word(word: str, other: str) -> bool:
-    if word == other:
-        return True
-    if not any(mark in word + other for mark in ".eE"):
-        return False
-    try:
-        return _close(float(word), float(other))
-    except ValueError:
-        return False
-
-
-def same_value(found: Any, expected: Any) -> bool:
-    """Whether two JSON values are equal, numbers that are not whole to 1e-6. True and 1 differ."""
-    if isinstance(found, list) and isinstance(expected, list):
-        return len(found) == len(expected) and all(map(same_value, found, expected))
-    if isinstance(found, dict) and isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(same_value(found[key], expected[key]) for key in found)
-    if isinstance(found, bool) or isinstance(expected, bool):
-        return found is expected
-    if isinstance(found, float) or isinstance(expected, float):
-        numbers = isinstance(found, (int, float)) and isinstance(expected, (int, float))
-        return numbers and _close(float(found), float(expected))
-    return bool(found == expected)
-
-
-def _close(one: float, other: float) -> bool:
-    return one == other or abs(one - other) <= TOLERANCE * max(1.0, abs(other))
-
-
-def _read_tests(value: Any) -> dict[str, Any]:
-    """Tests in the one form kept, from the forms that data sets use.
-
-    `{"inputs", "outputs"}` with or without `fn_name` (APPS, TACO, Eurus), a list of `{"input", "output"}`
-    (Codeforces), or assertions as Python text or a list of texts (MBPP, HumanEval). JSON text stands for its value.
-    Raises UnusableRowError where it is none of them.
-    """
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return _read_assertions(value)
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return _read_assertions("\n".join(value))
-    if isinstance(value, list) and all(
-        isinstance(item, Mapping) and {"input", "output"} <= item.keys() for item in value
-    ):
-        value = {"inputs": [item["input"] for item in value], "outputs": [item["output"] for item in value]}
-    if not isinstance(value, Mapping) or not {"inputs", "outputs"} <= value.keys():
-        raise UnusableRowError("no tests, or none of a known form")
-    inputs, outputs = value["inputs"], value["outputs"]
-    if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs) or not inputs:
-        raise UnusableRowError("no tests, or not as many outputs as inputs")
-    if not value.get("fn_name"):
-        return {"kind": "stdin", "inputs": [_as_text(x) for x in inputs], "outputs": [_as_text(x) for x in outputs]}
-    try:
-        arguments = [[json.loads(line) for line in x.split("\n")] if isinstance(x, str) else list(x) for x in inputs]
-        results = [json.loads(x) if isinstance(x, str) and isinstance(inputs[0], str) else x for x in outputs]
-    except (ValueError, TypeError):
-        raise UnusableRowError("arguments or results that are not JSON") from None
-    return {"kind": "calls", "function": str(value["fn_name"]), "inputs": arguments, "outputs": results}
-
-
-def _read_assertions(text: str) -> dict[str, Any]:
-    try:
-        compile(text, "tests.py", "exec")
-    except (SyntaxError, ValueError):
-        raise UnusableRowError("tests that are neither JSON nor Python") from None
-    if "assert" not in text:
-        raise UnusableRowError("tests without an assertion")
-    return {"kind": "asserts", "tests": text}
-
-
-def _as_text(value: Any) -> str:
-    """Input or output as text: lists are lines."""
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _first_text(value: Any) -> str:
-    """A reference solution: text, or the first of a list of texts (as JSON, in TACO)."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            pass
-    if isinstance(value, list):
-        value = value[0] if value else ""
-    return value if isinstance(value, str) else ""
 
 
 def _block(code: str) -> str:
