@@ -139,8 +139,6 @@ def known_architecture(folder: Path) -> PreTrainedModel | None:
         model: PreTrainedModel = named(config) if named and own else AutoModelForCausalLM.from_config(config)
     return model
 
-    return model
-
 
 def _model_of(
     config: PretrainedConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype, trust: bool = False
