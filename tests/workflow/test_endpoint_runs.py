@@ -81,5 +81,5 @@ def test_it_is_looked_after_without_the_server(scored_elsewhere, tmp_path):
     workflow.path("runs/opd/seed0/state/4/state.json").unlink()
     (workflow.path("runs/opd/seed0/scores") / "step4.json").unlink()
     output = workflow.run("results/runs/opd/seed0/state/4/state.json", status=1)
-    assert "error: the teacher's server at http://127.0.0.1:9/v1 did not answer in 1 attempts" in output
+    assert "error: the teacher's server at http://127.0.0.1:9/v1 did not answer in 1 attempt" in output
     assert "Traceback" not in output
