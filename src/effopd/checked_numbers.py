@@ -36,7 +36,8 @@ def logprobs(values: Sequence[Any] | np.ndarray, place: Place) -> np.ndarray:
     if not usable.all():
         position = int(np.flatnonzero(~usable)[0])
         raise NumberError(f"{place(position)} is {shown(values.flat[position].item())}, not a log-probability")
-    found = values.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32, copy=False)
     if np.isneginf(found).any():
         position = int(np.flatnonzero(np.isneginf(found))[0])
         raise NumberError(f"{place(position)} is {shown(values.flat[position].item())}, too small for float32")

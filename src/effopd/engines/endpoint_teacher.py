@@ -6,7 +6,7 @@ what counts is what the server says of the tokens sent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -63,12 +63,8 @@ class EndpointTeacher:
         finally:  # without waiting for the others if one has failed
             self.client.give_up()
             pool.shutdown(wait=False, cancel_futures=True)
-        rows = [one.result() for one in asked]
-        scores = Scores([logprobs for logprobs, _, _ in rows])
-        if self.top_k:
-            scores.top_ids = [ids for _, ids, _ in rows]
-            scores.top_logprobs = [logprobs for _, _, logprobs in rows]
-        return scores
+        sampled, ids, top = zip(*(one.result() for one in asked), strict=True)
+        return Scores(list(sampled), list(ids), list(top)) if self.top_k else Scores(list(sampled))
 
     def _score_one(self, prompt: list[int], completion: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of a completion of T tokens: log-probs float32 [T], and of its likeliest ids int32 and log-probs [T, K]."""
@@ -92,39 +88,40 @@ class EndpointTeacher:
 
     def _read_scores(self, answer: Any, start: int, tokens: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The scores of tokens[start:] in an answer, all of it checked. Raises AnswerError or NumberError."""
-        if isinstance(answer, dict) and "choices" not in answer and (said := remark(answer)):
-            raise AnswerError(f"an error with a status that says otherwise: {said}")
-        if (other := _part(answer, "the answer", dict).get("model")) is not None and other not in self._names:
-            raise AnswerError(f"scores of the model {shown(other)}, where {self.model!r} was asked")
-        choices = _part(answer.get("choices"), "choices", list)
-        choice = _part(choices[0] if choices else None, "choices[0]", dict)
-        rows = _part(choice.get("prompt_logprobs"), "prompt_logprobs", list)
-        if len(rows) != len(tokens):
-            raise AnswerError(f"prompt_logprobs has {len(rows)} positions, where {len(tokens)} tokens were sent")
         sampled, ids, top = [], [], []
-        for position, token in enumerate(tokens[start:], start):
-            place = f"prompt_logprobs[{position}]"
-            row = _part(rows[position], place, dict)
-            if str(token) not in row:
+        for position, row in self._positions(answer, start, len(tokens)):
+            token, place = str(tokens[position]), f"prompt_logprobs[{position}]"
+            if token not in row:
                 raise AnswerError(f"{place} lacks the token sent, {token}")
-            sampled.append(_part(row[str(token)], f'{place}["{token}"]', dict).get("logprob"))
+            sampled.append(_part(row[token], f'{place}["{token}"]', dict).get("logprob"))
             if self.top_k:
                 best = self._likeliest(row, place)
                 ids.append([token for token, _ in best])
                 top += [logprob for _, logprob in best]
 
-        def top_place(flat: int) -> str:
-            position, rank = divmod(flat, self.top_k)
-            return f'prompt_logprobs[{start + position}]["{ids[position][rank]}"].logprob'
+        def place_of(position: int, token: int) -> str:
+            return f'prompt_logprobs[{start + position}]["{token}"].logprob'
 
-        def sampled_place(flat: int) -> str:
-            return f'prompt_logprobs[{start + flat}]["{tokens[start + flat]}"].logprob'
-
-        scores = _finite(sampled, sampled_place)
-        best_scores = _finite(top, top_place).reshape(len(sampled), self.top_k)
-        if self.top_k:
-            likeliest(best_scores, lambda row: f"prompt_logprobs[{start + row}]")
+        scores = _finite(sampled, lambda i: place_of(i, tokens[start + i]))
+        best_scores = _finite(top, lambda i: place_of(i // self.top_k, ids[i // self.top_k][i % self.top_k]))
+        best_scores = best_scores.reshape(len(sampled), self.top_k)
+        likeliest(best_scores, lambda row: f"prompt_logprobs[{start + row}]")
         return scores, np.array(ids, np.int32).reshape(best_scores.shape), best_scores
+
+    def _positions(self, answer: Any, start: int, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The positions in an answer about `count` tokens, from `start` on, and what it says of each."""
+        if isinstance(answer, dict) and "choices" not in answer and (said := remark(answer)):
+            raise AnswerError(f"an error with a status that says otherwise: {said}")
+        model = _part(_part(answer, "the answer", dict).get("model", self.model), "model", str)
+        if model not in self._names:
+            raise AnswerError(f"scores of the model {shown(model)}, where {self.model!r} was asked")
+        choices = _part(answer.get("choices"), "choices", list)
+        choice = _part(choices[0] if choices else None, "choices[0]", dict)
+        rows = _part(choice.get("prompt_logprobs"), "prompt_logprobs", list)
+        if len(rows) != count:
+            raise AnswerError(f"prompt_logprobs has {len(rows)} positions, where {count} tokens were sent")
+        for position in range(start, count):
+            yield position, _part(rows[position], f"prompt_logprobs[{position}]", dict)
 
     def _likeliest(self, row: Mapping[str, Any], place: str) -> list[tuple[int, Any]]:
         """The `top_k` likeliest tokens of a position, with their log-probs as they came, likeliest first."""
@@ -166,7 +163,8 @@ class EndpointTeacher:
             )
         self._check_tokenizer(rollouts.prompts[0] + rollouts.completions[0])
         # one model can be served under several names, of which vLLM puts the first into its answers
-        return {name for name, one in served.items() if name == self.model or one.get("root", name) == own.get("root")}
+        root = own.get("root")
+        return {self.model} | {name for name, one in served.items() if root is not None and one.get("root") == root}
 
     def _check_tokenizer(self, tokens: list[int]) -> None:
         """Raise UserError if the server reads other text in the same token ids."""

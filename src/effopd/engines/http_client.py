@@ -74,7 +74,8 @@ def address_problem(url: str) -> str | None:
         host = (parts.hostname or "").encode("idna")
     except (requests.RequestException, HTTPError, ValueError):
         return "which is not an address"
-    if parts.scheme not in ("http", "https") or not host or port == 0 or not url.isprintable() or re.search(r"\s", url):
+    plain = url.isprintable() and not re.search(r"[\s\\]", url) and "@" not in parts.path
+    if parts.scheme not in ("http", "https") or not host or port == 0 or not plain:
         return "which is not an address"
     if parts.query or parts.fragment or url.endswith(("?", "#")):
         return "which has more than an address: nothing may follow its path"
