@@ -282,7 +282,7 @@ BAD_ADDRESSES = [
 
 @pytest.mark.parametrize("address", BAD_ADDRESSES)
 def test_what_is_no_address_is_refused_without_its_password(address):
-    line = one_line(lambda: teacher_at(address.format(PASSWORD)), "`url` in `runtime.endpoints`")
+    line = one_line(lambda: teacher_at(address.format(PASSWORD)), "`url` in `runtime.endpoints` is ")
     assert line.startswith("config: ")
 
 

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from tenacity.nap import sleep_using_event
 from urllib3 import Timeout
 from urllib3.exceptions import HTTPError
 
+from effopd.engines.http_addresses import problem_of, shown_url
 from effopd.engines.http_deadline import DeadlineAdapter
 from effopd.runtime.errors import ConfigError, UserError
 from effopd.runtime.progress import say
@@ -65,32 +65,6 @@ class _NotNowError(Exception):
         self.after = after
 
 
-def address_problem(url: str) -> str | None:
-    """What is wrong with the base URL of a server, or None."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        requests.Request("GET", url).prepare()
-        host = (parts.hostname or "").encode("idna")
-    except (requests.RequestException, HTTPError, ValueError):
-        return "which is not an address"
-    plain = url.isprintable() and not re.search(r"[\s\\]", url) and "@" not in parts.path
-    if parts.scheme not in ("http", "https") or not host or port == 0 or not plain:
-        return "which is not an address"
-    if parts.query or parts.fragment or url.endswith(("?", "#")):
-        return "which has more than an address: nothing may follow its path"
-    return None
-
-
-def without_password(url: str) -> str:
-    """A URL, or what was meant to be one, without user name, password and query."""
-    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
-    before, at, rest = rest.rpartition("@")
-    if "@" in scheme or re.search(r"[?#]", before):
-        return "***"
-    return scheme + mark + ("***@" if at else "") + re.split(r"[?#]", rest, maxsplit=1)[0]
-
-
 class JsonClient:
     """Asks one server, named `name` in messages, as an entry of `runtime.endpoints` says. Safe to use from threads.
 
@@ -98,10 +72,10 @@ class JsonClient:
     """
 
     def __init__(self, name: str, endpoint: Mapping[str, Any]) -> None:
-        if problem := address_problem(endpoint["url"]):
+        if problem := problem_of(endpoint["url"]):
             raise ConfigError(
-                f"config: `url` in `runtime.endpoints` is {without_password(endpoint['url'])!r}, {problem}. "
-                "Write one like `http://node7:8000/v1`."
+                f"config: the `url` in `runtime.endpoints` is {shown_url(endpoint['url'])!r}, which is no usable address "
+                f"({problem}). Write the base of the server's interface, such as http://node7:8000/v1."
             )
         parts = urlsplit(endpoint["url"])
         self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
@@ -204,7 +178,7 @@ class JsonClient:
         """What an answer's status means."""
         status = answer.status_code
         if 300 <= status < 400:
-            target = self._clean(without_password(answer.headers.get("Location", "nowhere")))
+            target = self._clean(shown_url(answer.headers.get("Location", "nowhere")))
             return UserError(
                 f"{self.name} redirects to {target} (status {status}), which is not followed. If that is the server to "
                 "ask, give its address as `url` in `runtime.endpoints`."

@@ -56,7 +56,7 @@ class _SampledGate:
     def _sample(self, model: PreTrainedModel, step: int, coefficient: float) -> Rollouts:
         context = longest_context(self.tokens, self.sampling.max_new_tokens)
         engine = TransformersEngine.of(
-            model, self.tokenizer, batch_size=self.batch_size, context=context, dtype="float32"
+            inside(model), self.tokenizer, batch_size=self.batch_size, context=context, dtype="float32"
         )
         seeds = gate_seeds(self.seed, step, coefficient, len(self.rows), self.paired)
         return engine.generate(self.tokens, seeds, self.sampling)
@@ -144,7 +144,7 @@ class ReverseKLGate(_SampledGate):
         teacher: Any = self.teacher
         teacher.to(model.device)
         per_token = measure_reverse_kl(
-            model,
+            inside(model),
             teacher,
             rollouts,
             pad_id=pad_id,
@@ -154,6 +154,20 @@ class ReverseKLGate(_SampledGate):
         per_item = [float(row.sum(dtype=np.float64)) for row in per_token]
         value = float(np.array(per_item).sum() / rollouts.completion_tokens)
         return GateValue(value, -value, per_item)
+
+
+def inside(model: Any) -> PreTrainedModel:
+    """The transformers model in a PEFT model, with the adapters in its layers; any other model as it is.
+
+    Raises UserError for prompt tuning, whose virtual tokens are outside.
+    """
+    if not hasattr(model, "get_base_model"):
+        plain: PreTrainedModel = model
+        return plain
+    if getattr(model.active_peft_config, "is_prompt_learning", False):
+        raise UserError("the gate knows no prompt tuning. Train LoRA adapters, or give a gate of your own.")
+    plain = model.get_base_model()
+    return plain
 
 
 def checked_value(found: Any, name: str) -> GateValue:
