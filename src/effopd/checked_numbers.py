@@ -32,15 +32,12 @@ def logprobs(values: Sequence[Any] | np.ndarray, place: Place) -> np.ndarray:
     """
     if not isinstance(values, np.ndarray):
         values = _array(values, place)
-    usable = np.isfinite(values) & (values <= LARGEST_ROUNDING)
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32, copy=False)
+    usable = (values <= LARGEST_ROUNDING) & (found > -np.inf)  # neither is true of NaN
     if not usable.all():
         position = int(np.flatnonzero(~usable)[0])
         raise NumberError(f"{place(position)} is {shown(values.flat[position].item())}, not a log-probability")
-    with np.errstate(over="ignore"):
-        found = values.astype(np.float32, copy=False)
-    if np.isneginf(found).any():
-        position = int(np.flatnonzero(np.isneginf(found))[0])
-        raise NumberError(f"{place(position)} is {shown(values.flat[position].item())}, too small for float32")
     return np.minimum(found, np.float32(0)) if (found > 0).any() else found
 
 

@@ -124,7 +124,12 @@ def test_files_that_are_no_scores_are_made_again(tmp_path, trainer, server, cont
 
 def test_a_server_that_answers_badly_keeps_nothing_and_heals(tmp_path, trainer, server):
     path = tmp_path / "step1.json"
-    server.answer = at("/completions", changed(put("choices", 0, "prompt_logprobs", 4, "9", "logprob"), "null"))
+
+    def spoil(answer):
+        if len(answer["choices"][0]["prompt_logprobs"]) == 5:
+            put("choices", 0, "prompt_logprobs", 4, "9", "logprob")(answer)
+
+    server.answer = at("/completions", changed(spoil, "null"))
     for _ in range(2):
         with pytest.raises(UserError, match=r'prompt_logprobs\[4\]\["9"\].logprob is null'):
             made_again(trainer, path, teacher_at(server, concurrency=1))

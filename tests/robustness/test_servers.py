@@ -10,9 +10,11 @@ import socket
 import time
 import zlib
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_server import Answer, RawServer, http, raw_server, saying
@@ -31,11 +33,14 @@ from served_teacher import (
     teacher_at,
 )
 
+from effopd.config import complete
 from effopd.engines import http_client
+from effopd.engines.http_addresses import problem_of
 from effopd.runtime.errors import ConfigError
 
 # --- statuses and headers --------------------------------------------------------------------------------------------
 
+CONFIG = yaml.safe_load((Path(__file__).parents[2] / "config/config.yaml").read_text())
 STATUSES = [101, 201, 204, 206, 300, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 407, 408, 410, 413, 418, 422, 425,
             429, 451, 500, 501, 502, 503, 504, 505, 511, 520, 599, 600, 999]  # fmt: skip
 BODIES = {
@@ -300,6 +305,50 @@ def test_no_text_is_an_address_that_breaks(text):
         else:
             assert PASSWORD not in client.name
             assert re.match("https?://[^@?#]+$", client.url)
+
+
+SECRET = f"http://me:{PASSWORD}@node7:port/v1"
+
+
+@pytest.mark.parametrize(
+    "endpoints",
+    [
+        {"teacher": {"url": SECRET, "model": "m"}},
+        {"teacher": {"url": SECRET.replace("http", "ftp"), "model": "m"}},
+        {"teacher": {"url": [SECRET], "model": "m"}},
+        {"teacher": {"url": {SECRET: None, "a": 1}, "model": "m"}},
+        {"teacher": {"url": SECRET, "model": "m", "retries": "six"}},
+        {"teacher": {"url": SECRET, "model": 5}},
+        {"teacher": {"url": SECRET}},
+        {"teacher": {"url": SECRET, "model": "m", SECRET: 1}},
+        {"teacher": SECRET},
+        {SECRET: {"url": "http://node7/v1", "model": "m"}},
+        {"nobody": {"url": SECRET, "model": "m"}},
+        [SECRET],
+        SECRET,
+    ],
+    ids=str,
+)
+def test_no_word_about_the_configuration_has_the_password(endpoints):
+    with pytest.raises(ConfigError) as caught:
+        complete(CONFIG | {"runtime": {"endpoints": endpoints}})
+    line = str(caught.value)
+    assert line.startswith("config: ")
+    assert PASSWORD not in line
+
+
+@pytest.mark.parametrize("port", ["", ":8000", ":65535"])
+@pytest.mark.parametrize(
+    "host", ["node7", "127.0.0.1", "[::1]", "[fe80::1%25eth0]", "my_node-7.example.org", "bücher.example", "node7."]
+)
+def test_right_addresses_are_accepted(host, port):
+    for url in (
+        f"http://{host}{port}/v1",
+        f"https://me:{PASSWORD}@{host}{port}",
+        f"http://:p%40ss%2Fword@{host}{port}/a/b/",
+    ):
+        complete(CONFIG | {"runtime": {"endpoints": {"teacher": {"url": url, "model": "m"}}}})
+        assert problem_of(url) is None
 
 
 def test_user_and_password_are_sent_as_they_are_meant(server):

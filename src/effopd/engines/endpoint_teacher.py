@@ -127,8 +127,10 @@ class EndpointTeacher:
         """The `top_k` likeliest tokens of a position, with their log-probs as they came, likeliest first."""
         ranked = []
         for key, entry in row.items():
-            token, where = token_id(key, place), f"{place}[{shown(key)}]"
-            rank = whole(_part(entry, where, dict).get("rank"), f"{where}.rank", least=1)
+            token, rank = token_id(key, place), entry.get("rank") if isinstance(entry, dict) else None
+            if type(rank) is not int or rank < 1:
+                where = f"{place}[{shown(key)}]"
+                whole(_part(entry, where, dict).get("rank"), f"{where}.rank", least=1)
             ranked.append((rank, token, entry.get("logprob")))
         ranked.sort(key=lambda one: one[:2])
         known = [(token, logprob) for _, token, logprob in ranked if token < (self.vocabulary or token + 1)]

@@ -13,6 +13,7 @@ from effopd.checked_numbers import NumberError, number
 from effopd.engines.base import Sampling, longest_context
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.extrapolation.gate import GateValue, gate_rows, gate_seeds
+from effopd.integrations.master_weights import rank
 from effopd.integrations.rewards import RewardFunctions
 from effopd.models import special_ids
 from effopd.rollouts import Rollouts
@@ -98,7 +99,8 @@ class AccuracyGate(_SampledGate):
         rollouts = self._sample(model, step, coefficient)
         state = self.trainer_state or TrainerState(global_step=step)
         rewards = self.rewards(self.prompts, self._completions(rollouts), rollouts.completions, state)
-        if missing := sum(map(math.isnan, rewards)):
+        missing = sum(map(math.isnan, rewards))
+        if missing and rank() == 0:
             say(
                 f"effopd: step {step}: {missing} of {len(rewards)} completions got no reward from "
                 f"{', '.join(self.rewards.names)}: coefficient {coefficient:g} is not accepted. Give the gate prompts "

@@ -37,7 +37,7 @@ def runtime_options() -> dict[str, Any]:
 def endpoint_of(teacher: str) -> dict[str, Any]:
     """Where a teacher is served. Raises ConfigError where nobody said."""
     endpoints: dict[str, dict[str, Any]] = runtime_options()["endpoints"]
-    if teacher not in endpoints:
+    if not {"url", "model"} <= set(endpoints.get(teacher, ())):
         raise ConfigError(
             f"config: `runtime.endpoints.{teacher}` does not say where the teacher is served. Give its `url` and "
             f"`model` there; a job started by hand finds `runtime` as JSON in the environment variable {VARIABLE}."
