@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,10 +44,10 @@ class RawServer:
 
 
 @contextmanager
-def raw_server(answer: Answer) -> Iterator[RawServer]:
+def raw_server(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[RawServer]:
     """A server for a block of code."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-    server = RawServer(f"http://127.0.0.1:{listener.getsockname()[1]}", answer)
+    server = RawServer(f"http{'s' * bool(tls)}://127.0.0.1:{listener.getsockname()[1]}", answer)
 
     def accept() -> None:
         while True:
@@ -54,7 +55,7 @@ def raw_server(answer: Answer) -> Iterator[RawServer]:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            threading.Thread(target=_serve, args=(server, connection), daemon=True).start()
+            threading.Thread(target=_serve, args=(server, connection, tls), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
     try:
@@ -65,9 +66,10 @@ def raw_server(answer: Answer) -> Iterator[RawServer]:
         listener.close()
 
 
-def _serve(server: RawServer, connection: socket.socket) -> None:
+def _serve(server: RawServer, connection: socket.socket, tls: ssl.SSLContext | None) -> None:
     """Read one request, answer it, and close the connection."""
     try:
+        connection = tls.wrap_socket(connection, server_side=True) if tls else connection
         with connection, connection.makefile("rb") as reader:
             if not reader.peek(1)[:1].isalpha():  # not HTTP: TLS, say
                 return

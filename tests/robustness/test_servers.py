@@ -6,7 +6,10 @@ import gzip
 import itertools
 import json
 import re
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 import zlib
 from email.utils import formatdate
@@ -379,6 +382,35 @@ def test_a_server_that_cannot_be_reached_is_one_line(server, monkeypatch, url, e
         monkeypatch.setenv(name, value.format(password=PASSWORD))
     address = url.format(server=server.url.removeprefix("http://"))
     one_line(lambda: teacher_at(address).score(ROLLOUTS), said)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate of this machine that signs itself, with its key."""
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl to make a certificate")
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    request += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", f"{path}.crt"]
+    subprocess.run(request, check=True, capture_output=True)
+    path.write_bytes(path.read_bytes() + path.with_name(f"{path.name}.crt").read_bytes())
+    return path
+
+
+def test_a_server_with_tls_needs_a_certificate_that_is_trusted_and_keeps_the_deadline(certificate, monkeypatch):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with raw_server(healthy, context) as server:
+        one_line(
+            lambda: teacher_at(server).score(ROLLOUTS), "a certificate that cannot be verified", "REQUESTS_CA_BUNDLE"
+        )
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        assert_right(teacher_at(server).score(ROLLOUTS), 2)
+        server.answer = slowly(server, HEAD, b"a")
+        started = time.monotonic()
+        one_line(lambda: teacher_at(server, timeout=0.3, retries=0).score(ROLLOUTS), "took too long")
+        assert time.monotonic() - started < 1.0
+        one_line(lambda: teacher_at(server.url.replace("https", "http"), retries=0).score(ROLLOUTS), server.url[5:])
 
 
 def test_a_server_is_asked_through_a_proxy_whose_answers_have_the_same_deadline(server, monkeypatch):
