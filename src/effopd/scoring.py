@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
+from effopd.checked_numbers import NumberError
 from effopd.logits import (
     Head,
     KnownTokens,
@@ -71,7 +72,12 @@ class Scores:
         columns = {
             name: np.concatenate(column) for name, column in zip(_COLUMNS, self._columns(), strict=True) if column
         }
-        check_scores(lengths, columns)
+        try:
+            check_scores(lengths, columns)
+        except NumberError as error:
+            raise NumberError(
+                f"{error}. Nothing is written; check the teacher's weights and their precision."
+            ) from None
         tensors = {"lengths": lengths, **columns}
         save_tensors(path, {name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
 

@@ -85,7 +85,7 @@ def base_of(server: RawServer) -> str:
 
 def teacher_at(server: RawServer | str, top_k: int = 2, **options: Any) -> EndpointTeacher:
     url = server if isinstance(server, str) else base_of(server)
-    endpoint = {"url": url, "model": "teacher", "timeout": 2.0, "retries": 1, "backoff": 0.001, "concurrency": 1}
+    endpoint = {"url": url, "model": "teacher", "timeout": 10.0, "retries": 1, "backoff": 0.001, "concurrency": 1}
     return EndpointTeacher(endpoint | options, TOKENIZER, top_k=top_k, vocabulary=16)
 
 

@@ -46,8 +46,7 @@ def row_of(answer: Any, position: int) -> Any:
 
 PLACES = {
     "the first token, sampled only": (0, "6", 3),
-    "the last token, sampled only": (0, "9", 4),
-    "a sampled token beyond the likeliest": (2, "6", 3),
+    "a sampled token beyond the likeliest": (2, "9", 4),
     "the likeliest token": (2, "3", 3),
     "the second likeliest token": (2, "2", 4),
 }
@@ -189,7 +188,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     place=st.sampled_from(
         [path for name, path in PATHS if name == "/completions"]
