@@ -281,7 +281,7 @@ BAD_ADDRESSES = [
     "http://node7:port/v1", "http://node7:99999/v1", "http://node7:-1/v1", "http://node7:0/v1", "http://node7:80:80/v1",
     "http://no de7/v1", "http://node7/v 1", "http://node7/v1\n", "http://node7\t/v1", "http://[::1/v1", "http://::1]/v1", "http://a..b/v1",
     "http://" + "a" * 64 + ".org/v1", "http://.", "http://node7/v1?key={}", "http://node7/v1#{}", "http://node7/v1?", "http://me:{}#@node7/v1",
-    "http://me:{}?@node7/v1", "http://me:{}/x@node7/v1", "http://me:{} x@node7/v1", "http//me:{}@node7/v1", "me:{}@node7/v1",
+    "http://me:{}?@node7/v1", "http://me:{}/x@node7/v1", "http://me:8080/{}@node7/v1", "http://me:{} x@node7/v1", "http//me:{}@node7/v1", "me:{}@node7/v1",
     "ftp://me:{}@node7/v1", "http://me:{}@no de7/v1", "http://\u202enode7/v1", "http://node7\\v1", "file:///etc/passwd", "http://\x00",
 ]  # fmt: skip
 
