@@ -126,7 +126,7 @@ def test_a_server_that_answers_badly_keeps_nothing_and_heals(tmp_path, trainer, 
     path = tmp_path / "step1.json"
 
     def spoil(answer):
-        if len(answer["choices"][0]["prompt_logprobs"]) == 5:
+        if "9" in answer["choices"][0]["prompt_logprobs"][4]:
             put("choices", 0, "prompt_logprobs", 4, "9", "logprob")(answer)
 
     server.answer = at("/completions", changed(spoil, "null"))
