@@ -339,9 +339,7 @@ def test_no_word_about_the_configuration_has_the_password(endpoints):
 
 
 @pytest.mark.parametrize("port", ["", ":8000", ":65535"])
-@pytest.mark.parametrize(
-    "host", ["node7", "127.0.0.1", "[::1]", "[fe80::1%25eth0]", "my_node-7.example.org", "bücher.example", "node7."]
-)
+@pytest.mark.parametrize("host", ["node7", "127.0.0.1", "[::1]", "[fe80::1%25eth0]", "my_node-7.example.org", "node7."])
 def test_right_addresses_are_accepted(host, port):
     for user in ("", f"me:{PASSWORD}@", ":p%40ss%2Fword@"):
         for scheme, path in (("http", "/v1"), ("https", ""), ("http", "/a/b/")):

@@ -74,8 +74,8 @@ class JsonClient:
     def __init__(self, name: str, endpoint: Mapping[str, Any]) -> None:
         if problem := problem_of(endpoint["url"]):
             raise ConfigError(
-                f"config: the `url` in `runtime.endpoints` is {shown_url(endpoint['url'])!r}, which is no usable address "
-                f"({problem}). Write the base of the server's interface, such as http://node7:8000/v1."
+                f"config: the `url` in `runtime.endpoints` is {shown_url(endpoint['url'])!r}, which is no usable "
+                f"address ({problem}). Write the base of the server's interface, such as http://node7:8000/v1."
             )
         parts = urlsplit(endpoint["url"])
         self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
