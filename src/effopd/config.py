@@ -9,12 +9,12 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
 
 from effopd.config_checks import problems
 from effopd.config_schema import fill, listed, main_group, resolve, schema, typed
+from effopd.engines.http_addresses import problem_of, shown_url
 from effopd.runtime.errors import ConfigError
-from effopd.runtime.text import shortened
+from effopd.runtime.text import shortened, without_passwords
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,34 +63,16 @@ def _is_regex(value: object) -> bool:
 
 def _is_http_url(value: object) -> bool:
     """Raise ValueError, whose message says why, if a text is no base of an HTTP interface."""
-    if not isinstance(value, str):
-        return True
-    if not re.fullmatch(r"[!-~]+", value):
-        raise ValueError("it has spaces or characters beyond ASCII")
-    if not re.match(r"(?i)https?://", value):
-        raise ValueError("it does not begin with http:// or https://")
-    try:
-        parts = urlsplit(value)
-        host = parts.hostname or ""
-    except ValueError:  # whose words may hold a part of a password, as those of the port below
-        host = ""
-    if not re.fullmatch(r"[\w.-]*\w\.?|[\da-f:.]+", host):
-        raise ValueError("it names no host")
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    if port == 0 or parts.netloc.endswith(":"):
-        raise ValueError("its port is no number from 1 to 65535")
-    if "?" in value or "#" in value:
-        raise ValueError("it has a query or fragment")
+    if isinstance(value, str) and (problem := problem_of(value)):
+        raise ValueError(problem)
     return True
 
 
 def _validate(config: Mapping[str, Any]) -> None:
     errors = list(_validator().iter_errors(config))
     if errors:
-        raise ConfigError(_explain(min(errors, key=lambda e: (len(e.absolute_path), str(e.path)))))
+        error = min(errors, key=lambda e: (len(e.absolute_path), str(e.path)))
+        raise ConfigError(without_passwords(_explain(error)))  # of `runtime.endpoints`
 
 
 def _explain(error: Any) -> str:
@@ -114,9 +96,8 @@ def _explain(error: Any) -> str:
     if error.validator == "type" and isinstance(value, str) and _is_number(value) and _takes_numbers(error):
         return f"{found}, which is text. Write {value} without quotes."
     if error.validator == "format" and error.validator_value == "http-url":
-        without_password = re.sub(r"//.*@", "//***@", value)
         return (
-            f"config: `{path}` is {_shown(without_password)}, which is no usable address ({error.cause}). Write the "
+            f"config: `{path}` is {_shown(shown_url(value))}, which is no usable address ({error.cause}). Write the "
             "base of the server's interface, such as http://node7:8000/v1."
         )
     allowed = error.validator_value

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
+from effopd.checked_numbers import NumberError
 from effopd.logits import (
     Head,
     KnownTokens,
@@ -27,6 +28,7 @@ from effopd.losses import reverse_kl, token_logprobs
 from effopd.models import save_tensors
 from effopd.rollouts import PaddedBatch, Rollouts
 from effopd.runtime.errors import ArtifactError, ConfigError
+from effopd.score_checks import check_scores
 
 
 @dataclass
@@ -62,20 +64,33 @@ class Scores:
         return Scores(*([row for rows in column for row in rows] for column in columns))
 
     def write(self, path: Path) -> None:
-        """Write safetensors: `lengths` int64 [N], and each column that there is, [tokens, ...]."""
-        tensors = {"lengths": torch.tensor([len(row) for row in self.logprobs])}
-        for name, column in zip(_COLUMNS, self._columns(), strict=True):
-            if column:
-                tensors[name] = torch.from_numpy(np.concatenate(column))
-        save_tensors(path, tensors)
+        """Write safetensors: `lengths` int64 [N], and each column that there is, [tokens, ...].
+
+        Raises NumberError, and writes nothing, if a number cannot be trained on.
+        """
+        lengths = np.array([len(row) for row in self.logprobs], np.int64)
+        columns = {
+            name: np.concatenate(column) for name, column in zip(_COLUMNS, self._columns(), strict=True) if column
+        }
+        try:
+            check_scores(lengths, columns)
+        except NumberError as error:
+            raise NumberError(
+                f"{error}. Nothing is written; check the teacher's weights and their precision."
+            ) from None
+        tensors = {"lengths": lengths, **columns}
+        save_tensors(path, {name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
 
     @staticmethod
     def read(path: Path) -> Scores:
-        """The scores of a file. Raises OSError or SafetensorError where it is damaged."""
+        """The scores of a file. Raises OSError, SafetensorError or NumberError if it is damaged."""
         with safe_open(path, framework="np") as file:
-            ends = np.cumsum(file.get_tensor("lengths"))
+            lengths = file.get_tensor("lengths")
             held = set(file.keys())
-            return Scores(*(np.split(file.get_tensor(name), ends[:-1]) if name in held else [] for name in _COLUMNS))
+            columns = {name: file.get_tensor(name) for name in _COLUMNS if name in held}
+        check_scores(lengths, columns)
+        ends = np.cumsum(lengths)
+        return Scores(*(np.split(columns[name], ends[:-1]) if name in columns else [] for name in _COLUMNS))
 
     def _columns(self) -> list[list[np.ndarray]]:
         return [getattr(self, name) for name in _COLUMNS]

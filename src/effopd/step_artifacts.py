@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import pyarrow as pa
 from safetensors import SafetensorError
 
+from effopd.checked_numbers import NumberError
 from effopd.rollouts import Rollouts
 from effopd.runtime.artifacts import Manifest, read_manifest, write_manifest
 from effopd.runtime.errors import ArtifactError
@@ -35,8 +36,19 @@ class Kind(Generic[Made]):
     concatenate: Callable[[Sequence[Made]], Made]
 
     def open(self, manifest: Manifest) -> Made:
-        """The artifact of a manifest. Raises ArtifactError where its file is not whole."""
-        return self.read(manifest.file(manifest.path.stem + self.suffix))
+        """The artifact of a manifest. Raises ArtifactError if its file is damaged.
+
+        If the file is the one that was written, but nothing can be done with what it holds, the manifest is deleted:
+        the next run makes the artifact again.
+        """
+        file = manifest.file(manifest.path.stem + self.suffix)
+        try:
+            return self.read(file)
+        except (SafetensorError, pa.ArrowException, NumberError, ValueError, KeyError) as error:
+            manifest.path.unlink(missing_ok=True)
+            raise ArtifactError(
+                f"{file} cannot be used ({error}). Run the workflow again: it makes this part anew."
+            ) from None
 
     def held(self, path: Path, fingerprint: str) -> tuple[Made, Rows] | None:
         """The artifact at `path` and its cost, or None where there is none with this fingerprint that is whole."""
@@ -44,8 +56,8 @@ class Kind(Generic[Made]):
             manifest = read_manifest(path, self.name)
             if manifest.fingerprint == fingerprint:
                 return self.open(manifest), manifest.recorded["cost"]
-        except (ArtifactError, OSError, SafetensorError, pa.ArrowException):
-            pass  # missing, or cut short by a kill: make it (again)
+        except (ArtifactError, OSError):
+            pass  # missing, cut short by a kill, or not to be used: make it (again)
         return None
 
     def write(

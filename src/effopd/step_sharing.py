@@ -21,12 +21,19 @@ def make_or_reuse(
     trainer: Trainer,
     make: Callable[[], Made],
     cost_of: Callable[[Made, float], Rows],
+    made_from_it: Path | None = None,
 ) -> tuple[Made, Rows]:
-    """A step's artifact with its cost: what `path` holds where that is whole, else what all ranks' `make` amount to."""
+    """A step's artifact with its cost: what `path` holds if that is valid, else what all ranks' `make` amount to.
+
+    If it has to be made, the artifact `made_from_it` is deleted: on a GPU, rollouts that are generated again are others
+    than those that were scored.
+    """
     started = time.time()
     held = kind.held(path, fingerprint_of(kind.name, spec, parents)) if trainer.first else None
     if (held := trainer.broadcast(held)) is not None:
         return held
+    if trainer.first and made_from_it:
+        made_from_it.unlink(missing_ok=True)
     working = time.perf_counter()
     made = kind.concatenate(trainer.gather(make()))
     cost = cost_of(made, time.perf_counter() - working)
@@ -50,7 +57,9 @@ def put_together(
     if trainer.first:
         result = kind.held(path, fingerprint_of(kind.name, spec, parents))
         if result is None and shards == 1:
-            raise ArtifactError(f"{path} is not what this step was made from. Delete it and run the workflow again.")
+            raise ArtifactError(
+                f"{path} is damaged, or not what this step was made from. Delete it and run the workflow again."
+            )
         manifests = [read_manifest(part, kind.name) for part in parts] if shards > 1 else []
         if result is None:
             for number, manifest in enumerate(manifests):

@@ -93,7 +93,7 @@ def test_a_server_that_is_gone_is_named(behaviour, tokenizer, rollouts):
 
 def test_slow_answers_time_out(behaviour, tokenizer, rollouts):
     behaviour.delay = 1.0
-    with serving(behaviour) as url, pytest.raises(UserError, match="1 attempts .it took too long"):
+    with serving(behaviour) as url, pytest.raises(UserError, match="1 attempt .it took too long"):
         teacher_at(url, tokenizer, timeout=0.1, retries=0).score(rollouts)
 
 
@@ -103,7 +103,7 @@ def test_slow_answers_time_out(behaviour, tokenizer, rollouts):
         ({}, {"model": "other"}, "asks .* for the model 'other', and it serves teacher. Name one of these"),
         ({"room": 12}, {}, r"takes 12 tokens, and a rollout has 15, with 1 to spare. Serve it with `--max-model-len 16`"),
         ({"max_logprobs": 2}, {"top_k": 3}, r"status 400: Requested prompt logprobs of 3, more than 2\). Serve it with `--max-logprobs 3`"),
-        ({"failures": [404] * 99}, {}, r"refuses .status 404: failing on purpose with 404.. Mend `runtime.endpoints`"),
+        ({"failures": [404] * 99}, {}, r"refuses .status 404: failing on purpose with 404.. Fix `runtime.endpoints`"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_with_its_remedy(behaviour, tokenizer, rollouts, change, options, said):

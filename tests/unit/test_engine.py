@@ -134,3 +134,65 @@ def test_the_reverse_kl_of_a_model_to_itself_is_zero_and_its_sampled_estimate_ag
 def test_bad_sampling_is_refused():
     with pytest.raises(ValueError, match="temperature must be >= 0"):
         Sampling(-1.0, 4)
+
+
+class Around(torch.nn.Module):
+    """Looks like the model that it wraps, as PEFT's models do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.base_model = torch.nn.Sequential(inner)
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.base_model[0], name)
+
+    def forward(self, **arguments):
+        return self.base_model[0](**arguments)
+
+
+class Adapted(torch.nn.Module):
+    """A layer with something added, which shows the weight of the plain layer."""
+
+    def __init__(self, plain):
+        super().__init__()
+        self.plain = plain
+        self.added = torch.nn.Parameter(
+            torch.full(
+                (plain.weight.shape[-1] if isinstance(plain, torch.nn.Embedding) else plain.weight.shape[0],), 0.5
+            )
+        )
+
+    @property
+    def weight(self):
+        return self.plain.weight
+
+    def forward(self, x):
+        return self.plain(x) + self.added
+
+
+@pytest.mark.parametrize(
+    "place", ["model.embed_tokens", "model.layers.1.self_attn.q_proj", "model.norm", "lm_head", "around", "subclass"]
+)
+def test_what_other_packages_put_around_or_into_a_model_takes_part(model, monkeypatch, place):
+    if place == "around":
+        changed = Around(model)
+    elif place == "subclass":
+        changed = model
+        model.__class__ = type("Mine", (type(model),), {"__module__": "mine"})
+    else:
+        parent, _, name = place.rpartition(".")
+        setattr(model.get_submodule(parent), name, Adapted(model.get_submodule(place)))
+        changed = model
+    found = engine_of(changed).generate(PROMPTS, SEEDS, Sampling(1.0, 8))
+    monkeypatch.setattr(decoders, "fits_lean_decoder", lambda model: False)
+    right = engine_of(model).generate(PROMPTS, SEEDS, Sampling(1.0, 8))
+    assert found.completions == right.completions
+    for mine, theirs in zip(found.logprobs, right.logprobs, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_plain_models_have_the_lean_decoder(model):
+    assert decoders.fits_lean_decoder(model)

@@ -20,6 +20,7 @@ from teacher_server import Behaviour, serving
 
 pytestmark = pytest.mark.slow
 STEPS = (1, 2, 3, 4)
+PASSWORD = "open-sesame"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,8 @@ def scored_elsewhere(undisturbed, tmp_path_factory):
     behaviour = Behaviour(load_frozen(folder, torch.device("cpu")), load_tokenizer(folder))
     behaviour.failures = [503, 0]  # it is busy, and then loses a connection
     with serving(behaviour) as url:
-        endpoint = {"url": url, "model": "teacher", "backoff": 0.01, "concurrency": 4}
+        address = url.replace("//", f"//me:{PASSWORD}@")
+        endpoint = {"url": address, "model": "teacher", "backoff": 0.01, "concurrency": 4}
         workflow.config["runtime"]["endpoints"] = {"teacher": endpoint}
         workflow.run()
     return workflow, behaviour
@@ -70,16 +72,26 @@ def test_a_run_scored_by_a_server_is_the_run_scored_locally_to_rounding(scored_e
     assert scored == {step: sum(tokens[:step]) for step in scored}
 
 
+def test_the_servers_password_is_written_nowhere(scored_elsewhere):
+    workflow, _ = scored_elsewhere
+    config = workflow.folder / "config/config.yaml"
+    assert PASSWORD in config.read_text()
+    files = [path for path in workflow.folder.rglob("*") if path.is_file() and path != config]
+    assert any(path.suffix == ".log" for path in files)
+    assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
+
+
 def test_it_is_looked_after_without_the_server(scored_elsewhere, tmp_path):
     """Nothing asks a server that has ended for what is there."""
     workflow = scored_elsewhere[0].copy(tmp_path)
     assert workflow.path("report.html").is_file()
     assert workflow.planned() == {}
     assert " artifacts of results are whole" in effopd(workflow, "verify", "--configfile", "config/config.yaml")
-    workflow.config["runtime"]["endpoints"]["teacher"] |= {"url": "http://127.0.0.1:9/v1", "retries": 0}
+    workflow.config["runtime"]["endpoints"]["teacher"] |= {"url": f"http://me:{PASSWORD}@127.0.0.1:9/v1", "retries": 0}
     assert workflow.planned() == {}, "where it is served is no part of the results"
     workflow.path("runs/opd/seed0/state/4/state.json").unlink()
     (workflow.path("runs/opd/seed0/scores") / "step4.json").unlink()
     output = workflow.run("results/runs/opd/seed0/state/4/state.json", status=1)
-    assert "error: the teacher's server at http://127.0.0.1:9/v1 did not answer in 1 attempts" in output
+    assert "error: the teacher's server at http://127.0.0.1:9/v1 did not answer in 1 attempt" in output
     assert "Traceback" not in output
+    assert PASSWORD not in output

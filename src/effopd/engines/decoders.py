@@ -10,6 +10,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 LEAN_FAMILIES = ("llama", "qwen2", "qwen3")
+PLAIN_MODULES = ("torch.nn.modules.", "transformers.")
 # Above this, matrix products take the time of a step and the lean decoder's copies of weights memory.
 LEAN_PARAMETERS = 20_000_000
 
@@ -70,8 +71,11 @@ class ModelDecoder:
 def fits_lean_decoder(model: Any) -> bool:
     """Whether a model is one that LeanDecoder computes alike: a small, plain float32 one of a family it knows.
 
-    Hooks, adapters and partitioned or quantised weights are for the model's own forward pass.
+    Hooks, adapters and partitioned or quantized weights are for the model's own forward pass, and so is whatever other
+    packages put around or into a model (PEFT, torch.compile), which may look like what is inside.
     """
+    if not all(type(module).__module__.startswith(PLAIN_MODULES) for module in model.modules()):
+        return False
     config = model.config
     if config.model_type not in LEAN_FAMILIES or any(kind != "full_attention" for kind in _layer_types(config)):
         return False

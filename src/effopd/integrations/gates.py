@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerState
 
+from effopd.checked_numbers import NumberError, number
 from effopd.engines.base import Sampling, longest_context
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.extrapolation.gate import GateValue, gate_rows, gate_seeds
+from effopd.integrations.master_weights import rank
+from effopd.integrations.rewards import RewardFunctions
 from effopd.models import special_ids
 from effopd.rollouts import Rollouts
 from effopd.runtime.errors import UserError
+from effopd.runtime.progress import say
 from effopd.scoring import measure_reverse_kl
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]  # text, token ids, or chat messages
@@ -52,7 +57,7 @@ class _SampledGate:
     def _sample(self, model: PreTrainedModel, step: int, coefficient: float) -> Rollouts:
         context = longest_context(self.tokens, self.sampling.max_new_tokens)
         engine = TransformersEngine.of(
-            model, self.tokenizer, batch_size=self.batch_size, context=context, dtype="float32"
+            inside(model), self.tokenizer, batch_size=self.batch_size, context=context, dtype="float32"
         )
         seeds = gate_seeds(self.seed, step, coefficient, len(self.rows), self.paired)
         return engine.generate(self.tokens, seeds, self.sampling)
@@ -61,8 +66,10 @@ class _SampledGate:
 class AccuracyGate(_SampledGate):
     """The mean reward of sampled completions (the paper's gate).
 
-    `reward` is called as TRL calls a reward function, `reward(prompts=..., completions=..., **columns)`, and returns a
-    number a completion; `columns` are columns of the data set as long as `prompts` (reference answers, say).
+    `reward` is a reward function of TRL or a list of them, of which the sum counts, weighted by `weights` (default: 1
+    each). They are called as TRL calls them; `columns` are columns of the data set as long as `prompts` (reference
+    answers, say). A completion without a reward (None from every function) makes the value NaN, which is never
+    accepted.
     """
 
     metric = "accuracy"
@@ -73,26 +80,49 @@ class AccuracyGate(_SampledGate):
         reward: Any,
         tokenizer: PreTrainedTokenizerFast,
         *,
+        weights: Sequence[float] | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(prompts, tokenizer, **settings)
-        self.reward = reward
-        self.columns = {name: [column[row] for row in self.rows] for name, column in (columns or {}).items()}
+        for name, column in (columns or {}).items():
+            if len(column) != len(prompts):
+                raise UserError(
+                    f"the gate's column {name!r} has {len(column)} rows, and there are {len(prompts)} prompts. Give "
+                    "one row for each prompt."
+                )
+        chosen = {name: [column[row] for row in self.rows] for name, column in (columns or {}).items()}
+        self.rewards = RewardFunctions(reward, weights, chosen)
+        self.trainer_state: TrainerState | None = None  # of the Trainer that it judges for; EffOPDCallback sets it
 
     def __call__(self, model: PreTrainedModel, step: int, coefficient: float) -> GateValue:
         rollouts = self._sample(model, step, coefficient)
-        texts = self.tokenizer.batch_decode(
-            [c[:-1] if done else c for c, done in zip(rollouts.completions, rollouts.finished, strict=True)]
-        )
-        completions = [
-            [{"role": "assistant", "content": text}] if _is_chat(prompt) else text
-            for prompt, text in zip(self.prompts, texts, strict=True)
-        ]
-        rewards = [float(r) for r in self.reward(prompts=self.prompts, completions=completions, **self.columns)]
+        state = self.trainer_state or TrainerState(global_step=step)
+        rewards = self.rewards(self.prompts, self._completions(rollouts), rollouts.completions, state)
+        missing = sum(map(math.isnan, rewards))
+        if missing and rank() == 0:
+            say(
+                f"effopd: step {step}: {missing} of {len(rewards)} completions got no reward from "
+                f"{', '.join(self.rewards.names)}: coefficient {coefficient:g} is not accepted. Give the gate prompts "
+                "for whose completions there is always a reward."
+            )
         finite = all(np.isfinite(row).all() for row in rollouts.logprobs)
         value = float(np.mean(rewards)) if finite else float("nan")
         return GateValue(value, value, rewards)
+
+    def _completions(self, rollouts: Rollouts) -> list[Any]:
+        """Completions as TRL decodes them: texts without special tokens, or messages where the prompt is a chat."""
+        texts = self.tokenizer.batch_decode(rollouts.completions, skip_special_tokens=True)
+        parses = any(getattr(self.tokenizer, name, None) for name in ("response_template", "response_schema"))
+
+        def message(row: int) -> Any:
+            if not parses:
+                return {"role": "assistant", "content": texts[row]}
+            from trl.chat_template_utils import parse_response  # tells reasoning and calls of tools from the answer
+
+            return parse_response(self.tokenizer, rollouts.completions[row], prefix=self.tokens[row])
+
+        return [[message(row)] if _is_chat(prompt) else texts[row] for row, prompt in enumerate(self.prompts)]
 
 
 class ReverseKLGate(_SampledGate):
@@ -116,7 +146,7 @@ class ReverseKLGate(_SampledGate):
         teacher: Any = self.teacher
         teacher.to(model.device)
         per_token = measure_reverse_kl(
-            model,
+            inside(model),
             teacher,
             rollouts,
             pad_id=pad_id,
@@ -126,6 +156,33 @@ class ReverseKLGate(_SampledGate):
         per_item = [float(row.sum(dtype=np.float64)) for row in per_token]
         value = float(np.array(per_item).sum() / rollouts.completion_tokens)
         return GateValue(value, -value, per_item)
+
+
+def inside(model: Any) -> PreTrainedModel:
+    """The transformers model in a PEFT model, with the adapters in its layers; any other model as it is.
+
+    Raises UserError for prompt tuning, whose virtual tokens are outside.
+    """
+    if not hasattr(model, "get_base_model"):
+        plain: PreTrainedModel = model
+        return plain
+    if getattr(model.active_peft_config, "is_prompt_learning", False):
+        raise UserError("the gate knows no prompt tuning. Train LoRA adapters, or give a gate of your own.")
+    plain = model.get_base_model()
+    return plain
+
+
+def checked_value(found: Any, name: str) -> GateValue:
+    """What the gate `name` returned: a GateValue, or a number of which more is better.
+
+    NaN and infinity stay as they are. Raises UserError if it is neither.
+    """
+    value = found if isinstance(found, GateValue) else GateValue(found, found)
+    try:
+        items = [number(item, f"item {row} of its value") for row, item in enumerate(value.per_item)]
+        return GateValue(number(value.value, "its value"), number(value.score, "its value"), items)
+    except NumberError as error:
+        raise UserError(f"the gate `{name}` returned no number: {error}. It has to return one.") from None
 
 
 def _is_chat(prompt: Prompt) -> bool:

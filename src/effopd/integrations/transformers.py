@@ -17,6 +17,7 @@ from effopd.extrapolation.gate import GateValue, decision, score_of
 from effopd.extrapolation.modules import LINE_BY_MODULE, by_module, refine
 from effopd.extrapolation.schedule import EVERY_STEP, powers_of_two, trigger_steps
 from effopd.extrapolation.search import ACCEPT, Outcome, first_step, search
+from effopd.integrations.gates import checked_value
 from effopd.integrations.master_weights import MasterWeights, rank, ranks
 from effopd.models import Weights, load_tensors, save_tensors
 from effopd.runtime.artifacts import read_json, write_json, write_manifest
@@ -104,6 +105,8 @@ class EffOPDCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Extrapolate, if this step is a trigger."""
         if state.global_step in self._triggers:
+            if hasattr(self.gate, "trainer_state"):
+                self.gate.trainer_state = state
             self._extrapolate(kwargs["model"], state.global_step, Path(str(args.output_dir)))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -193,6 +196,10 @@ class EffOPDCallback(TrainerCallback):
             self._anchor = current
 
     @property
+    def _gate_name(self) -> str:
+        return str(getattr(self.gate, "__name__", type(self.gate).__name__))
+
+    @property
     def _refines(self) -> bool:
         """Whether a line search goes on by module."""
         return bool(self.settings["search"] == LINE_BY_MODULE)
@@ -217,7 +224,7 @@ class EffOPDCallback(TrainerCallback):
                 found = self.gate(model, step, coefficient)
         finally:
             model.train(training)
-        value = found if isinstance(found, GateValue) else GateValue(float(found), float(found))
+        value = checked_value(found, self._gate_name)
         if ranks() == 1:
             return value
         box = [value]
@@ -235,13 +242,12 @@ class EffOPDCallback(TrainerCallback):
         output: Path,
         started: float,
     ) -> None:
-        named = getattr(self.gate, "__name__", type(self.gate).__name__)
         result = own | decision(
             step,
             outcome,
             values,
             accept=self.settings["accept"],
-            metric=getattr(self.gate, "metric", named),
+            metric=getattr(self.gate, "metric", self._gate_name),
             update_norm=delta_norms(current, self._anchor, self._moving),
         )
         self.decisions.append(result)

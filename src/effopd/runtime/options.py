@@ -18,19 +18,26 @@ def announce(runtime: Mapping[str, Any]) -> None:
 
 
 def runtime_options() -> dict[str, Any]:
-    """The section that the workflow announced; the defaults in a job that was started by hand."""
-    if text := os.environ.get(VARIABLE):
-        announced: dict[str, Any] = json.loads(text)
-        return announced
-    from effopd.config_schema import section_defaults
+    """The section that the workflow announced, with the defaults of what is missing in a job that is started by hand.
 
-    return section_defaults("runtime")
+    Raises ConfigError if it is not one.
+    """
+    from effopd.config_schema import fill, schema
+
+    try:
+        announced = json.loads(os.environ.get(VARIABLE) or "{}")
+    except ValueError:
+        announced = None
+    if not isinstance(announced, dict):
+        raise ConfigError(f"the environment variable {VARIABLE} is not a JSON object. Unset it, or fix it.")
+    filled: dict[str, Any] = fill(announced, schema()["properties"]["runtime"])
+    return filled
 
 
 def endpoint_of(teacher: str) -> dict[str, Any]:
     """Where a teacher is served. Raises ConfigError where nobody said."""
     endpoints: dict[str, dict[str, Any]] = runtime_options()["endpoints"]
-    if teacher not in endpoints:
+    if not {"url", "model"} <= set(endpoints.get(teacher, ())):
         raise ConfigError(
             f"config: `runtime.endpoints.{teacher}` does not say where the teacher is served. Give its `url` and "
             f"`model` there; a job started by hand finds `runtime` as JSON in the environment variable {VARIABLE}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -41,8 +42,16 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def without_passwords(text: str) -> str:
+    """The text without the user names and passwords in its URLs."""
+    return re.sub(r"(://)\S*@", r"\1***@", text)
+
+
 def one_line(text: object, longest: int = 2000) -> str:
-    """A message on one line that any terminal can show: no line breaks, no control characters, not endless."""
-    line = " ".join(str(text).split())
+    """A message on one line that any terminal can show: no line breaks, no control characters, not endless.
+
+    Without passwords in URLs: it may go to a log that others read.
+    """
+    line = without_passwords(" ".join(str(text).split()))
     printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return shortened(printable, longest)

@@ -147,6 +147,7 @@ def train_segment(
                 trainer,
                 partial(distillation.generate_rollouts, engine, tokens, training, seed, step, share),
                 partial(_generation_cost, step),
+                made_from_it=run_folder / f"scores/step{step}.json",
             )
             costs += made
             mine = rollouts.select(share.rows(len(rollouts), training["batch_size"]))
