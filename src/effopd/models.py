@@ -22,7 +22,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from effopd.frozen import frozen_dtype
-from effopd.runtime.artifacts import atomic_path, read_json
+from effopd.runtime.artifacts import atomic_path, read_manifest
 from effopd.runtime.errors import ArtifactError
 
 Weights = dict[str, torch.Tensor]
@@ -128,9 +128,11 @@ def _trusts(folder: str | Path) -> bool:
 
 def _section(folder: str | Path) -> dict[str, Any]:
     """What the configuration said of the model in a folder of the workflow; nothing of other folders."""
-    path = Path(folder) / "manifest.json"
-    section: dict[str, Any] = read_json(path)["spec"].get("model", {}) if path.is_file() else {}
-    return section
+    try:
+        section = read_manifest(Path(folder) / "manifest.json", "model").spec.get("model", {})
+    except ArtifactError:
+        return {}
+    return section if isinstance(section, dict) else {}
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:

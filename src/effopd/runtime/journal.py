@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
+
+from effopd.runtime.artifacts import write_text
+
+
+def _entry(line: bytes) -> tuple[str, Any] | None:
+    """A finished part and its value; None where the line is damaged."""
+    try:
+        entry = json.loads(line.decode())
+        return str(entry["part"]), entry["value"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 class Journal:
@@ -19,11 +31,12 @@ class Journal:
         header = json.dumps({"fingerprint": fingerprint})
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
         if lines[:1] == [header.encode()]:
-            whole = lines[:-1]  # after the last newline there is nothing, or a line that a kill cut short
-            self.parts = {entry["part"]: entry["value"] for entry in map(json.loads, whole[1:])}
+            entries = [*itertools.takewhile(lambda entry: entry is not None, map(_entry, lines[1:-1]))]
+            self.parts = dict(filter(None, entries))
+            whole = lines[: 1 + len(entries)]
         else:
             whole = [header.encode()]
-        path.write_bytes(b"\n".join(whole) + b"\n")
+        write_text(path, "".join(f"{line.decode()}\n" for line in whole))
 
     def add(self, part: str, value: Any) -> None:
         """Write down a finished part."""

@@ -41,8 +41,11 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def printable(text: str) -> str:
+    """The text with control characters and what no terminal can show escaped; line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(text: object, longest: int = 2000) -> str:
     """A message on one line that any terminal can show: no line breaks, no control characters, not endless."""
-    line = " ".join(str(text).split())
-    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    return shortened(printable, longest)
+    return shortened(printable(" ".join(str(text).split())), longest)
