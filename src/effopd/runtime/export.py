@@ -20,8 +20,6 @@ def export_state(results: Path, run: str, seed: int, step: int, out: Path, dtype
     """
     if not is_plain(run):
         raise UserError(f"{run!r} is not the name of a run. Take one from `effopd status`.")
-    if not is_plain(run):
-        raise UserError(f"{run!r} is not the name of a run. Take one from `effopd status`.")
     runs, states = results / f"runs/{run}", "state/{}/state.json"
     if (results / f"predictions/{run}").is_dir():
         runs, states = results / f"predictions/{run}", "{}/prediction.json"

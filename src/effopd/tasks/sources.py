@@ -52,7 +52,18 @@ def local_files(source: Row) -> list[Path]:
         raise ConfigError(
             f"config: the source folder {source['dataset']} does not exist. Correct the path in `task.splits`."
         )
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if _may_be_read(path.relative_to(folder)) and path.is_file())
+
+
+def _may_be_read(path: Path) -> bool:
+    """Whether `datasets` may read a file at this path in a data set's folder: its data, or its card, README.md.
+
+    It passes over what is hidden (.git, .cache, .DS_Store) or begins with two underscores, and knows data by the
+    ending of the name.
+    """
+    if any(part.startswith((".", "__")) for part in path.parts):
+        return False
+    return path.name == "README.md" or path.suffix not in ("", ".md", ".py", ".pyc", ".lock")
 
 
 def source_name(source: Row) -> str:
