@@ -17,10 +17,14 @@ _LONGEST_NAME = 255
 
 
 def seal(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with a digest of all of it under `recorded`, and nothing else changed but the format there."""
-    recorded = {key: value for key, value in entry["recorded"].items() if key != "digest"} | {"format": FORMAT}
-    content = {**entry, "recorded": recorded}
-    return {**content, "recorded": {**recorded, "digest": digest(content)}}
+    """The manifest with the format and a digest of all the rest under `recorded`."""
+    formatted = {**entry, "recorded": {**entry["recorded"], "format": FORMAT}}
+    return {**formatted, "recorded": {**formatted["recorded"], "digest": _content_digest(formatted)}}
+
+
+def _content_digest(entry: Mapping[str, Any]) -> str:
+    recorded = {key: value for key, value in entry["recorded"].items() if key != "digest"}
+    return digest({**entry, "recorded": recorded})
 
 
 def is_sealed(recorded: Mapping[str, Any]) -> bool:
@@ -61,7 +65,7 @@ def _manifest_of(kind: str) -> dict[str, Any]:
 
 def check_seal(entry: Mapping[str, Any], path: Path) -> None:
     """Raise ArtifactError where a manifest was edited after it was written."""
-    if is_sealed(entry["recorded"]) and entry["recorded"].get("digest") != seal(entry)["recorded"]["digest"]:
+    if is_sealed(entry["recorded"]) and entry["recorded"].get("digest") != _content_digest(entry):
         raise ArtifactError(
             f"{path} was edited: its digest does not match what it records. Delete it and run the workflow again."
         )

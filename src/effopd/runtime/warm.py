@@ -101,9 +101,8 @@ def run_warm(address: str, arguments: list[str]) -> int | None:
         return LOST
     status = int(struct.unpack("!i", answer)[0])
     if status > _KILLED:
-        name = signal.strsignal(status - _KILLED)
-        print(f"error: this job was killed ({name}). If memory ran out, run fewer jobs at once or lower the batch size; "
-              "then run the workflow again.", file=sys.stderr)  # fmt: skip
+        why = f"error: this job was killed ({signal.strsignal(status - _KILLED)})."
+        print(f"{why} If memory ran out, run fewer jobs at once. Then run the workflow again.", file=sys.stderr)
     return status
 
 
