@@ -40,11 +40,11 @@ CONFIG: dict[str, Any] = {
 class SmallResults:
     """The folder that is being made: each method writes one artifact, whose spec is what the plan asks for."""
 
-    def __init__(self, results: Path) -> None:
-        self.results, self.plan = results, Plan(CONFIG)
+    def __init__(self, results: Path, config: dict[str, Any] = CONFIG) -> None:
+        self.results, self.config, self.plan = results, config, Plan(config)
 
     def make(self) -> Plan:
-        write_text(self.results / "config.yaml", yaml.safe_dump(CONFIG))  # without the defaults: quicker to read
+        write_text(self.results / "config.yaml", yaml.safe_dump(self.config))  # without the defaults: quicker to read
         data = self.results / "data/arithmetic/manifest.json"
         make_data(json.loads(self.plan.spec("make_data")), data, ())
         self.data = {"data": json.loads(data.read_text())["fingerprint"]}
@@ -114,7 +114,7 @@ class SmallResults:
         pd.DataFrame({"step": [step], "reverse_kl": [0.1]}).to_parquet(files["metrics.parquet"], index=False)
         state = self.write(
             f"{own}/state/{step}/state.json", "state", self.plan.spec("train_segment", **where),
-            {"ledger" if run == "effopd" and step > 1 else "state": before, **taught}, files=files,
+            {"ledger" if self.plan.previous_boundary(run, step) in self.plan.triggers(run) else "state": before, **taught}, files=files,
             result={"step": step, "reverse_kl": 0.1, "optimizer_steps": step},
             cost=[cost_row("update policy", step, 0.5, trained=9)],
         )  # fmt: skip
