@@ -9,7 +9,7 @@ import copy
 import json
 import os
 import shutil
-import socket
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -189,20 +189,10 @@ def instead(path: Path, make: Callable[[Path], object]) -> None:
     make(path)
 
 
-def a_socket(path: Path) -> None:
-    here = Path.cwd()
-    os.chdir(path.parent)  # the paths of sockets are short
-    try:
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(path.name)
-    finally:
-        os.chdir(here)
-
-
 KINDS: dict[str, Callable[[Path], object]] = {
     "a folder": lambda path: path.mkdir(),
     "a pipe": lambda path: os.mkfifo(path),
-    "a socket": a_socket,
+    "a socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
     "a broken link": lambda path: path.symlink_to("nowhere"),
     "a link to itself": lambda path: path.symlink_to(path.name),
     "a device": lambda path: path.symlink_to("/dev/zero"),
