@@ -56,14 +56,9 @@ def local_files(source: Row) -> list[Path]:
 
 
 def _may_be_read(path: Path) -> bool:
-    """Whether `datasets` may read a file at this path in a data set's folder: its data, or its card, README.md.
-
-    It passes over what is hidden (.git, .cache, .DS_Store) or begins with two underscores, and knows data by the
-    ending of the name.
-    """
-    if any(part.startswith((".", "__")) for part in path.parts):
-        return False
-    return path.name == "README.md" or path.suffix not in ("", ".md", ".py", ".pyc", ".lock")
+    """Whether `datasets` may read a file at this path in a data set's folder: it passes over whatever is hidden (.git,
+    .cache, .DS_Store) or begins with two underscores."""
+    return not any(part.startswith((".", "__")) for part in path.parts)
 
 
 def source_name(source: Row) -> str:
