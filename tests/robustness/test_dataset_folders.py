@@ -12,7 +12,7 @@ from effopd.tasks.sources import local_files, rows_of
 NOT_READ = [
     ".git/HEAD", ".git/objects/ab/cdef", ".git/rows.jsonl", ".gitattributes", ".DS_Store", "data/.DS_Store",
     ".cache/huggingface/download/train.jsonl.metadata", ".cache/train-1.jsonl", ".ipynb_checkpoints/train-1.jsonl",
-    "__pycache__/load.cpython-311.pyc", "__pycache__/train-1.jsonl", "__train.jsonl", ".train-00000.jsonl.swp",
+    "__pycache__/load.cpython-311.pyc", "__pycache__/train-1.jsonl", ".train-00000.jsonl.swp",
     "._train-00000.jsonl", "a/.b/train.jsonl",
 ]  # fmt: skip
 READ = [
