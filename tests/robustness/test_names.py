@@ -163,6 +163,7 @@ def test_the_report_shows_every_word_and_no_tag_of_theirs(told):
     write_report(spec, told.results, told.results / "plain.html")
     assert page.tags == Page(told.results / "plain.html").tags
     assert all(word in page.text for word in WORDS), [word for word in WORDS if word not in page.text]
+    assert "speedups-p1" not in page.text, "what looks like an id is text"
 
 
 @pytest.mark.parametrize("word", [*WORDS, *CONTROLS])
