@@ -318,6 +318,17 @@ def test_no_damaged_manifest_is_read(finished, tmp_path, name):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_nothing_is_waited_for_in_the_place_of_a_manifest(tmp_path, name):
+    folder = tmp_path / "results/models/base"
+    folder.mkdir(parents=True)
+    instead(folder / "manifest.json", KINDS[name])
+    line = effopd("verify", folder=tmp_path, timeout=20).refused()
+    assert (
+        "holds no artifacts" if name in ("a broken link", "a link to itself") else "1 problems in 1 artifacts"
+    ) in line
+
+
 def test_prune_deletes_what_it_should_and_nothing_else(place):
     before = tree(place / "results")
     said = effopd("prune", "--optimizers", "1", "--apply", folder=place).succeeded()

@@ -73,9 +73,10 @@ def read_regular(path: Path) -> bytes:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # links in a circle; a socket
             raise _no_file(path) from None
         raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _no_file(path)
     with open(descriptor, "rb") as handle:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _no_file(path)
         return handle.read()
 
 
