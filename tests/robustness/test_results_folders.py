@@ -289,7 +289,7 @@ OF_PLACES: dict[str, Callable[[Path], object]] = {
 }
 DAMAGES = OF_MANIFESTS | OF_PLACES | LAYOUTS
 # Spread over all: a number that shares no factor with the numbers of targets and kinds.
-FAST = {*[*OF_MANIFESTS][::29], *[*OF_PLACES][::13], *[*LAYOUTS][::3]}
+FAST = {*[*OF_MANIFESTS][::37], *[*OF_PLACES][::13], *[*LAYOUTS][::4]}
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in DAMAGES])
