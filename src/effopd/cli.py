@@ -29,9 +29,10 @@ class _Spec(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return json.loads(value)
-        except json.JSONDecodeError as error:
-            self.fail(f"not JSON: {error}", param, ctx)
+            spec = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            self.fail(f"not JSON: {one_line(error, 200)}", param, ctx)
+        return spec if isinstance(spec, dict) else self.fail("not a JSON object", param, ctx)
 
 
 def _path(name: str, text: str, required: bool = True) -> Callable[..., Any]:

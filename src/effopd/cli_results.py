@@ -6,15 +6,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from effopd.runtime.errors import UserError
+from effopd.runtime.text import one_line, printable
 
 PATH = click.Path(path_type=Path)
+
+
+def _say(lines: Iterable[str]) -> None:
+    """Print lines; what names of files and contents of artifacts bring along cannot control the terminal."""
+    for line in lines:
+        click.echo(printable(line))
 
 
 def _results() -> Callable[..., Any]:
@@ -56,15 +63,18 @@ def verify(results: Path, configfiles: tuple[Path, ...]) -> None:
     from effopd.plan import Plan
     from effopd.runtime.verify import verify as run
 
-    count, pruned, problems = run(results, Plan.of_files(configfiles) if configfiles else None)
-    if not count:
+    found = run(results, Plan.of_files(configfiles) if configfiles else None)
+    if not found.artifacts:
         raise UserError(f"{results} holds no artifacts. Run the workflow, or name its folder with --results.")
-    for problem in problems:
-        click.echo(problem, err=True)
-    if problems:
-        raise UserError(f"{len(problems)} problems in {count} artifacts of {results}.")
-    without = f" ({pruned} of their files were pruned)" if pruned else ""
-    click.echo(f"{count} artifacts of {results} are whole, and made from each other{without}.")
+    for problem in found.problems:
+        click.echo(one_line(problem), err=True)
+    if found.problems:
+        raise UserError(f"{len(found.problems)} problems in {found.artifacts} artifacts of {results}.")
+    without = f" ({found.pruned} of their files were pruned)" if found.pruned else ""
+    _say([f"{found.artifacts} artifacts of {results} are whole, and made from each other{without}."])
+    if found.unsealed:
+        _say([f"{found.unsealed} of them were written by an older version, without a digest of their own: "
+              "edits of what they say of results, costs and times cannot be found."])  # fmt: skip
 
 
 @click.command("prune")
@@ -85,8 +95,7 @@ def prune(results: Path, optimizers: int, apply: bool) -> None:
     """
     from effopd.runtime.prune import prune as run
 
-    for line in run(results, optimizers, apply):
-        click.echo(line)
+    _say(run(results, optimizers, apply))
 
 
 @click.command("status")
@@ -98,7 +107,7 @@ def status(results: Path, as_json: bool) -> None:
     from effopd.runtime.status import status as run
 
     found = run(results)
-    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(describe(found)))
+    _say([json.dumps(found, indent=2)] if as_json else describe(found))
 
 
 @click.command("compare")
@@ -109,8 +118,7 @@ def compare(a: Path, b: Path, out: Path | None) -> None:
     """Compare two results folders, A and B: configuration, code, metrics, cost and weights."""
     from effopd.runtime.compare import compare as run
 
-    for line in run(a, b, out):
-        click.echo(line)
+    _say(run(a, b, out))
 
 
 @click.command("estimate")
@@ -133,8 +141,7 @@ def estimate(configfiles: tuple[Path, ...]) -> None:
 
     plan = Plan.of_files(configfiles)
     found = run(plan)
-    for line in [*found.table(), f"together: {found.line()}", *found.assumptions(plan), *found.notes]:
-        click.echo(line)
+    _say([*found.table(), f"together: {found.line()}", *found.assumptions(plan), *found.notes])
 
 
 COMMANDS = (export, verify, prune, status, compare, estimate)

@@ -168,10 +168,10 @@ def _trusts(folder: str | Path) -> bool:
 def _section(folder: str | Path) -> dict[str, Any]:
     """What the configuration said of the model in a folder of the workflow; nothing of other folders."""
     try:
-        section: dict[str, Any] = read_manifest(Path(folder) / "manifest.json", "model").spec.get("model", {})
+        section = read_manifest(Path(folder) / "manifest.json", "model").spec.get("model", {})
     except ArtifactError:
         return {}
-    return section
+    return section if isinstance(section, dict) else {}
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:

@@ -115,11 +115,12 @@ class ResumePoint:
                 if facts.get("fingerprint") != self.fingerprint:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        except (OSError, SafetensorError):
+            step, history = int(facts["step"]), json.loads(facts["history"])
+        except (OSError, SafetensorError, KeyError, ValueError, RecursionError):
             return None
         weights = {n.removeprefix("weights."): t for n, t in tensors.items() if n.startswith("weights.")}
         others = {n: t for n, t in tensors.items() if not n.startswith("weights.")}
-        return weights, _optimizer(int(facts["step"]), others), json.loads(facts["history"])
+        return weights, _optimizer(step, others), history
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -197,6 +197,11 @@ def test_a_journal_keeps_whole_lines_of_its_own_analysis_alone(tmp_path):
     assert read.parts["a"] == {"norms": [{"x": 1.5}]}
     read.add("c", {"norms": []})
     assert list(Journal(file, "f").parts) == ["a", "b", "c"]
+    whole = file.read_bytes()
+    for damaged in (b"[1]", b"null", b'{"part": "d"}', b"\xff", b"[" * 100_000, b'{"value": 1}'):
+        file.write_bytes(whole + damaged + b'\n{"part": "d", "value": 1}\n')
+        assert list(Journal(file, "f").parts) == ["a", "b", "c"], "nothing counts from what is damaged on"
+        assert file.read_bytes() == whole
     assert Journal(file, "g").parts == {}
     assert Journal(file, "f").parts == {}  # g's analysis dropped them
 

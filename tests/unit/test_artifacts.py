@@ -154,6 +154,9 @@ def test_resume_points_are_for_one_fingerprint_and_survive_a_torn_file(tmp_path)
     assert ResumePoint(path, "g").load() is None
     path.write_bytes(path.read_bytes()[:30])
     assert ResumePoint(path, "f").load() is None
+    for facts in ({"history": "[]"}, {"step": "7"}, {"step": "x", "history": "[]"}, {"step": "7", "history": "["}):
+        save_tensors(path, WEIGHTS, {"fingerprint": "f", **facts})
+        assert ResumePoint(path, "f").load() is None, facts
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):

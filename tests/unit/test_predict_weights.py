@@ -14,6 +14,7 @@ from effopd.models import load_model, load_tensors, save_tensors, weights_of
 from effopd.runtime.artifacts import read_manifest, write_manifest
 from effopd.runtime.errors import ArtifactError, ConfigError, UserError
 from effopd.runtime.export import export_state
+from effopd.runtime.manifest_format import seal
 from effopd.stages.evaluate import evaluate
 from effopd.stages.make_data import make_data
 from effopd.stages.predict_weights import predict_weights
@@ -147,7 +148,7 @@ def validated(results, folder):
         assert entry["result"]["completions"] == TASK["splits"]["validation"]
         assert entry["result"]["reverse_kl"] is None
         entry["result"]["accuracy"] = 0.1 + 0.1 * step
-        out.write_text(json.dumps(entry))
+        out.write_text(json.dumps(seal(entry)))
         paths.append(out)
     return paths
 

@@ -13,7 +13,7 @@ from effopd.models import load_tokenizer, save_model, weights_of
 from effopd.prompts import Prompts, load_problems, load_prompts, load_tokens, tokenize_problems
 from effopd.runtime.artifacts import read_manifest, write_manifest
 from effopd.runtime.errors import ArtifactError, ConfigError, UserError
-from effopd.runtime.verify import verify
+from effopd.runtime.verify import Verified, verify
 from effopd.stages.evaluate import evaluate
 from effopd.stages.make_data import make_data
 from effopd.stages.tokenize_prompts import tokenize_prompts
@@ -219,4 +219,4 @@ def test_a_model_is_evaluated_on_them(prompts, model, tmp_path):
     assert result["reverse_kl"] == pytest.approx(0, abs=1e-5)
     items = pd.read_parquet(out.with_suffix(".items.parquet"))
     assert set(items["reason"]) == {"no answer: nothing is boxed"}
-    assert verify(tmp_path / "results") == (4, 0, [])
+    assert verify(tmp_path / "results") == Verified(artifacts=4)

@@ -15,6 +15,7 @@ from workflow_runs import BEFORE_STUDENTS, Workflow, effopd
 
 from effopd.runtime.artifacts import read_manifest, write_manifest
 from effopd.runtime.locks import claim_results, exclusive
+from effopd.runtime.manifest_format import seal
 from effopd.runtime.status import status
 
 pytestmark = pytest.mark.slow
@@ -379,7 +380,7 @@ def test_compare_says_what_is_missing_and_compares_the_rest(undisturbed, copy):
     manifest = copy.path("models/base/manifest.json")
     entry = json.loads(manifest.read_text())
     entry["recorded"]["versions"]["torch"] = "9.9.9"
-    manifest.write_text(json.dumps(entry))
+    manifest.write_text(json.dumps(seal(entry)))
     said = effopd(copy, "compare", str(undisturbed.path(".")), "results")
     assert "B: results (unfinished: it lacks 1 of its states, 2 of its evaluations)" in said
     assert "configuration: the same" in said

@@ -16,11 +16,12 @@ from matplotlib.ticker import PercentFormatter
 
 from effopd.figures.style import COLOURS, Look, label_ends, looks, nats_axis, step_axis
 from effopd.statistics import mean_interval
+from effopd.tables import read_csv
 
 
 def accuracy_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
     figure, axes = plt.subplots(layout="constrained")
-    evaluation = _of_main(spec, pd.read_csv(results / "tables/evaluation.csv"))
+    evaluation = _of_main(spec, read_csv(results / "tables/evaluation.csv"))
     _references(axes, results)
     ends = curves(axes, spec, evaluation, "step", "accuracy", looks(spec))
     step_axis(axes, evaluation["step"])
@@ -32,7 +33,7 @@ def accuracy_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
 
 def accuracy_vs_seconds(spec: dict[str, Any], results: Path) -> Figure:
     figure, axes = plt.subplots(layout="constrained")
-    evaluation = _of_main(spec, pd.read_csv(results / "tables/evaluation.csv"))
+    evaluation = _of_main(spec, read_csv(results / "tables/evaluation.csv"))
     _references(axes, results)
     ends = curves(axes, spec, evaluation, "seconds", "accuracy", looks(spec))
     axes.set_xlim(left=0)
@@ -45,7 +46,7 @@ def accuracy_vs_seconds(spec: dict[str, Any], results: Path) -> Figure:
 
 def reverse_kl_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
     figure, axes = plt.subplots(layout="constrained")
-    evaluation = _of_main(spec, pd.read_csv(results / "tables/evaluation.csv"))
+    evaluation = _of_main(spec, read_csv(results / "tables/evaluation.csv"))
     ends = curves(axes, spec, evaluation, "step", "reverse_kl", looks(spec))
     step_axis(axes, evaluation["step"])
     nats_axis(axes)
@@ -56,8 +57,8 @@ def reverse_kl_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
 
 def gate_vs_coefficient(spec: dict[str, Any], results: Path) -> Figure:
     """A row a run, a column a kept step, a line a seed; the coefficient that was selected is filled."""
-    trials = _of_main(spec, pd.read_csv(results / "tables/extrapolation.csv"))
-    kept = pd.read_csv(results / "tables/evaluation.csv")["step"]
+    trials = _of_main(spec, read_csv(results / "tables/extrapolation.csv"))
+    kept = read_csv(results / "tables/evaluation.csv")["step"]
     trials = trials[trials["value"].notna() & trials["step"].isin(kept)]  # not all of those that jump after every step
     runs, steps = list(trials["run"].unique()), sorted(trials["step"].unique())
     if not runs:
@@ -104,7 +105,7 @@ def _of_main(spec: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
 
 def _references(axes: Axes, results: Path) -> None:
     """Dashed lines at the accuracy of the models."""
-    models = pd.read_csv(results / "tables/models.csv")
+    models = read_csv(results / "tables/models.csv")
     for _, model in models.iterrows():
         axes.axhline(model["accuracy"], color="0.55", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         axes.annotate(

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from effopd.figures.comparison import curves
 from effopd.figures.style import DASHED, DOTTED, GREYS, Look, label_ends, looks, step_axis
+from effopd.tables import read_csv
 
 MEASURES = {"step": "steps", "generated_tokens": "generated tokens", "flops": "FLOPs"}
 ROW = 0.19  # inches a run
@@ -23,7 +24,7 @@ NAME_SIZE = 7.0
 
 def speedups(spec: dict[str, Any], results: Path) -> Figure:
     """A row a run, by group; a panel a measure of cost: the ratio to the baseline's, with its interval."""
-    table = pd.read_csv(results / "tables/comparison.csv")
+    table = read_csv(results / "tables/comparison.csv")
     table = table[table["reference"] == spec["baseline"]].set_index("run")
     groups = [(name, [run for run in runs if run in table.index]) for name, runs in spec["groups"]]
     groups = [(name, runs) for name, runs in groups if runs]
@@ -77,7 +78,7 @@ def _ratio_axis(axes: Axes, means: pd.Series) -> None:
 
 def ablations(spec: dict[str, Any], results: Path) -> Figure:
     """Accuracy against steps, a panel for each group but the main one, with what all are compared with in grey."""
-    evaluation = pd.read_csv(results / "tables/evaluation.csv")
+    evaluation = read_csv(results / "tables/evaluation.csv")
     _, *groups = spec["groups"]
     styles = looks(spec)
     for number, run in enumerate(spec["references"]):

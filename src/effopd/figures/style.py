@@ -20,6 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
+from effopd.runtime.text import one_line
+from effopd.tables import read_csv
+
 # Okabe-Ito, which colour-blind readers can tell apart; the baseline is black, models are grey and dashed.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
 MARKERS = "osD^vPX"
@@ -51,6 +54,16 @@ class Look:
     colour: str
     marker: str
     line: Any = "-"
+
+
+def drawable(spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec of a figure with labels and names of groups that are drawn as they are: no formulas, one line each."""
+    labels = {run: _plain(label) for run, label in spec["labels"].items()}
+    return {**spec, "labels": labels, "groups": [(_plain(name), runs) for name, runs in spec["groups"]]}
+
+
+def _plain(text: str) -> str:
+    return one_line(text).replace("$", r"\$")
 
 
 def looks(spec: dict[str, Any]) -> dict[str, Look]:
@@ -166,4 +179,4 @@ def title(axes: Axes, number: int, text: str) -> None:
 
 
 def table_of(results: Path, name: str) -> pd.DataFrame:
-    return pd.read_csv(results / f"tables/{name}.csv", dtype={"seed": str, "layer": str})
+    return read_csv(results / f"tables/{name}.csv", text=("seed", "layer"))

@@ -27,6 +27,7 @@ from effopd.figures.style import (
     title,
 )
 from effopd.statistics import mean_interval
+from effopd.tables import read_parquet
 
 MODULES = ("q", "k", "v", "o", "qkv", "gate", "up", "gate_up", "down", "router", "norm", "bias", "embedding", "lm_head")
 SHOWN_FIRST = ("down", "up", "gate_up", "o", "v")  # the matrix of the middle layer whose path is drawn
@@ -134,7 +135,7 @@ def sparsity(spec: dict[str, Any], results: Path) -> Figure:
     """The share of elements that moved by no more than a tolerance, at the last step."""
     rows = []
     for run, seed, folder in subjects(spec, results):
-        table = pd.read_parquet(folder / "sparsity.parquet")
+        table = read_parquet(folder / "sparsity.parquet")
         table = table[table["step"] == table["step"].max()]
         unmoved = (table["sparsity"] * table["elements"]).groupby(table["tolerance"]).sum()
         share = unmoved / table.groupby("tolerance")["elements"].sum()
@@ -175,7 +176,7 @@ def trajectory_map(spec: dict[str, Any], results: Path) -> Figure:
 def _paths(spec: dict[str, Any], results: Path, x: str, y: str, caption: str) -> Figure:
     found: list[tuple[str, int | None, pd.DataFrame, pd.DataFrame]] = []
     for run, seed, folder in subjects(spec, results):
-        table = pd.read_parquet(folder / "trajectory.parquet") if (folder / "trajectory.parquet").is_file() else None
+        table = read_parquet(folder / "trajectory.parquet") if (folder / "trajectory.parquet").is_file() else None
         if table is None or run in (name for name, *_ in found) or table[x].isna().all():
             continue
         parameter = _middle(table)

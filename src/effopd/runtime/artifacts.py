@@ -19,11 +19,13 @@ from typing import Any
 
 from effopd.runtime.errors import ArtifactError, PrunedError
 from effopd.runtime.fingerprints import digest, file_sha256
+from effopd.runtime.manifest_format import WHEN, check_manifest, check_record, check_seal, is_sealed, seal
+from effopd.runtime.own_files import delete_own, is_own, numbered
+from effopd.runtime.strict_json import read_json
 
 # Files up to this size are hashed whenever they are read; larger ones only by size (`effopd verify` hashes all).
 HASH_ON_READ_BYTES = 256 * 2**20
 PRUNED = ".pruned.json"  # ends the name of the record of the files that were deleted on purpose
-WHEN = "%Y-%m-%dT%H:%M:%SZ"  # UTC
 RECORDED_PACKAGES = ("torch", "transformers", "deepspeed", "snakemake", "safetensors", "pandas", "numpy", "datasets",
                      "math-verify")  # fmt: skip
 
@@ -60,16 +62,6 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-
-
-def read_json(path: str | Path) -> Any:
-    """Parse a JSON artifact. Raises ArtifactError where it is missing or is not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} does not exist. Run the workflow to make it.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}). Delete it and run the workflow again.") from None
 
 
 @cache
@@ -137,19 +129,29 @@ class Manifest:
         return [name for name in self.files if name in recorded and name not in there]
 
     @property
+    def sealed(self) -> bool:
+        """Whether it has a digest, so that an edit is found; not so where an older version wrote it."""
+        return is_sealed(self.recorded)
+
+    @property
     def record_path(self) -> Path:
         return self.path.with_suffix(PRUNED)
 
     def record(self) -> dict[str, Any]:
         """The record of the files of this very artifact that were deleted on purpose. Empty where there is none."""
-        if self.record_path.is_file():
+        if self.record_path.exists():
             entry = read_json(self.record_path)
-            if isinstance(entry, dict) and entry.get("fingerprint") == self.fingerprint:
-                return entry
+            check_record(entry, self.record_path)
+            if entry["fingerprint"] == self.fingerprint:
+                return dict(entry)
         return {"fingerprint": self.fingerprint, "files": {}, "recorded": {}}
 
     def _check(self, name: str, hash_up_to: int) -> None:
         path, expected = self.path.parent / name, self.files[name]
+        if not path.parent.resolve().is_relative_to(self.path.parent.resolve()):
+            raise ArtifactError(
+                f"{path} lies behind a link that leads out of {self.path.parent}. Put the folder there."
+            )
         remedy = f"Delete {self.path} and run the workflow again: it makes this part anew."
         if not path.is_file():
             record = self.record()
@@ -204,20 +206,19 @@ def write_manifest(
             "host": host_facts(),
         },
     }
+    entry = seal(json.loads(json.dumps(entry, allow_nan=False)))  # as it will be read back
     write_json(path, entry)
     return Manifest(path=path, **entry)
 
 
 def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
-    """Read a manifest and check that it is whole, of the kind expected, and that its fingerprint is its own.
+    """Read a manifest and check its form, that it is of the kind expected, and that nothing in it was edited.
 
-    Raises ArtifactError, with the remedy, where it is not.
+    Whatever reads a manifest does so here. Raises ArtifactError, with the remedy, where it is not valid.
     """
     path = Path(path)
     entry = read_json(path)
-    wanted = {"kind", "fingerprint", "spec", "parents", "files", "result", "recorded"}
-    if not isinstance(entry, dict) or set(entry) != wanted:
-        raise ArtifactError(f"{path} is not a manifest. Delete it and run the workflow again.")
+    check_manifest(entry, path)
     manifest = Manifest(path=path, **entry)
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{path} is a {manifest.kind!r} artifact where a {kind!r} is needed.")
@@ -226,6 +227,7 @@ def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
             f"{path}: its fingerprint {manifest.fingerprint} does not match what it records. It was edited or copied "
             "from elsewhere; delete it and run the workflow again."
         )
+    check_seal(entry, path)
     return manifest
 
 
@@ -234,20 +236,16 @@ def release(manifest: Manifest, names: Collection[str], policy: str) -> int:
 
     They are written down first, beside the manifest: from then on `effopd verify` accepts that they are gone, and a
     stage that asks for one says how to have it made again. The manifest stays as it is, for what was made from it would
-    be made again if it changed. Names of files that are not there are passed over.
+    be made again if it changed. Names of files that are not there are passed over, and so are links.
     """
-    there = [name for name in manifest.present() if name in names]
+    folder = manifest.path.parent
+    there = [name for name in manifest.files if name in names and is_own(folder / name, folder)]
     if there:
         record = manifest.record()
-        record["files"] |= {name: {**manifest.files[name], "policy": policy} for name in there}
-        record["recorded"] |= dict.fromkeys(there, _now())
+        record["files"] = record["files"] | {name: {**manifest.files[name], "policy": policy} for name in there}
+        record["recorded"] = record["recorded"] | dict.fromkeys(there, _now())
         write_json(manifest.record_path, record)
-    freed = 0
-    for name in there:
-        path = manifest.path.parent / name
-        freed += path.stat().st_size
-        path.unlink()
-    return freed
+    return sum(delete_own(folder / name, folder) for name in there)
 
 
 def _remedy(manifest: Manifest) -> str:
@@ -257,9 +255,9 @@ def _remedy(manifest: Manifest) -> str:
     """
     folder, name = manifest.path.parent, manifest.path.name
     steps: list[int] = []
-    if manifest.kind == "state" and folder.name.isdigit():
-        there = [int(path.parent.name) for path in folder.parent.glob(f"[0-9]*/{name}")]
-        for step in sorted((step for step in there if step <= int(folder.name)), reverse=True):
+    if manifest.kind == "state" and folder.name.isdecimal():
+        there = [step for step in numbered(folder.parent, name) if step <= int(folder.name)]
+        for step in reversed(there):
             if _is_whole(folder.parent / str(step) / name):
                 break
             steps.insert(0, step)

@@ -11,11 +11,12 @@ from typing import Any
 import pandas as pd
 
 from effopd.plan import Plan
-from effopd.runtime.artifacts import Manifest, atomic_path
+from effopd.runtime.artifacts import Manifest
 from effopd.runtime.cost import SPENT
 from effopd.runtime.inventory import Place, manifest_at
 from effopd.runtime.text import aligned, shortened
 from effopd.statistics import mean_interval
+from effopd.tables import write_csv
 
 KEY = ["run", "seed", "step"]
 OUTCOMES = ["accuracy", "reverse_kl"]
@@ -139,8 +140,7 @@ def compare(a: Path, b: Path, out: Path | None = None) -> list[str]:
         if run in sides[1].plan.compared:
             lines += ["", *_run(run, both[both["run"] == run], *sides, confidence)]
     if out is not None:
-        with atomic_path(out) as temporary:
-            _long(both).to_csv(temporary, index=False)
+        write_csv(out, _long(both), digits=None)
         lines += ["", f"wrote {out}"]
     return lines
 

@@ -9,6 +9,8 @@ from effopd.runtime.artifacts import Manifest
 from effopd.runtime.errors import UserError
 from effopd.runtime.folders import new_folder
 from effopd.runtime.inventory import manifests_below
+from effopd.runtime.manifest_format import is_plain
+from effopd.runtime.own_files import numbered
 from effopd.states import Point
 
 
@@ -17,13 +19,15 @@ def export_state(results: Path, run: str, seed: int, step: int, out: Path, dtype
 
     Of a prediction, those that it predicted from the states up to `step`. Raises UserError where it cannot.
     """
+    if not is_plain(run):
+        raise UserError(f"{run!r} is not the name of a run. Take one from `effopd status`.")
     runs, states = results / f"runs/{run}", "state/{}/state.json"
     if (results / f"predictions/{run}").is_dir():
         runs, states = results / f"predictions/{run}", "{}/prediction.json"
     folder = runs / f"seed{seed}"
     state, ledger = folder / states.format(step), folder / f"extrapolation/{step}/ledger.json"
     if not state.is_file():
-        steps = sorted(int(path.parent.name) for path in folder.glob(states.format("*")))
+        steps = [*numbered(folder / states.split("{")[0], states.split("/")[-1])]
         others = {path.relative_to(runs).parts[0] for path in runs.glob(f"seed*/{states.format('*')}")}
         there = str(steps) if steps else f"none. Of others: {', '.join(sorted(others)) or 'none'}"
         raise UserError(f"{state} does not exist. Kept steps of this run and seed: {there}.")
@@ -36,7 +40,10 @@ def export_state(results: Path, run: str, seed: int, step: int, out: Path, dtype
 def _base(results: Path, manifest: Manifest) -> Path:
     """The folder of the model that a state was trained from, or whose runs a prediction is from."""
     if manifest.kind == "state":
-        return results / "models" / str(manifest.spec["training"]["student"])
+        student = str(manifest.spec["training"]["student"])
+        if not is_plain(student):
+            raise UserError(f"{manifest.path} names a model {student!r}, which is no plain name. It is not exported.")
+        return results / "models" / student
     for model in manifests_below(results / "models", "*/manifest.json"):
         if model.fingerprint == manifest.parents["base"]:
             return model.path.parent

@@ -6,11 +6,13 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from effopd.runtime.progress import lines_of
+
 _JOB = re.compile(r"(?:local)?rule (\w+):")
 _ERROR = re.compile(r"Error in rule (\w+):")
 _FINISHED = re.compile(r"Finished jobid: (\d+)")
-_PROGRESS = re.compile(r"(\d+) of (\d+) steps \(\S+\) done")
-_COUNT = re.compile(r"total +(\d+)")
+_PROGRESS = re.compile(r"(\d{1,9}) of (\d{1,9}) steps \(\S+\) done")
+_COUNT = re.compile(r"total +(\d{1,9})")
 _FIELD = re.compile(r"    (jobid|log|output|wildcards): (.*)")
 
 
@@ -46,13 +48,9 @@ def jobs_of(log: Path | None) -> Jobs:
     jobs = Jobs()
     if log is None:
         return jobs
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return jobs
     job: Job | None = None
     failing = False
-    for line in lines:
+    for line in lines_of(log):
         if found := _FIELD.fullmatch(line):
             key, value = found.groups()
             if job is None:

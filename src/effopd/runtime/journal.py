@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
-from effopd.runtime.artifacts import atomic_path
+from effopd.runtime.artifacts import write_text
+
+
+def _entry(line: bytes) -> tuple[str, Any] | None:
+    """A finished part and its value; None where the line is damaged."""
+    try:
+        entry = json.loads(line.decode())
+        return str(entry["part"]), entry["value"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 class Journal:
@@ -18,19 +28,15 @@ class Journal:
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
         self.parts: dict[str, Any] = {}
-        header = json.dumps({"fingerprint": fingerprint}).encode()
+        header = json.dumps({"fingerprint": fingerprint})
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
-        whole = [header]
-        if lines[:1] == [header]:
-            for line in lines[1:-1]:  # after the last newline there is nothing, or a line that a kill cut short
-                try:
-                    entry = json.loads(line)
-                    self.parts[entry["part"]] = entry["value"]
-                except (ValueError, TypeError, KeyError):
-                    break  # damaged: this part and those after it are made again
-                whole.append(line)
-        with atomic_path(path) as temporary:  # which replaces a link
-            temporary.write_bytes(b"\n".join(whole) + b"\n")
+        if lines[:1] == [header.encode()]:
+            entries = [*itertools.takewhile(lambda entry: entry is not None, map(_entry, lines[1:-1]))]
+            self.parts = dict(filter(None, entries))
+            whole = lines[: 1 + len(entries)]
+        else:
+            whole = [header.encode()]
+        write_text(path, "".join(f"{line.decode()}\n" for line in whole))
 
     def add(self, part: str, value: Any) -> None:
         """Write down a finished part."""

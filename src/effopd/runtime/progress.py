@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+
+from effopd.runtime.errors import ArtifactError
+from effopd.runtime.strict_json import read_regular
 
 INTERVAL_SECONDS = 2.0
 
@@ -32,11 +36,19 @@ class Progress:
 
 
 def lines_of(log: str | Path) -> list[str]:
-    """The lines of a job's log; none where it cannot be read."""
+    """The lines of a log; none where it cannot be read."""
     try:
-        return Path(log).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
+        return read_regular(Path(log)).decode("utf-8", errors="replace").strip().splitlines()
+    except (OSError, ValueError, ArtifactError):
         return []
+
+
+def changed_at(log: str | Path) -> float:
+    """When a log was last written, in seconds since the epoch; 0 where it cannot be read."""
+    try:
+        return os.stat(log).st_mtime
+    except (OSError, ValueError):
+        return 0.0
 
 
 def last_said(logs: Iterable[str | Path]) -> str:

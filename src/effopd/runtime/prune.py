@@ -16,7 +16,8 @@ from effopd.runtime.errors import ArtifactError, UserError
 from effopd.runtime.inventory import Inventory, manifest_at, manifests_below
 from effopd.runtime.jobs import jobs_of
 from effopd.runtime.locks import claim_results, held_folders, look_at_claim
-from effopd.runtime.text import aligned, size_text
+from effopd.runtime.own_files import delete_own, is_own, numbered
+from effopd.runtime.text import aligned, shortened, size_text
 
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"  # as effopd.states, which needs torch
 _SHARD = re.compile(r"(step\d+)\.shard\d+of\d+\.json")
@@ -27,12 +28,26 @@ class Freed:
     """What one clause of the policy frees: files that a manifest lists, and files that belong to none."""
 
     policy: str
+    results: Path
     listed: list[tuple[Manifest, list[str]]] = field(default_factory=list)
     loose: list[Path] = field(default_factory=list)
+    linked: list[Path] = field(default_factory=list)  # what it would free, did no link lead there
 
     def add(self, manifest: Manifest, names: Iterable[str]) -> None:
-        if there := [name for name in names if name in manifest.present()]:
+        folder = manifest.path.parent
+        if there := [name for name in names if name in manifest.present() and self._may_delete(folder / name)]:
             self.listed.append((manifest, there))
+
+    def add_loose(self, paths: Iterable[Path]) -> None:
+        self.loose += [path for path in sorted(paths) if self._may_delete(path)]
+
+    def _may_delete(self, path: Path) -> bool:
+        if path.is_dir() and not path.is_symlink():
+            return False
+        if not is_own(path, self.results):
+            self.linked.append(path)
+            return False
+        return True
 
     @property
     def paths(self) -> list[Path]:
@@ -48,8 +63,9 @@ def prune(results: Path, optimizers: int, apply: bool) -> list[str]:
 
     Kept are the weights of all kept states, and the optimizer moments of the last `optimizers` triggers of each run and
     seed (of the kept states, where a run has no triggers) and wherever training may have to go on. Scores that hold
-    more than sampled tokens (top-k, hidden states) go once their segment is trained. Raises UserError where there is no
-    results folder, or where a workflow or one of its jobs is at work on it.
+    more than sampled tokens (top-k, hidden states) go once their segment is trained. Only regular files below
+    `results` go: none that is a link, or that a link leads to. Raises UserError where there is no results folder, or
+    where a workflow or one of its jobs is at work on it.
     """
     plan = Plan.of_results(results)
     if not apply:
@@ -62,7 +78,7 @@ def prune(results: Path, optimizers: int, apply: bool) -> list[str]:
         found = plan_pruning(results, plan, optimizers, parts=True)
         lines = _table(results, found)
         for path in (path for freed in found for path in freed.loose):  # first: records need a little space
-            path.unlink(missing_ok=True)
+            delete_own(path, results)
         for freed in found:
             for manifest, names in freed.listed:
                 release(manifest, names, freed.policy)
@@ -71,19 +87,20 @@ def prune(results: Path, optimizers: int, apply: bool) -> list[str]:
 
 def plan_pruning(results: Path, plan: Plan, optimizers: int, parts: bool) -> list[Freed]:
     """What the policy frees, clause by clause; `parts` says whether unfinished writes are nobody's any more."""
-    moments = Freed(f"optimizer moments before the last {optimizers} triggers")
-    between = Freed("states between kept ones")
-    shards = Freed("shards of steps that are put together")
-    wide = Freed("wide scores of trained steps")
-    resumes = Freed("resume points of finished jobs")
-    predicted = Freed("weights of predictions that are evaluated")
-    unfinished = Freed("unfinished writes of dead jobs")
+    moments = Freed(f"optimizer moments before the last {optimizers} triggers", results)
+    between = Freed("states between kept ones", results)
+    shards = Freed("shards of steps that are put together", results)
+    wide = Freed("wide scores of trained steps", results)
+    resumes = Freed("resume points of finished jobs", results)
+    predicted = Freed("weights of predictions that are evaluated", results)
+    unfinished = Freed("unfinished writes of dead jobs", results)
     inventory, interrupted = Inventory(results, plan), _interrupted(results)
     for run in plan.runs:
         for seed in plan.seeds:
             folder = results / f"runs/{run}/seed{seed}"
-            found = manifests_below(folder, "state/[0-9]*/state.json")
-            states = {int(m.path.parent.name): m for m in found if m.path.absolute() not in interrupted}
+            there = {step: path for step, path in numbered(folder / "state", "state.json").items()
+                     if path.absolute() not in interrupted}  # fmt: skip
+            states = {step: state for step, path in there.items() if (state := manifest_at(path)) is not None}
             kept = _steps_with_optimizer(inventory, run, seed, sorted(states), optimizers)
             for step, state in states.items():
                 if step in plan.boundaries(run):
@@ -93,21 +110,21 @@ def plan_pruning(results: Path, plan: Plan, optimizers: int, parts: bool) -> lis
             for kind in ("rollouts", "scores"):
                 for shard in manifests_below(folder, f"{kind}/*.shard*.json"):
                     if _is_put_together(shard):
-                        shards.add(shard, shard.files)
+                        shards.add(shard, _own_names(shard))
             if plan.runs[run]["training"]["objective"]["support"] != "sampled":
                 for scores in manifests_below(folder, "scores/step*.json"):
                     step = scores.spec["step"]
                     end = next((b for b in plan.boundaries(run) if b >= step), None)
                     if "shard" not in scores.spec and end is not None and inventory.states[run, seed, end].current:
-                        wide.add(scores, scores.files)
+                        wide.add(scores, _own_names(scores))
     for place, evaluation in inventory.prediction_evaluations.items():
         if (prediction := inventory.predictions[place].manifest) is not None and evaluation.current:
             predicted.add(prediction, [WEIGHTS])
     for pattern, finished in (("models/*", "manifest.json"), ("runs/*/seed*/state/*", "state.json")):
         for folder in sorted(path.parent for path in results.glob(f"{pattern}/{finished}")):
-            resumes.loose += [*folder.glob("resume.safetensors"), *sorted(folder.glob(f"{BEST}/*"))]
+            resumes.add_loose([*folder.glob("resume.safetensors"), *folder.glob(f"{BEST}/*")])
     if parts:
-        unfinished.loose += sorted(results.rglob(".*.part"))
+        unfinished.add_loose(results.rglob(".*.part"))
     return [moments, between, shards, wide, predicted, resumes, unfinished]
 
 
@@ -139,6 +156,11 @@ def _interrupted(results: Path) -> set[Path]:
     return {folder / output for job in jobs.running.values() for output in job.outputs}
 
 
+def _own_names(manifest: Manifest) -> list[str]:
+    """The files that are named after their manifest, as those of a step are: it shares a folder with other steps'."""
+    return [name for name in manifest.files if name.startswith(f"{manifest.path.stem}.")]
+
+
 def _is_put_together(shard: Manifest) -> bool:
     """Whether the step that a shard is part of has its one whole artifact."""
     match = _SHARD.fullmatch(shard.path.name)
@@ -159,7 +181,9 @@ def _table(results: Path, found: list[Freed]) -> list[str]:
     total = sum(freed.size for freed in found)
     rows.append(("total", sum(len(freed.paths) for freed in found), size_text(total)))
     held = sum(map(_size, results.rglob("*")))
-    return [*aligned(rows), f"{results} holds {size_text(held)}, and {size_text(held - total)} without these."]
+    linked = [path for freed in found for path in freed.linked]
+    left = [f"Left alone, for links lead there: {shortened(', '.join(map(str, linked)), 300)}."] if linked else []
+    return [*aligned(rows), f"{results} holds {size_text(held)}, and {size_text(held - total)} without these.", *left]
 
 
 def _size(path: Path) -> int:

@@ -11,12 +11,13 @@ from typing import Any
 
 from effopd.plan import Plan
 from effopd.plan_outline import TABLES
-from effopd.runtime.artifacts import WHEN, Manifest
+from effopd.runtime.artifacts import Manifest
 from effopd.runtime.errors import UserError
 from effopd.runtime.inventory import Holding, Inventory, Place
 from effopd.runtime.jobs import Job, jobs_of
 from effopd.runtime.locks import Claim, look_at_claim
-from effopd.runtime.progress import as_error, last_said
+from effopd.runtime.manifest_format import WHEN
+from effopd.runtime.progress import as_error, changed_at, last_said
 from effopd.runtime.text import aligned, duration_text
 
 WIDTH = 100
@@ -126,7 +127,7 @@ def _run(inventory: Inventory, run: str, seed: int) -> dict[str, Any]:
 def _says(job: Job, folder: Path, claim: Claim) -> str:
     """The last line of a running job's log; a log that is older than the workflow does not count."""
     logs = [folder / log for log in job.logs]
-    if not any(log.is_file() and log.stat().st_mtime >= claim.started for log in logs):
+    if not any(changed_at(log) >= claim.started for log in logs):
         return "waiting to start"
     return last_said(logs) or "starting"
 

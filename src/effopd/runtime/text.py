@@ -47,11 +47,14 @@ def without_passwords(text: str) -> str:
     return re.sub(r"(://)\S*@", r"\1***@", text)
 
 
+def printable(text: str) -> str:
+    """The text with control characters and what no terminal can show escaped; line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(text: object, longest: int = 2000) -> str:
     """A message on one line that any terminal can show: no line breaks, no control characters, not endless.
 
     Without passwords in URLs: it may go to a log that others read.
     """
-    line = without_passwords(" ".join(str(text).split()))
-    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    return shortened(printable, longest)
+    return shortened(printable(without_passwords(" ".join(str(text).split()))), longest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from effopd.plan import Plan
@@ -29,29 +30,44 @@ PATTERNS = (
 )
 
 
-def verify(results: Path, plan: Plan | None = None) -> tuple[int, int, list[str]]:
-    """The numbers of manifests and of pruned files in a results folder, and one line for each thing wrong with them.
+@dataclass
+class Verified:
+    """What a check found: the numbers of manifests, of pruned files and of manifests without a digest; and problems."""
+
+    artifacts: int
+    pruned: int = 0
+    unsealed: int = 0  # written by an older version: of them, not every edit can be found
+    problems: list[str] = field(default_factory=list)
+
+
+def verify(results: Path, plan: Plan | None = None) -> Verified:
+    """Check every manifest in a results folder and every file that it lists; one line for each problem.
 
     Hashes every listed file. An artifact whose parents are not in the folder, or are there with another fingerprint,
     was made from something else than what lies beside it. A file that was deleted on purpose is not wrong. With a plan,
     whatever it would make otherwise today is wrong too: Snakemake cannot see that once its records are lost.
     """
     found = (path for pattern in PATTERNS for path in results.glob(pattern))
-    paths = sorted(path for path in found if not path.name.endswith(PRUNED))
-    manifests, problems, pruned = [], [], 0
+    paths = sorted({path for path in found if not path.name.endswith(PRUNED)})
+    verified, manifests = Verified(len(paths)), []
     for path in paths:
         try:
             manifests.append(read_manifest(path))
         except ArtifactError as error:
-            problems.append(str(error))
+            verified.problems.append(str(error))
     known = {manifest.fingerprint for manifest in manifests}
     for manifest in manifests:
-        problems += manifest.problems()
-        problems += _orphaned(manifest, known)
-        pruned += len(manifest.pruned())
+        verified.problems += manifest.problems()
+        verified.problems += _orphaned(manifest, known)
+        try:
+            verified.pruned += len(manifest.pruned())
+        except ArtifactError as error:  # the record is damaged
+            verified.problems.append(str(error))
+        verified.unsealed += not manifest.sealed
     if plan is not None:
-        problems += _outdated(results, plan)
-    return len(paths), pruned, problems
+        verified.problems += _outdated(results, plan)
+    verified.problems = [*dict.fromkeys(verified.problems)]
+    return verified
 
 
 def _orphaned(manifest: Manifest, known: set[str]) -> Iterator[str]:

@@ -18,9 +18,12 @@ import socket
 import struct
 import subprocess
 import sys
-from typing import Any
+import traceback
+from typing import Any, NoReturn
 
+from effopd.runtime.errors import describe_os_error
 from effopd.runtime.processes import LOST, die_with_parent
+from effopd.runtime.text import one_line
 
 MALLOC = {  # fewer page faults: keep freed memory instead of handing it back; halves a small model's step
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
@@ -38,6 +41,8 @@ JOBS = (  # what most jobs are, and what they name only where they use it
     "effopd.step_extrapolation",
     "effopd.tasks.arithmetic",
 )
+_REQUEST = {"arguments", "environment", "folder"}
+_KILLED = 128  # and the number of the signal: the exit status of a killed job
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -79,18 +84,26 @@ def run_warm(address: str, arguments: list[str]) -> int | None:
         connection.connect("\0" + address)
     except OSError:
         return None
-    request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
-    payload = json.dumps(request).encode()
-    descriptors = array.array("i", [0, 1, 2])
-    connection.sendmsg(
-        [struct.pack("!I", len(payload))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors.tobytes())]
-    )
-    connection.sendall(payload)
+    try:
+        request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+        payload = json.dumps(request).encode()
+        descriptors = array.array("i", [0, 1, 2])
+        connection.sendmsg(
+            [struct.pack("!I", len(payload))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors.tobytes())]
+        )
+        connection.sendall(payload)
+    except OSError:  # the folder is gone, a standard file is closed, or the server is: it has no whole request
+        connection.close()
+        return None
     answer = _receive(connection, 4)
     if answer is None:
         print("error: the warm process of this job was lost; run the workflow again", file=sys.stderr)
         return LOST
-    return int(struct.unpack("!i", answer)[0])
+    status = int(struct.unpack("!i", answer)[0])
+    if status > _KILLED:
+        why = f"error: this job was killed ({signal.strsignal(status - _KILLED)})."
+        print(f"{why} If memory ran out, run fewer jobs at once. Then run the workflow again.", file=sys.stderr)
+    return status
 
 
 def _receive(connection: socket.socket, count: int) -> bytes | None:
@@ -108,41 +121,63 @@ def _receive(connection: socket.socket, count: int) -> bytes | None:
 
 
 def _accept(listener: socket.socket) -> tuple[socket.socket, dict[str, Any], list[int]] | None:
-    """A connection of this user, its request, and its standard files; None for any other."""
+    """A connection of this user, its request, and its standard files; None for any other, and for no valid request."""
     connection, _ = listener.accept()
+    descriptors: list[int] = []
+    try:
+        if (request := _read_request(connection, descriptors)) is not None:
+            return connection, request, descriptors
+    except (OSError, ValueError, struct.error):
+        pass
+    for held in descriptors:
+        os.close(held)
+    connection.close()
+    return None
+
+
+def _read_request(connection: socket.socket, descriptors: list[int]) -> dict[str, Any] | None:
+    """The request that comes through a connection, whose standard files are added to `descriptors`."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, user, _ = struct.unpack("3i", credentials)
     if user != os.getuid():  # an abstract address can be reached by every user of the machine
-        connection.close()
         return None
-    header, descriptors, _, _ = socket.recv_fds(connection, 4, 3)
-    payload = _receive(connection, struct.unpack("!I", header)[0]) if len(header) == 4 else None
+    header, received, _, _ = socket.recv_fds(connection, 4, 3)
+    descriptors += received
+    payload = _receive(connection, struct.unpack("!I", header)[0])
     if payload is None or len(descriptors) != 3:
-        connection.close()
         return None
-    return connection, json.loads(payload), descriptors
+    request = json.loads(payload)
+    return request if isinstance(request, dict) and request.keys() == _REQUEST else None
 
 
-def _run_child(request: dict[str, Any], descriptors: list[int], server: int) -> None:
-    """What a forked child does: become the job."""
-    os.setpgid(0, 0)
-    die_with_parent(server)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    for target, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, target)
-    os.environ.clear()
-    os.environ.update(request["environment"])
-    os.environ.pop("EFFOPD_WARM", None)
-    os.chdir(request["folder"])
-    sys.argv = ["effopd", *request["arguments"]]
-    from effopd.cli import exit_now, run_verb
-
+def _run_child(request: dict[str, Any], descriptors: list[int], server: int) -> NoReturn:
+    """What a forked child does: become the job. However it ends, its own log says why."""
     status = 1
     try:
+        os.setpgid(0, 0)
+        for target, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, target)
+        die_with_parent(server)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        os.environ.pop("EFFOPD_WARM", None)
+        os.chdir(request["folder"])
+        sys.argv = ["effopd", *request["arguments"]]
+        from effopd.cli import run_verb
+
         status = run_verb(request["arguments"])
+    except OSError as error:
+        status = 2
+        print(f"error: {one_line(describe_os_error(error))}", file=sys.stderr)
+    except BaseException as error:
+        traceback.print_exc()
+        print(f"error: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
     finally:
-        exit_now(status)
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
+        os._exit(status)
 
 
 def serve(descriptor: int, parent: int) -> None:
@@ -164,7 +199,12 @@ def serve(descriptor: int, parent: int) -> None:
                 if (accepted := _accept(listener)) is None:
                     continue
                 connection, request, descriptors = accepted
-                child = os.fork()
+                try:
+                    child = os.fork()
+                except OSError:  # no memory or process left: this job is lost, the others are not
+                    for held in (*descriptors, connection.detach()):
+                        os.close(held)
+                    continue
                 if child == 0:
                     selector.close()
                     listener.close()
@@ -181,7 +221,7 @@ def serve(descriptor: int, parent: int) -> None:
                     _, status = os.waitpid(child, 0)
                     code = os.waitstatus_to_exitcode(status)
                     try:
-                        connection.sendall(struct.pack("!i", 128 - code if code < 0 else code))
+                        connection.sendall(struct.pack("!i", _KILLED - code if code < 0 else code))
                     except OSError:
                         pass  # the client is gone; so is its job
                     selector.unregister(ended)

@@ -8,16 +8,15 @@ from typing import Any
 import pandas as pd
 
 from effopd.dynamics.paper import AGREES, DIFFERS, OPEN, Value, comparisons
-from effopd.runtime.artifacts import atomic_path
 from effopd.runtime.progress import say
+from effopd.tables import read_csv, write_csv
 
 COLUMNS = ["claim", "run", "paper_rl", "paper_opd", "rl", "value", "value_low", "value_high", "verdict"]
 
 
 def compare_with_paper(spec: dict[str, Any], results: Path, out: Path) -> None:
     """Write the CSV `out`: a row a claim of the paper and run, with the run's value and whether it agrees."""
-    types = {"seed": str}
-    tables = {name: pd.read_csv(results / f"tables/{name}.csv", dtype=types) for name in spec["tables"]}
+    tables = {name: read_csv(results / f"tables/{name}.csv", text=("seed",)) for name in spec["tables"]}
     found = comparisons(tables, spec["runs"], spec["models"], spec["confidence"])
     nothing = Value(float("nan"), float("nan"), float("nan"))
     rows = [
@@ -25,7 +24,6 @@ def compare_with_paper(spec: dict[str, Any], results: Path, out: Path) -> None:
         for c in found
     ]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    with atomic_path(out) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    write_csv(out, table)
     counts = table["verdict"].value_counts()
     say("done: " + ", ".join(f"{counts.get(word, 0)} {word}" for word in (AGREES, DIFFERS, OPEN)))

@@ -11,9 +11,10 @@ import pandas as pd
 
 from effopd.dynamics.norms import total_norms
 from effopd.dynamics.variants import BASE, FINAL
-from effopd.runtime.artifacts import atomic_path, read_manifest
+from effopd.runtime.artifacts import read_manifest
 from effopd.runtime.progress import say
 from effopd.statistics import bootstrap_interval, interval_columns, with_means
+from effopd.tables import write_csv
 
 ALL, NO_LAYER = "all", "none"
 METRICS = ["spectral_norm", "spectral_to_frobenius", "effective_rank", "effective_rank_squared", "top1pct_norm_ratio"]
@@ -49,8 +50,7 @@ def make_dynamics_tables(spec: dict[str, Any], results: Path, out: Path) -> None
             made.assign(run=about["run"], seed=about["seed"]) for about, tables in subjects if len(made := make(tables))
         ]
         table = with_means(pd.concat(parts), keys, values, confidence) if parts else _empty(keys, values)
-        with atomic_path(out / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6g")
+        write_csv(out / f"{name}.csv", table)
     say(f"done: {len(subjects)} subjects")
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from effopd.runtime.artifacts import atomic_path, read_manifest
+from effopd.runtime.artifacts import read_manifest
 from effopd.runtime.progress import say
 from effopd.stages import compare_local_theory, linearize_student
 from effopd.statistics import MEAN, with_means
+from effopd.tables import write_csv
 
 
 def make_local_theory_tables(spec: dict[str, Any], results: Path, out: Path) -> None:
@@ -42,8 +43,7 @@ def make_local_theory_tables(spec: dict[str, Any], results: Path, out: Path) -> 
         values = [column for column in together.columns if column not in ("run", "seed", *keys)]
         tables[name] = with_means(together, keys, values, spec["confidence"])
     for name, table in tables.items():
-        with atomic_path(out / f"local_{name}.csv") as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6g")
+        write_csv(out / f"local_{name}.csv", table)
     path = tables["path"]
     last = path[path["seed"] == MEAN].groupby("run", sort=False).last()
     say("done: " + ", ".join(f"{run} cosine {row['cosine']:.2f}" for run, row in last.iterrows()))

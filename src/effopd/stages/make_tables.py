@@ -13,10 +13,11 @@ import pandas as pd
 
 from effopd.comparison import REVERSE_KL, Outcome, State, comparison, curves, speedup
 from effopd.flops import ledger_flops
-from effopd.runtime.artifacts import Manifest, atomic_path, read_manifest
+from effopd.runtime.artifacts import Manifest, read_manifest
 from effopd.runtime.cost import SPENT
 from effopd.runtime.progress import say
 from effopd.statistics import mean_interval
+from effopd.tables import read_parquet, write_csv
 
 COSTS = (*SPENT, "flops")
 
@@ -37,8 +38,7 @@ def make_tables(spec: dict[str, Any], results: Path, out: Path) -> None:
         "summary": summary(evaluation, spec["confidence"]),
     }
     for name, table in tables.items():
-        with atomic_path(out / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6g")
+        write_csv(out / f"{name}.csv", table)
     say("done: " + ", ".join(f"{row['run']} {row['accuracy']:.1%}" for _, row in tables["summary"].iterrows()))
 
 
@@ -67,7 +67,7 @@ def _evaluation(spec: dict[str, Any], results: Path, models: pd.DataFrame) -> tu
         run = about["run"]
         student, teacher = (_parameters(results, about[role]) for role in ("student", "teacher"))
         for seed in spec["seeds"]:
-            cost = pd.read_parquet(results / f"runs/{run}/seed{seed}/cost.parquet")
+            cost = read_parquet(results / f"runs/{run}/seed{seed}/cost.parquet")
             cost["flops"] = ledger_flops(cost, student, teacher)
             ledgers[run, seed] = cost, student, teacher
             for step in [0, *about["boundaries"]]:
@@ -139,7 +139,7 @@ def _extrapolation(spec: dict[str, Any], results: Path) -> pd.DataFrame:
             rows += [{"run": run, "seed": seed, "step": step, **row} for row in _of_ledger(decided)]
     for about in spec["runs"]:
         for seed in spec["seeds"] if about["every_step"] else []:
-            metrics = pd.read_parquet(results / f"runs/{about['run']}/seed{seed}/metrics.parquet")
+            metrics = read_parquet(results / f"runs/{about['run']}/seed{seed}/metrics.parquet")
             own = {"run": about["run"], "seed": seed, "metric": about["metric"]}
             rows += [{**own, **row} for row in _of_steps(metrics)]
     return pd.DataFrame(rows, columns=columns)

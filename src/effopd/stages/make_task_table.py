@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from effopd.runtime.artifacts import Manifest, atomic_path, read_manifest
+from effopd.runtime.artifacts import Manifest, read_manifest
 from effopd.runtime.progress import say
 from effopd.statistics import interval_columns, with_means
+from effopd.tables import write_csv
 
 KEYS = ["task", "source", "step"]
 VALUES = ["accuracy", "completion_length", "finished"]
@@ -31,8 +32,7 @@ def make_task_table(spec: dict[str, Any], results: Path, out: Path) -> None:
     counts = table.drop_duplicates(["run", *KEYS]).set_index(["run", *KEYS])[["problems", "completions"]]
     table = with_means(table, KEYS, VALUES, spec["confidence"]).join(counts, on=["run", *KEYS])
     table = table.reindex(columns=[*interval_columns(KEYS, VALUES), *counts])
-    with atomic_path(out) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    write_csv(out, table)
     say(f"done: {', '.join(spec['tasks'])}: {len(table)} rows")
 
 

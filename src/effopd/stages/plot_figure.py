@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from effopd.figures import comparison, groups, interventions, local_theory, weights
-from effopd.figures.style import STYLE
+from effopd.figures.style import STYLE, drawable
 from effopd.runtime.artifacts import atomic_path
 from effopd.runtime.progress import say
 
@@ -39,7 +39,7 @@ DRAW: dict[str, Callable[[dict[str, Any], Path], Figure]] = {
 def plot_figure(spec: dict[str, Any], results: Path, out: Path) -> None:
     """Draw spec["figure"] as SVG at `out` and as PNG beside it."""
     with plt.rc_context(STYLE):
-        figure = DRAW[spec["figure"]](spec, results)
+        figure = DRAW[spec["figure"]](drawable(spec), results)
         height = spec["options"].get("height", figure.get_figheight())  # some know best what they need
         figure.set_size_inches(spec["options"]["width"], height)
         for path in (out, out.with_suffix(".png")):

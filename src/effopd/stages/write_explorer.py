@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ import jinja2
 import matplotlib
 import numpy as np
 import pandas as pd
+from jinja2.utils import htmlsafe_json_dumps
 
 from effopd.dynamics.norms import total_norms
 from effopd.figures.style import looks
 from effopd.figures.weights import MODULES, subjects
 from effopd.runtime.artifacts import write_text
 from effopd.runtime.progress import say
+from effopd.tables import read_parquet
 
 SHADES = 24
 # Name, label, unit, whether its colours go by orders of magnitude, and the lowest value of its scale where it has one.
@@ -39,7 +40,7 @@ def write_explorer(spec: dict[str, Any], results: Path, out: Path) -> None:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     data = explorer_data(spec, results)
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    text = htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False)  # no label can end or begin a script
     page = environment.get_template("explorer.html.jinja").render(data=text)
     write_text(out, page)
     say(f"done: {len(data['subjects'])} runs and seeds, {len(page) // 1024} kB")
@@ -83,12 +84,12 @@ def explorer_data(spec: dict[str, Any], results: Path) -> dict[str, Any]:
 def _values(folder: Path) -> pd.DataFrame:
     """A row a step, layer and module type: norms of all their parameters, means of the others over their matrices."""
     keys = ["step", "layer", "module"]
-    norms = total_norms(pd.read_parquet(folder / "norms.parquet").dropna(subset=["layer"]), keys)
+    norms = total_norms(read_parquet(folder / "norms.parquet").dropna(subset=["layer"]), keys)
     table = norms[[*keys, "frobenius_norm", "relative_norm"]].set_index(keys)
     for name in ("spectra", "alignment"):
         path = folder / f"{name}.parquet"
         if path.is_file():
-            rows = pd.read_parquet(path)
+            rows = read_parquet(path)
             columns = [metric for metric, *_ in METRICS if metric in rows and metric not in table]
             table = table.join(rows.groupby(keys)[columns].mean())
     return table.reindex(columns=[metric for metric, *_ in METRICS]).reset_index()

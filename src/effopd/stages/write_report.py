@@ -16,8 +16,11 @@ from effopd.dynamics.report import dynamics_section
 from effopd.figures import captions
 from effopd.findings import comparison_section
 from effopd.runtime.artifacts import Manifest, package_versions, read_json, read_manifest, write_text
+from effopd.runtime.errors import ArtifactError
+from effopd.runtime.manifest_format import check_checks
 from effopd.runtime.progress import say
 from effopd.statistics import MEAN
+from effopd.tables import read_csv
 from effopd.text import label_of, with_interval
 
 
@@ -26,7 +29,7 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
     ordered = {name: {key: spec["config"][name][key] for key in spec[name]} for name in ("runs", "predictions")}
     config = {**spec["config"], **ordered}
     compared = {**config, "runs": {**config["runs"], **config["predictions"]}}  # the comparison tells no difference
-    tables = {path.stem: pd.read_csv(path) for path in sorted((results / "tables").glob("*.csv"))}
+    tables = {path.stem: read_csv(path) for path in sorted((results / "tables").glob("*.csv"))}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("effopd", "."), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -133,7 +136,9 @@ def _preflights(config: dict[str, Any], preflights: dict[str, list[str]], result
     for name, runs in preflights.items():
         path = results / f"preflight/{name}.checks.json"
         if path.is_file():
-            checks = read_json(path)["recorded"]["checks"]
+            entry = read_json(path)
+            check_checks(entry, path)
+            checks = entry["recorded"]["checks"]
             student, teacher, _ = name.split("-")
             found.append(
                 {
@@ -155,10 +160,16 @@ def _preflights(config: dict[str, Any], preflights: dict[str, list[str]], result
 def _inline_svg(path: Path, prefix: str) -> str:
     """An SVG to stand inside a page: without its XML header, its ids made unique to the figure."""
     text = path.read_text(encoding="utf-8")
-    text = text[text.index("<svg") :]
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
-    text = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{prefix}-\2"', text)
-    return re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
+    if "<svg" not in text:
+        raise ArtifactError(f"{path} is no SVG. Delete it and run the workflow again.")
+    return re.sub(r"<[^<>]+>", lambda tag: _with_own_ids(tag[0], prefix), text[text.index("<svg") :])
+
+
+def _with_own_ids(tag: str, prefix: str) -> str:
+    """A tag whose ids, and what refers to them, begin with a prefix; the text between tags is a person's labels."""
+    tag = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', tag)
+    tag = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{prefix}-\2"', tag)
+    return re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", tag)
 
 
 ROWS = {"model": 0, "state": 1, "candidates": 2, "ledger": 3, "evaluation": 4}

@@ -52,7 +52,14 @@ def local_files(source: Row) -> list[Path]:
         raise ConfigError(
             f"config: the source folder {source['dataset']} does not exist. Correct the path in `task.splits`."
         )
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if _may_be_read(path.relative_to(folder)) and path.is_file())
+
+
+def _may_be_read(path: Path) -> bool:
+    """Whether `datasets` may read a file at this path in a data set's folder: it passes over whatever is hidden (.git,
+    .cache, .DS_Store) and folders that begin with two underscores."""
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and not any(part.startswith("__") for part in path.parent.parts)
 
 
 def source_name(source: Row) -> str:

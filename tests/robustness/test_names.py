@@ -1,0 +1,190 @@
+"""Labels, groups and sources are a person's words: tables, figures and pages show them and are not changed by them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_results import CONFIG, SmallResults
+
+from effopd.plan import Plan
+from effopd.runtime.artifacts import write_text
+from effopd.runtime.errors import ArtifactError
+from effopd.stages.collect_run import collect_run
+from effopd.stages.make_tables import make_tables
+from effopd.stages.plot_figure import plot_figure
+from effopd.stages.write_explorer import explorer_data, write_explorer
+from effopd.stages.write_report import write_report
+from effopd.tables import NAMES, read_csv, read_parquet, write_csv
+
+WORDS = [
+    "<!--<script>", "</script><script>alert(1)</script>", "-->", "]]>", "&amp; &lt;", '" onload="x', "'", "{{ 1 }}",
+    "$\\frac$ $x$", "a $ b", "\\$5", "_hidden", 'id="figure_1" url(#p1) href="#x"', "🙂 é \u2028 \u202e", "=1+1",
+    "'=1+1", "''+x", "-lr", "@home", "+replay", "NA", "None", "nan", "null", "", "1e5", "007", "1,5", 'a "b"', " x ",
+]  # fmt: skip
+CONTROLS = ["\0", "\x1b[2J", "a\nb", "a\rb", "\ud800", "\ufffe", "\x85", "\t"]
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [WORDS, [word for word in WORDS if word]])
+def test_tables_give_back_what_was_written(tmp_path, words):
+    table = pd.DataFrame({"run": words, "group": words[::-1], "value": np.arange(len(words)) / 3, "seed": 1})
+    table.loc[1, "value"] = np.nan
+    write_csv(tmp_path / "t.csv", table, digits=None)
+    found = read_csv(tmp_path / "t.csv")
+    pd.testing.assert_frame_equal(found.fillna({"run": "", "group": ""}), table, check_dtype=False)
+    assert found["seed"].dtype == "int64"
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1), min_size=1, max_size=4))
+def test_any_name_comes_back(tmp_path_factory, names):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    write_csv(path, pd.DataFrame({"source": names, "accuracy": 0.5}))
+    assert read_csv(path)["source"].tolist() == names
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_no_cell_is_a_formula(tmp_path, word):
+    write_csv(tmp_path / "t.csv", pd.DataFrame({name: [word] for name in NAMES} | {"difference": [-0.5]}))
+    *names, difference = pd.read_csv(tmp_path / "t.csv", header=None, dtype=str, keep_default_na=False).loc[1]
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in names)
+    assert difference == "-0.5", "a number stays one"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\0", b'a,b\n1,2,3\n"x', "folder"])
+def test_a_table_that_is_none_is_refused(tmp_path, content):
+    path = tmp_path / "t.csv"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    for read in (read_csv, read_parquet):
+        with pytest.raises(ArtifactError, match=r"t\.csv"):
+            read(path)
+
+
+# --- figures and pages ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> SmallResults:
+    """A results folder whose runs have a word each as label and as group; with its tables and figures."""
+    words = [word for word in WORDS if word.strip()]
+    pairs = itertools.zip_longest(words[::2], words[1::2], fillvalue="x")
+    runs = {f"run{n}": {"label": label, "group": group} for n, (label, group) in enumerate(pairs)}
+    runs["nan"] = {"label": "the baseline", "extrapolation": {"triggers": "none"}}
+    config = {**CONFIG, "runs": runs, "evaluation": {"baseline": "nan"}, "dynamics": {"enabled": False}}
+    small = SmallResults(tmp_path_factory.mktemp("told") / "results", config)
+    plan = small.make()
+    for run in plan.runs:
+        out = small.results / f"runs/{run}/seed0/metrics.parquet"
+        collect_run(json.loads(plan.spec("collect_run", run=run, seed=0)), out.parent, out)
+    make_tables(json.loads(plan.spec("make_tables")), small.results, small.results / "tables")
+    for figure in plan.figures():
+        out = small.results / f"figures/{figure}.svg"
+        if figure == "speedups":
+            plot_figure(figure_spec(plan, figure), small.results, out)
+        else:
+            write_text(out, "<svg></svg>")
+    return small
+
+
+def figure_spec(plan: Plan, figure: str) -> dict[str, Any]:
+    spec = json.loads(plan.spec("plot_figure", figure=figure))
+    return {**spec, "options": {**spec["options"], "dpi": 10}}
+
+
+def texts(svg: Path) -> list[str]:
+    return [element.text or "" for element in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.mark.parametrize("figure", ["speedups", pytest.param("ablations", marks=pytest.mark.slow)])
+def test_figures_show_every_word_as_it_is(told, tmp_path, figure):
+    out = told.results / f"figures/{figure}.svg"
+    if figure == "ablations":
+        out = tmp_path / out.name
+        plot_figure(figure_spec(told.plan, figure), told.results, out)
+    found = {text.strip() for text in texts(out)}
+    wanted = {word.strip() for word in WORDS if word.isprintable() and word.strip()}
+    assert wanted <= found, wanted - found
+
+
+def test_control_characters_make_no_figure_invalid(told, tmp_path):
+    spec = figure_spec(told.plan, "speedups")
+    for number, word in enumerate(CONTROLS):
+        spec["labels"][f"run{number}"] = f"a{word}b"
+        spec["groups"][number][0] = f"g{word}h"
+    plot_figure(spec, told.results, tmp_path / "figure.svg")
+    assert any("a\\x1b[2Jb" in text for text in texts(tmp_path / "figure.svg"))
+
+
+class Page(HTMLParser):
+    """The tags of a page, in order, and its text; the content of its script with data apart."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text, self.data = "", ""
+        self._in_data = False
+        self.feed(path.read_text())
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self._in_data = dict(attrs).get("id") == "data"
+
+    def handle_endtag(self, tag):
+        self._in_data = False
+
+    def handle_data(self, data):
+        self.text += data
+        self.data += data if self._in_data else ""
+
+
+def test_the_report_shows_every_word_and_no_tag_of_theirs(told):
+    plan = told.plan
+    spec = json.loads(plan.spec("write_report"))
+    write_report(spec, told.results, told.results / "report.html")
+    page = Page(told.results / "report.html")
+    for settings_ in spec["config"]["runs"].values():
+        settings_["label"] = "plain"
+    write_report(spec, told.results, told.results / "plain.html")
+    assert page.tags == Page(told.results / "plain.html").tags
+    assert all(word in page.text for word in WORDS), [word for word in WORDS if word not in page.text]
+    assert "speedups-p1" not in page.text, "what looks like an id is text"
+
+
+@pytest.mark.parametrize("word", [*WORDS, *CONTROLS])
+def test_no_word_ends_the_data_of_the_explorer(tmp_path, word):
+    folder = tmp_path / "results/dynamics/opd/seed0"
+    folder.mkdir(parents=True)
+    row = {
+        "parameter": "q",
+        "layer": 0,
+        "module": "q",
+        "step": 1,
+        "elements": 4,
+        "frobenius_norm": 1.0,
+        "base_norm": 2.0,
+    }
+    pd.DataFrame([row]).to_parquet(folder / "norms.parquet")
+    (folder / "weights.json").touch()
+    spec = {"runs": ["opd"], "groups": [["main", ["opd"]]], "seeds": [0], "labels": {"opd": word}, "models": [],
+            "baseline": "opd"}  # fmt: skip
+    write_explorer(spec, tmp_path / "results", tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert json.loads(page.data) == explorer_data(spec, tmp_path / "results")
+    assert json.loads(page.data)["subjects"][0]["name"] == f"{word}, seed 0"
+    assert page.tags.count("script") == 2
