@@ -251,8 +251,8 @@ def test_one_refusal_ends_all_requests_at_once():
         ("0.2", 0, 0.15),  # not of the standard's form
         ("1", 0.6, 0.9),  # capped at the timeout
         ("86400", 0.6, 0.9),
-        (formatdate(time.time() + 3600, usegmt=True), 0.6, 0.9),
-        (formatdate(time.time() - 3600, usegmt=True), 0, 0.15),
+        pytest.param(formatdate(time.time() + 3600, usegmt=True), 0.6, 0.9, id="in an hour"),
+        pytest.param(formatdate(time.time() - 3600, usegmt=True), 0, 0.15, id="an hour ago"),
         ("0", 0, 0.15),
         ("-5", 0, 0.15),
         ("soon", 0, 0.15),
