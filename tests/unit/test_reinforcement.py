@@ -172,9 +172,10 @@ def test_a_long_completion_loses_reward_and_one_cut_by_the_limit_all_of_the_pena
         assert not over or penalty == -0.5
 
 
-def test_advantages_and_returns_of_ppo_come_from_the_heads_values(tokenizer):
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_advantages_and_returns_of_ppo_come_from_the_heads_values(tokenizer, temperature):
     """Against a loop over completions; a cut one has its verdict at its last token and nothing behind it."""
-    ppo = Setup("ppo", tokenizer, gae_lambda=0.9, discount=0.95, epochs=1, minibatches=1)
+    ppo = Setup("ppo", tokenizer, gae_lambda=0.9, discount=0.95, epochs=1, minibatches=1, temperature=temperature)
     torch.nn.init.normal_(ppo.model.value_head.weight, std=0.1)
     groups = ppo.source.groups(1, range(4))
     (micro,) = ppo.updates._prepare(groups)
@@ -186,7 +187,9 @@ def test_advantages_and_returns_of_ppo_come_from_the_heads_values(tokenizer):
             first, length = len(groups.rollouts.prompts[row]) - 1, len(completion)
             values = ppo.model.value_head(states)[first : first + length].tolist()
             policy, reference = (
-                m(input_ids=ids).logits[0].log_softmax(-1)[torch.arange(first, first + length), completion].tolist()
+                (m(input_ids=ids).logits[0] / temperature)
+                .log_softmax(-1)[torch.arange(first, first + length), completion]
+                .tolist()
                 for m in (ppo.model, ppo.reference)
             )
         advantage, after = [0.0] * length, 0.0
