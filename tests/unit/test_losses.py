@@ -159,11 +159,20 @@ def test_extreme_distributions_give_finite_divergences_and_gradients():
             assert torch.isfinite(gradient).all()
 
 
-def test_rows_that_pad_one_models_vocabulary_do_not_count():
+@pytest.mark.parametrize("padded", ["student", "teacher", "both"])
+def test_rows_that_pad_a_models_vocabulary_do_not_count(padded):
     torch.manual_seed(6)
     student, teacher = torch.randn(3, 6), torch.randn(3, 6)
-    padded = torch.cat([teacher, torch.randn(3, 2)], -1)
-    assert torch.equal(reverse_kl(student, padded), reverse_kl(student, teacher))
+    wide = {
+        "student": (torch.cat([student, torch.randn(3, 2)], -1), teacher),
+        "teacher": (student, torch.cat([teacher, torch.randn(3, 2)], -1)),
+        "both": (torch.cat([student, torch.randn(3, 1)], -1), torch.cat([teacher, torch.randn(3, 4)], -1)),
+    }[padded]
+    if padded == "both":  # one token more is a token of both
+        student, teacher = wide[0], wide[1][:, :7]
+    for found, wanted in zip(vocabulary_logprobs(*wide), (student, teacher), strict=True):
+        assert torch.equal(found, wanted.log_softmax(-1))
+    assert torch.equal(reverse_kl(*wide), reverse_kl(student, teacher))
 
 
 def test_an_extrapolated_teacher_gives_the_advantage_of_exopd():

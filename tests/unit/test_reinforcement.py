@@ -3,9 +3,12 @@
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_models import make_model
 from transformers import AutoModelForCausalLM
@@ -17,9 +20,10 @@ from effopd.engines.transformers_engine import TransformersEngine
 from effopd.models import special_ids, weights_of
 from effopd.plan import Plan
 from effopd.prompts import Prompts
-from effopd.reinforcement.draws import Source, Validation, draw_minibatches
+from effopd.reinforcement.draws import Groups, Source, Validation, draw_minibatches
 from effopd.reinforcement.updates import Updates
 from effopd.reinforcement.value_head import PARAMETERS, attach_value_head
+from effopd.rollouts import Rollouts
 from effopd.runtime.errors import ConfigError
 from effopd.stages import model_folder
 from effopd.stages.make_data import make_data
@@ -140,6 +144,48 @@ def test_dynamic_sampling_drops_groups_that_are_all_alike_and_draws_more(tokeniz
     assert len({json.dumps(prompt) for prompt in trained.rollouts.prompts}) == 4
     trained_on = dapo.step(1)["trained_tokens"]
     assert trained_on == 2 * trained.rollouts.completion_tokens, "two epochs over the groups that were kept"
+
+
+class TellingSource(Source):
+    """Groups whose rewards are alike or differ as the test says, without a model."""
+
+    def __init__(self, settings, informative):
+        self.settings, self.informative = settings, informative
+
+    def groups(self, step, positions):
+        size = self.settings["samples_per_prompt"]
+        rewards = [float(self.informative[position] and not sample) for position in positions for sample in range(size)]
+        count = len(rewards)
+        rollouts = Rollouts([[2]] * count, [[3]] * count, [np.zeros(1, np.float32)] * count, [True] * count)
+        return Groups(list(positions), rollouts, torch.tensor(rewards))
+
+
+@pytest.fixture(scope="module")
+def alone() -> Trainer:
+    return Trainer(make_model(0), TrainerSettings(1e-3, (0.9, 0.999), 0.0, 1.0))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    st.lists(st.booleans(), min_size=24, max_size=24), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3)
+)  # fmt: skip
+def test_a_step_of_dapo_keeps_the_first_informative_groups_and_never_more_than_it_asks_for(
+    alone, informative, count, most, parts
+):
+    """By hand: batches of `count` prompts are drawn until `count` of them are informative, or `most` batches are."""
+    asked = {"prompts_per_step": count, "max_draws": most, "samples_per_prompt": 2, "minibatches": parts}
+    minibatches, facts = draw_minibatches(alone, TellingSource(asked, informative), 1)
+    drawn, kept = 0, []
+    while drawn < most * count and len(kept) < count:
+        kept += [position for position in range(drawn, drawn + count) if informative[position]]
+        drawn += count
+    trained = [position for groups in minibatches for position in groups.positions]
+    assert trained == (kept[:count] or list(range(drawn - count, drawn)))
+    assert len(trained) == facts["trained_groups"] <= count
+    assert len(minibatches) <= parts
+    assert max(len(g.positions) for g in minibatches) - min(len(g.positions) for g in minibatches) <= 1
+    assert facts["draws"] == drawn / count
+    assert facts["dropped_groups"] == drawn - len(kept)
 
 
 def test_draws_are_bounded_and_a_step_without_an_informative_group_is_made_on_the_last(tokenizer):

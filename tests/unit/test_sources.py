@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -243,6 +244,40 @@ def test_cut_and_given_splits_are_disjoint(train, test, share, seed):
     assert len(set().union(*contents.values())) == sum(map(len, contents.values()))
     assert len(contents["train"]) <= 10
     assert set(contents["test"]) == {content_hash(str(n)) for n in test}
+
+
+TEXTS = st.lists(st.integers(0, 30), max_size=40)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.fixed_dictionaries({"train": TEXTS}, optional={"validation": TEXTS, "test": TEXTS}),
+    st.dictionaries(st.sampled_from(["train", "validation", "test"]), st.integers(0, 8)),
+    st.integers(0, 3),
+)
+def test_no_problem_of_a_held_out_split_is_trained_on_though_its_limit_leaves_it_out(texts, limits, seed):
+    """Against the written-out rule: who may hold a problem does not depend on how many of them are drawn."""
+    given = {  # items that know their place
+        split: [replace(item, source=str(place)) for place, item in enumerate(items(map(str, numbers)))]
+        for split, numbers in texts.items()
+    }
+    splits = make_splits(given, {}, limits, seed)
+    earlier: set[int] = set()
+    for split in ("test", "validation", "train"):
+        if split not in texts:
+            assert split not in splits.items
+            continue
+        own = [n for n in texts[split] if n not in earlier]
+        distinct = list(dict.fromkeys(own[::-1]))[::-1]  # where each stands last
+        kept = [int(item.problem.text) for item in splits.items[split]]
+        assert [int(item.source) for item in splits.items[split]] == [texts[split].index(n) for n in kept]
+        assert not set(kept) & earlier, f"{split} holds what an earlier split keeps for itself"
+        assert kept == [n for n in distinct if n in kept], "in their order"
+        assert len(kept) == min(limits.get(split, len(distinct)), len(distinct))
+        assert splits.overlaps[split] == len(texts[split]) - len(own)
+        assert splits.duplicates[split] == len(own) - len(distinct)
+        assert splits.beyond_limit[split] == len(distinct) - len(kept)
+        earlier |= set(texts[split])
 
 
 def test_a_problem_stays_in_its_split_as_data_grows():
