@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
@@ -27,6 +27,33 @@ def test_triggers():
         trigger_steps([4, 12], 8)
     with pytest.raises(ValueError, match="must increase"):
         trigger_steps([4, 4], 8)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300))
+def test_triggers_at_powers_of_two_need_steps_that_are_one_and_the_remedies_do_fit(steps):
+    powers = [2**n for n in range(12)]
+    assert powers_of_two(steps) == [power for power in powers if power <= steps] == kept_steps("powers_of_two", steps)
+    assert trigger_steps("every_step", steps) == [step for step in range(400) if 1 <= step <= steps]
+    if steps in powers:
+        assert trigger_steps("powers_of_two", steps)[-1] == steps
+        return
+    with pytest.raises(ValueError, match="Use ") as refused:
+        trigger_steps("powers_of_two", steps)
+    below, above = (int(word.rstrip(",")) for word in str(refused.value).split("Use ")[1].split() if word[0].isdigit())
+    assert below < steps < above == 2 * below
+    assert {below, above} <= set(powers)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 12), max_size=5), st.integers(1, 12))
+def test_a_list_of_steps_increases_and_ends_within_the_run(listed, steps):
+    for function in (trigger_steps, kept_steps):
+        if listed == sorted(set(listed)) and all(step <= steps for step in listed):
+            assert function(listed, steps) == listed
+        else:
+            with pytest.raises(ValueError, match=r"must increase|beyond the last step"):
+                function(listed, steps)
 
 
 def test_kept_steps():
@@ -168,6 +195,46 @@ def test_a_line_search_may_start_where_the_last_one_ended(start, optimum, accept
 
     assert search("line", score, -(optimum**2), [], ">", first_step(start)).coefficient == accepted
     assert tried == asked
+
+
+@pytest.mark.parametrize(
+    ("start", "verdicts", "asked", "coefficient"),
+    [  # y: better than the best so far, n: worse
+        (1, "nnnn", [1, 0.5, -0.25], 0),
+        (1, "nnyn", [1, 0.5, -0.25, -0.5], -0.25),
+        (1, "nnyy", [1, 0.5, -0.25, -0.5], -0.5),
+        (1, "ny", [1, 0.5], 0.5),
+        (1, "ynn", [1, 2, 1.5], 1),
+        (1, "yny", [1, 2, 1.5], 1.5),
+        (1, "yynn", [1, 2, 4, 3], 2),
+        (1, "yyyny", [1, 2, 4, 8, 6], 6),
+        (8, "nny", [8, 4, 2], 2),
+        (8, "nnnnny", [8, 4, 2, 1, 0.5, -0.25, -0.5], -0.25),
+        (0.75, "nny", [0.75, 0.375, -0.25, -0.5], -0.25),
+        (0.5, "nn", [0.5, -0.25], 0),
+        (768, "yny", [768, 1536, 1152], 1152),
+        (512, "yy", [512, 1024], 1024),
+        (512, "ynn", [512, 1024, 768], 512),
+    ],
+)
+def test_the_order_of_a_line_search_after_every_kind_of_rejection(start, verdicts, asked, coefficient):
+    """Nothing but the verdicts decides what is tried next; verdicts that are not given are rejections."""
+    tried, best = [], 0.0
+
+    def score(candidate):
+        nonlocal best
+        better = verdicts[len(tried) : len(tried) + 1] == "y"
+        tried.append(candidate)
+        best += better
+        return best if better else best - 1
+
+    outcome = search("line", score, 0.0, [], ">", start)
+    assert tried == asked
+    assert outcome.coefficient == coefficient
+    assert [trial.coefficient for trial in outcome.trials] == asked
+    assert [trial.accepted for trial in outcome.trials] == [v == "y" for v in verdicts.ljust(len(asked), "n")][
+        : len(asked)
+    ]
 
 
 def test_a_line_search_starts_at_one_after_a_step_back_or_none():

@@ -8,6 +8,7 @@ from tiny_models import make_model
 
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
+from effopd.extrapolation.gate import blind_value, gate_seeds
 from effopd.extrapolation.search import search
 from effopd.models import save_model, special_ids, weights_of
 from effopd.prompts import Prompts
@@ -94,6 +95,42 @@ def test_the_examples_are_drawn_once_without_repeats_and_samples_multiply_them(g
     assert gate_of().rows == gate_of(metric="accuracy").rows
     assert len(set(gate_of().rows)) == 12
     assert gate_of(samples=3).rows == [row for row in gate_of().rows for _ in range(3)]
+
+
+def test_the_seeds_of_a_gates_completions_differ_by_run_step_and_position_and_by_candidate_only_where_unpaired():
+    """What differs in any of these must not share a random number; what is the same in all must share them all."""
+
+    def seeds(seed=0, step=4, coefficient=2.0, paired=True):
+        return gate_seeds(seed, step, coefficient, 12, paired)
+
+    assert seeds() == seeds()
+    assert len(seeds()) == len(set(seeds())) == 12
+    assert seeds(coefficient=0.0) == seeds(coefficient=2.0)
+    others = [seeds(seed=1), seeds(step=8), seeds(paired=False), seeds(coefficient=0.0, paired=False)]
+    others.append(seeds(step=8, paired=False))
+    for other in others:
+        assert not set(other) & set(seeds())
+    assert len({seed for other in others for seed in other}) == 12 * len(others)
+    assert gate_seeds(0, 4, 2.0, 5, True) == seeds()[:5], "more problems change no seed of the first ones"
+
+
+def test_a_later_trigger_draws_other_answers_to_the_same_problems(gate_of):
+    weights = weights_of(make_model(0))
+    first, again, later = gate_of(), gate_of(), gate_of()
+    later.spec = {**later.spec, "step": 8}
+    for gate in (first, again, later):
+        gate.score(weights, 0.0)
+    assert first.rows == later.rows
+    assert first.values == again.values
+    assert first.values[0]["per_item"] != later.values[0]["per_item"]
+
+
+@pytest.mark.parametrize(("step", "seed", "coefficient"), [(8, 0, 2.0), (4, 1, 2.0), (4, 0, 2.5)])
+def test_the_random_control_draws_anew_for_each_trigger_run_and_candidate(step, seed, coefficient):
+    assert blind_value("random", 0, 4, 2.0) == blind_value("random", 0, 4, 2.0)
+    assert 0 <= blind_value("random", 0, 4, 2.0).value < 1
+    assert blind_value("random", seed, step, coefficient).value != blind_value("random", 0, 4, 2.0).value
+    assert blind_value("always", seed, step, -coefficient).score == coefficient
 
 
 @pytest.mark.parametrize("metric", ["reverse_kl", "accuracy"])

@@ -205,6 +205,21 @@ def test_a_step_draws_the_same_whatever_other_steps_drew(tokenizer):
     assert found == [[g.positions, g.rollouts.completions, g.rewards.tolist()] for g in expected]
 
 
+@pytest.mark.parametrize(("way", "room"), [("grpo", 7), ("dapo", 14)])
+def test_steps_go_through_shuffled_epochs_of_the_prompts_from_the_first_on(way, room, tokenizer):
+    """Each step has room for what it may draw, and together they pass over the 49 problems one by one."""
+    changes = {"max_draws": 2, "overlong_buffer": 0} if way == "dapo" else {}
+    source = Setup(way, tokenizer, prompts_per_step=7, samples_per_prompt=2, max_new_tokens=1, **changes).source
+    seen = []
+    for step in range(1, 98 // room + 1):
+        prompts = [tuple(prompt) for prompt in source.groups(step, range(room)).rollouts.prompts]
+        assert prompts[::2] == prompts[1::2]
+        seen += prompts[::2]
+    everything = sorted(map(tuple, source.prompts.tokens))
+    assert sorted(seen[:49]) == sorted(seen[49:]) == everything
+    assert seen[:49] != seen[49:]
+
+
 def test_a_long_completion_loses_reward_and_one_cut_by_the_limit_all_of_the_penalty(tokenizer):
     dapo = Setup("dapo", tokenizer, max_new_tokens=20, overlong_buffer=16, overlong_penalty=0.5)
     groups = dapo.source.groups(1, range(8))
