@@ -2,7 +2,8 @@
 
 Each mutant of a module is judged by that module's own tests in a process of its own, forked from one that has imported
 what is slow to import; the files of the project are never changed. Prints the mutants that no test notices, but for
-those that equivalent.yaml explains, and ends with status 1 if there are any.
+those that equivalent.yaml explains, and ends with status 1 if there are any. by_hand.yaml has faults that no operator
+makes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from hypothesis import settings
 from mutants import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[2]
-EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
+EQUIVALENT, BY_HAND = (
+    yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text()) for name in ("equivalent", "by_hand")
+)
 MODULES = {  # the files of tests/unit that are to notice, the quickest to do so first
     "losses": ("losses", "objective"),
     "objective": ("objective",),
@@ -52,6 +55,7 @@ MODULES = {  # the files of tests/unit that are to notice, the quickest to do so
     "dynamics.variants": ("variants",),
 }
 OPTIONS = ("-x", "-q", "-m", "not slow", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
+Job = tuple[str, Sequence[str]]  # the source of a module, and the tests to run on it
 SLACK_SECONDS = 30.0  # how much longer than five times its tests a mutant may take
 
 
@@ -94,21 +98,19 @@ def start_tests(module: str, source: str, tests: Sequence[str]) -> int:
         os.dup2(nowhere.fileno(), 2)
     status = 1
     try:
-        path = ROOT / f"src/effopd/{module.replace('.', '/')}.py"
-        sys.meta_path.insert(0, Replaced(f"effopd.{module}", path, source))
-        files = [str(ROOT / f"tests/unit/test_{test}.py") for test in tests]
-        status = int(pytest.main([*OPTIONS, *files]))
+        sys.meta_path.insert(0, Replaced(f"effopd.{module}", path_of(module), source))
+        status = int(pytest.main([*OPTIONS, *map(test_id, tests)]))
     finally:
         os._exit(status)
 
 
-def outcomes(module: str, sources: Sequence[str], limit: float, processes: int) -> Iterator[tuple[int, int]]:
-    """(position, exit status of its tests) of each source, as they end; 1 for those that take too long."""
-    waiting, running = list(enumerate(sources))[::-1], dict[int, tuple[int, float]]()
+def outcomes(module: str, jobs: Sequence[Job], limit: float, processes: int) -> Iterator[tuple[int, int]]:
+    """(position, exit status of the tests) of each job, as they end; 1 for those that take too long."""
+    waiting, running = list(enumerate(jobs))[::-1], dict[int, tuple[int, float]]()
     while waiting or running:
         while waiting and len(running) < processes:
-            position, source = waiting.pop()
-            running[start_tests(module, source, MODULES[module])] = position, time.monotonic() + limit
+            position, (source, tests) = waiting.pop()
+            running[start_tests(module, source, tests)] = position, time.monotonic() + limit
         time.sleep(0.02)
         for process, (position, deadline) in list(running.items()):
             ended, status = os.waitpid(process, os.WNOHANG)
@@ -122,52 +124,69 @@ def outcomes(module: str, sources: Sequence[str], limit: float, processes: int) 
                 yield position, 1 if late else os.waitstatus_to_exitcode(status)
 
 
-def judge(module: str, explained: Mapping[tuple[str, str], str], processes: int) -> int:
+def judge(module: str, processes: int, only_by_hand: bool) -> int:
     """Print what is wrong with a module's tests. Returns how many mutants survive unexplained."""
-    source = (ROOT / f"src/effopd/{module.replace('.', '/')}.py").read_text()
+    source = path_of(module).read_text()
+    own = [] if only_by_hand or module not in MODULES else mutants_of(source)
+    explained = {(entry["was"], entry["now"]): entry["why"] for entry in EQUIVALENT.get(module, [])}
+    gone = explained.keys() - {mutant.change for mutant in own} if own else set()
+    tried = [(by_hand(source, fault), fault["tests"]) for fault in BY_HAND.get(module, [])]
+    tried += [(mutant, MODULES[module]) for mutant in own if mutant.change not in explained]
     started = time.monotonic()
-    ((_, status),) = outcomes(module, [source], 1800, 1)
+    everything = list(dict.fromkeys(test for _, tests in tried for test in tests))
+    ((_, status),) = outcomes(module, [(source, everything)], 3600, 1)
     if status:
         sys.exit(f"error: the tests of effopd.{module} fail as it is (pytest's status {status}).")
-    seconds = time.monotonic() - started
-    mutants = mutants_of(source)
-    gone = explained.keys() - {mutant.change for mutant in mutants}
-    judged = [mutant for mutant in mutants if mutant.change not in explained]
-    print(
-        f"{module}: {len(mutants)} mutants, {len(mutants) - len(judged)} equivalent, tests {seconds:.0f} s", flush=True
-    )
-    survivors: list[Mutant] = []
-    texts = [mutant.source for mutant in judged]
-    for position, status in outcomes(module, texts, 5 * seconds + SLACK_SECONDS, processes):
+    seconds, survive = time.monotonic() - started, 0
+    jobs = [(mutant.source, tests) for mutant, tests in tried]
+    for position, status in outcomes(module, jobs, 5 * seconds + SLACK_SECONDS, processes):
         if status == 0:
-            survivors.append(judged[position])
-            print(
-                f"  line {judged[position].line} survives\n    - {judged[position].was}\n    + {judged[position].now}",
-                flush=True,
-            )
+            survive += 1
+            mutant = tried[position][0]
+            say(f"{module}, line {mutant.line} survives:\n  - {mutant.was}\n  + {mutant.now}")
     for was, now in sorted(gone):
-        print(f"  equivalent.yaml explains what is no mutant any more:\n    - {was}\n    + {now}")
-    print(
-        f"  {len(judged) - len(survivors)} noticed, {len(survivors)} survive, {time.monotonic() - started:.0f} s",
-        flush=True,
-    )
-    return len(survivors) + len(gone)
+        say(f"{module}: equivalent.yaml explains what is no mutant any more:\n  - {was}\n  + {now}")
+    counts = f"{len(tried) - survive} noticed, {survive} survive, {len(explained)} equivalent"
+    say(f"{module}: {counts} ({time.monotonic() - started:.0f} s)")
+    return survive + len(gone)
+
+
+def by_hand(source: str, fault: Mapping[str, Any]) -> Mutant:
+    """A fault of by_hand.yaml. Ends the program if the source has no place for it, or several."""
+    if source.count(fault["was"]) != 1:
+        sys.exit(
+            f"error: by_hand.yaml: {fault['name']!r} finds its place {source.count(fault['was'])} times, not once."
+        )
+    line = source[: source.index(fault["was"])].count("\n") + 1
+    return Mutant(line, fault["was"], fault["now"], source.replace(fault["was"], fault["now"]))
+
+
+def test_id(test: str) -> str:
+    """What pytest calls the tests of a file, `losses`, or one of them, `losses::test_x`."""
+    file, *function = test.split("::")
+    return "::".join([str(ROOT / f"tests/unit/test_{file}.py"), *function])
+
+
+def path_of(module: str) -> Path:
+    return ROOT / f"src/effopd/{module.replace('.', '/')}.py"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
 
 
 def main() -> int:
+    modules = list(dict.fromkeys([*MODULES, *BY_HAND]))
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"default: all of {', '.join(MODULES)}")
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"default: all of {', '.join(modules)}")
+    parser.add_argument("--by-hand", action="store_true", help="only the faults of by_hand.yaml")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="how many mutants at a time")
     arguments = parser.parse_args()
-    if unknown := set(arguments.modules) - MODULES.keys():
+    chosen = arguments.modules or (list(BY_HAND) if arguments.by_hand else modules)
+    if unknown := set(chosen) - set(modules):
         parser.error(f"no such module: {', '.join(sorted(unknown))}")
-    known = yaml.safe_load(EQUIVALENT.read_text())
     preload()
-    found = 0
-    for module in arguments.modules or MODULES:
-        explained = {(entry["was"], entry["now"]): entry["why"] for entry in known.get(module, [])}
-        found += judge(module, explained, arguments.processes)
-    return int(found > 0)
+    return int(sum(judge(module, arguments.processes, arguments.by_hand) for module in chosen) > 0)
 
 
 if __name__ == "__main__":
