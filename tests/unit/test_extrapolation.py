@@ -257,6 +257,25 @@ def test_the_order_of_a_line_search_after_every_kind_of_rejection(start, verdict
     ]
 
 
+@pytest.mark.parametrize(
+    ("kind", "score", "reason"),
+    [
+        ("first_failure", lambda c: c, "every coefficient was accepted"),
+        ("first_failure", lambda c: -abs(c - 4), "6 was rejected"),
+        ("all", lambda c: -abs(c - 6), "the best of all"),
+        ("all", lambda c: -20.0, "no candidate was accepted"),
+        ("line", lambda c: c, "the longest step was accepted"),
+        ("line", lambda c: -abs(c - 4), "8 was rejected"),
+        ("line", lambda c: -abs(c - 0.5), "1 was rejected, 0.5 accepted"),
+        ("line", lambda c: -abs(c + 0.4), "forward was rejected, back accepted"),
+        ("line", lambda c: -20.0, "no candidate was accepted"),
+    ],
+)
+def test_a_search_says_why_it_ended(kind, score, reason):
+    current = -0.45 if reason.startswith(("1 ", "forward")) else -10.0
+    assert run(kind, score, current)[0].reason == reason
+
+
 def test_a_line_search_that_is_told_nothing_starts_at_one_and_an_unknown_search_is_refused():
     assert run("line", lambda c: -1.0, 0.0)[1] == [1.0, 0.5, -0.25]
     with pytest.raises(ValueError, match="unknown search 'square'"):

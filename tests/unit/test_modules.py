@@ -48,8 +48,8 @@ def test_a_longer_step_is_tried_before_a_shorter_one_and_the_first_that_is_bette
     assert (found, tried) == ({"attention": 6.0, "mlp": 6.0}, 4)
 
 
-@pytest.mark.parametrize(("accept", "taken"), [(">", 6.0), (">=", 9.0)])
-def test_a_module_that_is_as_good_with_another_coefficient_is_scaled_only_where_ties_are_accepted(accept, taken):
+@pytest.mark.parametrize(("accept", "taken"), [(">", 6.0), (">=", 4.0)])
+def test_a_tie_with_the_last_accepted_score_shortens_a_step_only_where_ties_are_accepted(accept, taken):
     line = Outcome([Trial(3.0, 0.5, True), Trial(6.0, 1.0, True), Trial(12.0, 0.0, False)], 6.0, "")
     assert refine(lambda trial: 1.0, line, ["mlp"], accept)[0] == {"mlp": taken}
 
