@@ -7,6 +7,7 @@ from effopd.losses import (
     DIVERGENCES,
     distillation_advantages,
     extrapolated_logprobs,
+    negative_log_likelihood,
     policy_gradient_loss,
     reverse_kl,
     token_logprobs,
@@ -54,6 +55,24 @@ def test_the_sampled_policy_gradient_is_unbiased_for_the_reverse_kl():
         (gradient,) = torch.autograd.grad(loss, student)
         expected += student.softmax(-1)[0, token].detach() * gradient
     torch.testing.assert_close(expected, wanted)
+
+
+def test_the_language_modelling_loss_is_the_mean_of_what_tokens_lack():
+    logprobs = torch.tensor([-1.0, -2.5, -0.5])
+    assert negative_log_likelihood(logprobs, 3).item() == pytest.approx(4 / 3)
+    assert negative_log_likelihood(logprobs[:2], 3).item() == pytest.approx(3.5 / 3), "a share of a larger batch"
+    torch.testing.assert_close(
+        policy_gradient_loss(logprobs, torch.tensor([1.0, -2.0, 3.0]), torch.tensor([1.0, 0.5, 2.0]), 4),
+        torch.tensor(-(-1.0 + 2.5 - 3.0) / 4),
+    )
+
+
+def test_what_top_tokens_leave_is_their_tail_and_never_nothing():
+    top = torch.tensor([[0.5, 0.25], [0.75, 0.25], [0.9, 0.1 - 1e-9]]).log()
+    found = with_tail(top)
+    torch.testing.assert_close(found[0].exp(), torch.tensor([0.5, 0.25, 0.25]))
+    torch.testing.assert_close(found[1:, 2].exp(), torch.full((2,), 1e-6), rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(3))
 
 
 def test_importance_weights_are_ratios_cut_at_the_limit():

@@ -66,6 +66,13 @@ def test_the_clipped_surrogate_is_the_written_out_minimum_and_held_tokens_have_n
     assert held.sum() == 4, "above with a positive advantage, below with a negative one"
 
 
+def test_at_the_edges_of_the_clip_nothing_is_held():
+    logprobs, advantages = torch.zeros(2), torch.tensor([1.0, -1.0])
+    found, held = clipped_surrogate(logprobs, logprobs, advantages, 0.0, 0.0)
+    assert held.tolist() == [False, False]
+    assert found.tolist() == [-1.0, 1.0]
+
+
 def test_the_kl_estimate_is_never_negative_and_its_mean_over_samples_is_the_kl():
     torch.manual_seed(0)
     policy, reference = torch.randn(2, 6, dtype=torch.float64).log_softmax(-1)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from effopd.randomness import seed_of
 from effopd.runtime.artifacts import read_manifest
 from effopd.runtime.errors import ConfigError, UserError
 from effopd.stages.make_data import make_data
@@ -300,6 +301,43 @@ def test_a_limit_draws_by_seed_and_a_larger_one_adds_to_it():
     assert few < more
     assert few != other
     assert make_splits(given, {}, {"train": 10}, 0).beyond_limit["train"] == 90
+
+
+def test_what_a_limit_draws_is_named_by_seed_and_content_alone():
+    """Written out: data that was drawn once must be drawn again by later versions."""
+    pool = items(f"problem {n}" for n in range(30))
+    for count in (0, 1, 29, 30, 31):
+        wanted = sorted((item.content for item in pool), key=lambda content: seed_of(7, "rows", content))[:count]
+        kept = make_splits({"train": pool}, {}, {"train": count}, 7).items["train"]
+        assert [item.content for item in kept] == [item.content for item in pool if item.content in wanted]
+
+
+@pytest.mark.parametrize(
+    ("start", "shares", "split"),
+    [
+        ("0", {"test": 0.5}, "test"),
+        ("7f", {"test": 0.5}, "test"),
+        ("8", {"test": 0.5}, "train"),
+        ("8", {"test": 0.5, "validation": 0.25}, "validation"),
+        ("bf", {"test": 0.5, "validation": 0.25}, "validation"),
+        ("c", {"test": 0.5, "validation": 0.25}, "train"),
+        ("0", {"validation": 0.25}, "validation"),
+        ("4", {"validation": 0.25}, "train"),
+        ("f", {"test": 0.5, "validation": 0.5}, "validation"),
+    ],
+)
+def test_shares_part_the_hashes_from_the_first_on_and_their_ends_belong_to_the_next(start, shares, split):
+    item = Item(Problem("x", "1"), start + ("f" if start.endswith("f") else "0") * 40, "s", "q")
+    found = make_splits({"train": [item]}, shares, {}, 0).items
+    assert {name for name, kept in found.items() if kept} == {split}
+    assert 0 <= item.place < 1
+
+
+def test_a_hash_is_blind_to_dress_and_to_nothing_else():
+    dress = ["What is 2 + 3?", "what IS  2+3?", " What\tis\n2 + 3?", "What is ２ + 3？"]
+    assert len({content_hash(text) for text in dress}) == 1
+    assert len({content_hash(text) for text in ("2 + 3", "2 - 3", "2 + 33", "x²", "x")}) == 5
+    assert content_hash("x²") == content_hash("X2"), "compatibility variants are one character"
 
 
 def test_an_empty_split_is_an_error(tmp_path):
