@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_refuse, moving_parameters
 from effopd.extrapolation.schedule import kept_steps, powers_of_two, trigger_steps
-from effopd.extrapolation.search import LONGEST_STEP, first_step, search
+from effopd.extrapolation.search import LONGEST_STEP, better, first_step, search
 from effopd.runtime.errors import ConfigError
 
 COEFFICIENTS = [2, 4, 6, 8, 10]
@@ -274,6 +274,30 @@ def test_the_order_of_a_line_search_after_every_kind_of_rejection(start, verdict
 def test_a_search_says_why_it_ended(kind, score, reason):
     current = -0.45 if reason.startswith(("1 ", "forward")) else -10.0
     assert run(kind, score, current)[0].reason == reason
+
+
+def test_a_score_displaces_another_only_where_both_are_numbers_and_a_tie_only_where_ties_are_accepted():
+    assert [better(value, 1.0) for value in (0.5, 1.0, 1.5)] == [False, False, True]
+    assert [better(value, 1.0, ">=") for value in (0.5, 1.0, 1.5)] == [False, True, True]
+    for broken in (math.nan, math.inf, -math.inf):
+        for accept in (">", ">="):
+            assert not better(broken, 1.0, accept)
+            assert not better(1.0, broken, accept)
+            assert not better(broken, broken, accept)
+
+
+@pytest.mark.parametrize("kind", ["first_failure", "all", "line"])
+def test_a_decision_that_rests_on_something_has_no_warning_and_one_on_nothing_says_why(kind):
+    for accept in (">", ">="):
+        assert run(kind, lambda c: -abs(c - 2), -2.0, accept)[0].warning == ""
+        assert run(kind, lambda c: -1.0, 0.0, accept)[0].warning == ""
+        outcome, asked = run(kind, lambda c: 1.0, math.nan, accept)
+        assert (asked, outcome.trials, outcome.coefficient) == ([], [], 0)
+        assert outcome.reason == "the score of the current weights is not finite"
+        assert outcome.warning == f"nothing is extrapolated: {outcome.reason}"
+    flat, _ = run(kind, lambda c: 0.5, 0.5, ">=")
+    assert ("every candidate scores the same as the current weights (0.5)" in flat.warning) == (kind != "line")
+    assert run(kind, lambda c: 0.5, 0.5, ">")[0].warning == ""
 
 
 def test_a_line_search_that_is_told_nothing_starts_at_one_and_an_unknown_search_is_refused():
