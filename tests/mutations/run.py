@@ -82,7 +82,7 @@ def preload() -> None:
     importlib.import_module("effopd.trainer").import_deepspeed(on_cpu=True)
     for name in [name for name in sys.modules if name.split(".")[0] == "effopd"]:
         del sys.modules[name]
-    settings.register_profile("mutations", derandomize=True, database=None, deadline=None)
+    settings.register_profile("mutations", derandomize=True, database=None, deadline=None, max_examples=30)
     settings.load_profile("mutations")
     gc.freeze()  # nothing of this is garbage: no process need look
 

@@ -78,6 +78,8 @@ def test_shares_are_those_of_draws_with_replacement(problems):
     drawn = shares * problems
     np.testing.assert_allclose(drawn, drawn.round())
     np.testing.assert_array_equal(shares, problem_shares(problems))
+    written_out = np.random.default_rng(0).multinomial(problems, [1 / problems] * problems, 999) / problems
+    np.testing.assert_array_equal(shares, written_out)
     assert (drawn.max() > 1) == (problems > 1)
     variance = drawn.var(axis=0).mean()  # of a multinomial count: 1 - 1 / N
     assert variance == pytest.approx(1 - 1 / problems, abs=0.1)
@@ -154,5 +156,5 @@ def test_columns_that_a_table_lacks_are_left_out_where_there_is_no_mean():
         pd.DataFrame({"run": ["a"], "seed": [0], "step": [1], "x": [2.0], "other": [3]}), ["step"], ["x"], 0.9
     )
     assert list(found.columns) == ["run", "seed", "step", "x", "x_low", "x_high"]
-    assert found["seed"].tolist() == [0, MEAN]
+    assert found["seed"].tolist() == [0, "mean"]
     assert found["x"].dtype == float
