@@ -36,20 +36,25 @@ ROOT = Path(__file__).parents[2]
 EQUIVALENT, BY_HAND = (
     yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text()) for name in ("equivalent", "by_hand")
 )
-MODULES = {  # the files of tests/unit that are to notice, the quickest to do so first
+MODULES = {  # the files of tests/unit that are to notice, or single tests of them, the quickest to do so first
     "losses": ("losses", "objective"),
     "objective": ("objective",),
     "reinforcement.losses": ("rl_losses",),
     "reinforcement.updates": ("updates", "reinforcement"),
-    "extrapolation.search": ("extrapolation",),
+    "extrapolation.search": ("search", "extrapolation"),
     "extrapolation.candidates": ("extrapolation",),
-    "extrapolation.schedule": ("extrapolation",),
+    "extrapolation.schedule": ("search", "extrapolation"),
     "extrapolation.gate": ("gate", "triggers"),
     "extrapolation.modules": ("modules", "step_extrapolation"),
     "extrapolation.predictors": ("predictors",),
     "scoring": ("scoring",),
     "evaluation": ("evaluation",),
-    "tasks.splits": ("sources", "task_table"),
+    "tasks.splits": (
+        "sources::test_no_problem_of_a_held_out_split_is_trained_on_though_its_limit_leaves_it_out",
+        "sources::test_shares_part_the_hashes_from_the_first_on_and_their_ends_belong_to_the_next",
+        "sources",
+        "task_table",
+    ),
     "statistics": ("statistics", "tables", "comparison"),
     "comparison": ("comparison",),
     "dynamics.variants": ("variants",),
