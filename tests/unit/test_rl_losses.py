@@ -73,6 +73,7 @@ def test_rewards_that_hardly_differ_are_not_scaled_up_to_a_deviation_of_one():
 
 def test_a_buffer_of_one_token_takes_all_of_the_penalty_at_once():
     assert overlong_penalty(torch.tensor([22, 23, 24]), limit=24, buffer=1).tolist() == [0, 0, -1]
+    assert overlong_penalty(torch.tensor([25, 40]), limit=24, buffer=4).tolist() == [-1, -1], "and never more"
 
 
 @pytest.mark.parametrize("advantage", [0.01, 1.0, 7.0])
@@ -159,6 +160,12 @@ def test_the_value_loss_is_the_larger_error_and_stops_to_pull_once_a_value_has_m
     torch.testing.assert_close(found, torch.tensor(wanted))
     (gradient,) = torch.autograd.grad(found.sum(), values)
     torch.testing.assert_close(gradient, torch.tensor([-0.9, 0.0, 0.0, -1.5, 0.0]))
+
+
+def test_a_value_is_clipped_around_what_it_was():
+    old, values = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([0.5, -0.5, 2.1])
+    found = value_loss(values, old, torch.zeros(3), clip=0.2)
+    torch.testing.assert_close(found, torch.tensor([0.8**2, 0.8**2, 2.1**2]) / 2)
 
 
 def test_losses_of_parts_add_up_to_the_whole():

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import t
+from scipy.stats import bootstrap, t
 
+from effopd import statistics
 from effopd.statistics import (
     MEAN,
     RESAMPLES,
@@ -68,6 +69,22 @@ def test_the_bootstrap_of_one_row_of_counts_is_that_of_the_same_row_for_each():
     one = bootstrap_interval(sums[:, :1], counts[:, :1], 0.9)
     assert [len(bounds) for bounds in one] == [3, 3]
     assert np.isnan(one).all()
+
+
+def test_the_bootstrap_draws_what_it_always_drew():
+    values = np.random.default_rng(5).normal(size=30)
+    wanted = bootstrap(
+        (values,), np.mean, n_resamples=999, confidence_level=0.9, method="percentile", rng=np.random.default_rng(0)
+    )
+    found = bootstrap_interval(values[None], np.ones((1, 30)), 0.9)
+    np.testing.assert_allclose([found[0][0], found[1][0]], list(wanted.confidence_interval))
+
+
+def test_the_bootstrap_draws_as_often_as_it_says(monkeypatch):
+    sums, counts = np.arange(20.0)[None] ** 2, np.ones((1, 20))
+    many = bootstrap_interval(sums, counts, 0.9)
+    monkeypatch.setattr(statistics, "RESAMPLES", 49)
+    assert not np.array_equal(many, bootstrap_interval(sums, counts, 0.9))
 
 
 @pytest.mark.parametrize("problems", [1, 2, 40])
