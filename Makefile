@@ -2,6 +2,7 @@
 # make quick  the same rules in a few minutes: one seed, 16 steps (quick/results/report.html)
 # make test   set up and run all tests;  make test-fast  leaves out those that run the workflow
 # make setup-vllm   the same with vLLM for CPUs, in .venv-vllm (docs/engines.md);  make test-vllm  its tests there
+# make mutations   whether the tests notice faults in the core (docs/mutation_testing.md); MODULES="losses ..." for some
 # make lint   formatters, linters and types
 PYTHON ?= python3
 CORES ?= all
@@ -9,7 +10,7 @@ BIN := .venv/bin
 VLLM := .venv-vllm/bin
 PIP_OPTIONS := --quiet --disable-pip-version-check
 
-.PHONY: setup run quick test test-fast setup-vllm test-vllm lint lint-python lint-types lint-workflow format clean
+.PHONY: setup run quick test test-fast mutations setup-vllm test-vllm lint lint-python lint-types lint-workflow format clean
 setup: .venv/.ready
 run: .venv/.ready
 	$(BIN)/snakemake --cores $(CORES)
@@ -23,6 +24,9 @@ test: .venv/.ready-dev
 
 test-fast: .venv/.ready-dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+mutations: .venv/.ready-dev
+	$(BIN)/python tests/mutations/run.py $(MODULES)
 
 setup-vllm: .venv-vllm/.ready
 

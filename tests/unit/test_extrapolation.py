@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
+from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_refuse, moving_parameters
 from effopd.extrapolation.schedule import kept_steps, powers_of_two, trigger_steps
 from effopd.extrapolation.search import LONGEST_STEP, first_step, search
+from effopd.runtime.errors import ConfigError
 
 COEFFICIENTS = [2, 4, 6, 8, 10]
 
@@ -96,6 +97,25 @@ def test_mismatched_checkpoints_are_refused_by_name():
         moving_parameters(current, "experts")
     with pytest.raises(ValueError, match="is not a regular expression"):
         moving_parameters(current, "(")
+
+
+def test_parameters_that_a_configuration_asks_for_are_those_or_one_line():
+    names = list(checkpoints()[0])
+    for which in ("attention_mlp", "all", "lm_head|embed"):
+        assert moving_or_refuse(names, which) == moving_parameters(names, which)
+    with pytest.raises(ConfigError, match="config: `extrapolation.parameters`: 'experts' matches no parameter"):
+        moving_or_refuse(names, "experts")
+
+
+@pytest.mark.parametrize("narrow", ["current", "anchor", "both"])
+def test_weights_of_which_either_was_rounded_are_refused(narrow):
+    current, anchor = checkpoints()
+    for weights, name in ((current, "current"), (anchor, "anchor")):
+        if narrow in (name, "both"):
+            weights["model.norm.weight"] = weights["model.norm.weight"].bfloat16()
+    for function in (lambda: candidate(current, anchor, 1.0, []), lambda: delta_norms(current, anchor, [])):
+        with pytest.raises(ValueError, match="model.norm.weight is torch.*extrapolate float32 master weights only"):
+            function()
 
 
 def run(kind, values, current, accept=">=", coefficients=COEFFICIENTS):

@@ -8,9 +8,11 @@ from tiny_models import make_model
 
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
+from effopd.extrapolation.gate import GateValue, blind_value, decision, gate_rows, gate_seeds, score_of
 from effopd.extrapolation.search import search
 from effopd.models import save_model, special_ids, weights_of
 from effopd.prompts import Prompts
+from effopd.randomness import generator, seed_of
 from effopd.runtime.errors import ConfigError
 from effopd.scoring import ReverseKL
 from effopd.stages.evaluate_candidates import Gate
@@ -94,6 +96,79 @@ def test_the_examples_are_drawn_once_without_repeats_and_samples_multiply_them(g
     assert gate_of().rows == gate_of(metric="accuracy").rows
     assert len(set(gate_of().rows)) == 12
     assert gate_of(samples=3).rows == [row for row in gate_of().rows for _ in range(3)]
+
+
+def test_the_seeds_of_a_gates_completions_differ_by_run_step_and_position_and_by_candidate_only_where_unpaired():
+    """What differs in any of these must not share a random number; what is the same in all must share them all."""
+
+    def seeds(seed=0, step=4, coefficient=2.0, paired=True):
+        return gate_seeds(seed, step, coefficient, 12, paired)
+
+    assert seeds() == seeds()
+    assert len(seeds()) == len(set(seeds())) == 12
+    assert seeds(coefficient=0.0) == seeds(coefficient=2.0)
+    others = [seeds(seed=1), seeds(step=8), seeds(paired=False), seeds(coefficient=0.0, paired=False)]
+    others.append(seeds(step=8, paired=False))
+    for other in others:
+        assert not set(other) & set(seeds())
+    assert len({seed for other in others for seed in other}) == 12 * len(others)
+    assert gate_seeds(0, 4, 2.0, 5, True) == seeds()[:5], "more problems change no seed of the first ones"
+
+
+def test_what_a_gate_draws_is_named_by_seed_purpose_and_place_alone():
+    """Written out: a trigger that was decided once must be decided alike by later versions."""
+    assert gate_seeds(5, 4, 2.0, 3, True) == [seed_of(5, "gate", 4, "paired", place) for place in range(3)]
+    assert gate_seeds(5, 4, 2.0, 3, False) == [seed_of(5, "gate", 4, "2", place) for place in range(3)]
+    chosen = sorted(generator(5, "gate examples", "train").choice(60, 12, replace=False).tolist())
+    assert gate_rows(5, "train", 60, 12, 2) == [row for row in chosen for _ in range(2)]
+    assert gate_rows(5, "train", 12, 12, 1) == list(range(12)), "without repeats"
+    assert blind_value("random", 5, 4, 2.0).value == generator(5, "random gate", 4, "2").random()
+
+
+def test_a_value_that_is_not_finite_leaves_nothing_but_its_coefficient_and_scores_nothing():
+    whole = GateValue(0.5, -0.5, [0.25, 0.25]).entry(2.0)
+    assert whole == {"coefficient": 2.0, "value": 0.5, "score": -0.5, "per_item": [0.25, 0.25]}
+    assert score_of(whole) == -0.5
+    nothing = {"coefficient": 2.0, "value": None, "score": None, "per_item": []}
+    for broken in (math.nan, math.inf, -math.inf):
+        for value in (GateValue(broken, 0.5), GateValue(0.5, broken), GateValue(0.5, 0.5, [0.5, broken])):
+            assert value.entry(2.0) == nothing
+    assert math.isnan(score_of(nothing))
+
+
+def test_a_decision_holds_what_was_tried_in_order_and_what_was_accepted():
+    values = {c: GateValue(v, -v, [v]).entry(c) for c, v in ((0.0, 3.0), (2.0, 1.0), (4.0, 2.0))}
+    outcome = search("first_failure", lambda c: values[c]["score"], -3.0, [2.0, 4.0], ">")
+    found = decision(8, outcome, values, accept=">", metric="reverse_kl", update_norm={"all": 2.0, "moving": 1.0})
+    assert found == {
+        "step": 8,
+        "coefficient": 2.0,
+        "reason": "4 was rejected",
+        "accept": ">",
+        "metric": "reverse_kl",
+        "current": values[0.0],
+        "trials": [{**values[2.0], "accepted": True}, {**values[4.0], "accepted": False}],
+        "update_norm": {"all": 2.0, "moving": 1.0},
+    }
+
+
+def test_a_later_trigger_draws_other_answers_to_the_same_problems(gate_of):
+    weights = weights_of(make_model(0))
+    first, again, later = gate_of(), gate_of(), gate_of()
+    later.spec = {**later.spec, "step": 8}
+    for gate in (first, again, later):
+        gate.score(weights, 0.0)
+    assert first.rows == later.rows
+    assert first.values == again.values
+    assert first.values[0]["per_item"] != later.values[0]["per_item"]
+
+
+@pytest.mark.parametrize(("step", "seed", "coefficient"), [(8, 0, 2.0), (4, 1, 2.0), (4, 0, 2.5)])
+def test_the_random_control_draws_anew_for_each_trigger_run_and_candidate(step, seed, coefficient):
+    assert blind_value("random", 0, 4, 2.0) == blind_value("random", 0, 4, 2.0)
+    assert 0 <= blind_value("random", 0, 4, 2.0).value < 1
+    assert blind_value("random", seed, step, coefficient).value != blind_value("random", 0, 4, 2.0).value
+    assert blind_value("always", seed, step, -coefficient).score == coefficient
 
 
 @pytest.mark.parametrize("metric", ["reverse_kl", "accuracy"])

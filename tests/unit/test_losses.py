@@ -7,6 +7,7 @@ from effopd.losses import (
     DIVERGENCES,
     distillation_advantages,
     extrapolated_logprobs,
+    negative_log_likelihood,
     policy_gradient_loss,
     reverse_kl,
     token_logprobs,
@@ -54,6 +55,24 @@ def test_the_sampled_policy_gradient_is_unbiased_for_the_reverse_kl():
         (gradient,) = torch.autograd.grad(loss, student)
         expected += student.softmax(-1)[0, token].detach() * gradient
     torch.testing.assert_close(expected, wanted)
+
+
+def test_the_language_modelling_loss_is_the_mean_of_what_tokens_lack():
+    logprobs = torch.tensor([-1.0, -2.5, -0.5])
+    assert negative_log_likelihood(logprobs, 3).item() == pytest.approx(4 / 3)
+    assert negative_log_likelihood(logprobs[:2], 3).item() == pytest.approx(3.5 / 3), "a share of a larger batch"
+    torch.testing.assert_close(
+        policy_gradient_loss(logprobs, torch.tensor([1.0, -2.0, 3.0]), torch.tensor([1.0, 0.5, 2.0]), 4),
+        torch.tensor(-(-1.0 + 2.5 - 3.0) / 4),
+    )
+
+
+def test_what_top_tokens_leave_is_their_tail_and_never_nothing():
+    top = torch.tensor([[0.5, 0.25], [0.75, 0.25], [0.9, 0.1 - 1e-9]]).log()
+    found = with_tail(top)
+    torch.testing.assert_close(found[0].exp(), torch.tensor([0.5, 0.25, 0.25]))
+    torch.testing.assert_close(found[1:, 2].exp(), torch.full((2,), 1e-6), rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(3))
 
 
 def test_importance_weights_are_ratios_cut_at_the_limit():
@@ -159,11 +178,20 @@ def test_extreme_distributions_give_finite_divergences_and_gradients():
             assert torch.isfinite(gradient).all()
 
 
-def test_rows_that_pad_one_models_vocabulary_do_not_count():
+@pytest.mark.parametrize("padded", ["student", "teacher", "both"])
+def test_rows_that_pad_a_models_vocabulary_do_not_count(padded):
     torch.manual_seed(6)
     student, teacher = torch.randn(3, 6), torch.randn(3, 6)
-    padded = torch.cat([teacher, torch.randn(3, 2)], -1)
-    assert torch.equal(reverse_kl(student, padded), reverse_kl(student, teacher))
+    wide = {
+        "student": (torch.cat([student, torch.randn(3, 2)], -1), teacher),
+        "teacher": (student, torch.cat([teacher, torch.randn(3, 2)], -1)),
+        "both": (torch.cat([student, torch.randn(3, 1)], -1), torch.cat([teacher, torch.randn(3, 4)], -1)),
+    }[padded]
+    if padded == "both":  # one token more is a token of both
+        student, teacher = wide[0], wide[1][:, :7]
+    for found, wanted in zip(vocabulary_logprobs(*wide), (student, teacher), strict=True):
+        assert torch.equal(found, wanted.log_softmax(-1))
+    assert torch.equal(reverse_kl(*wide), reverse_kl(student, teacher))
 
 
 def test_an_extrapolated_teacher_gives_the_advantage_of_exopd():

@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from effopd.extrapolation.modules import by_module, refine
 from effopd.extrapolation.search import Outcome, Trial
 
@@ -28,6 +30,28 @@ def test_each_module_is_scaled_in_turn_where_that_is_better():
     found, tried = refine(score, ended(4.0, score(dict.fromkeys(modules, 4.0))), modules, ">")
     assert found == {"attention": 4 * 2 / 3, "mlp": 4.0, "other": 4 * 3 / 2}
     assert tried == 2 + 2 + 1  # longer fails and shorter helps; both fail; longer helps
+
+
+def test_a_longer_step_is_tried_before_a_shorter_one_and_the_first_that_is_better_is_taken():
+    asked = []
+
+    def score(trial):
+        asked.append((trial["attention"], trial["mlp"]))
+        return float(len(asked))  # each is better than all before it
+
+    found, tried = refine(score, ended(6.0, 0.0), ("attention", "mlp"), ">")
+    assert asked == [(9.0, 6.0), (9.0, 9.0)]
+    assert (found, tried) == ({"attention": 9.0, "mlp": 9.0}, 2)
+    asked.clear()
+    found, tried = refine(lambda trial: (score(trial), -1.0)[1], ended(6.0, 0.0), ("attention", "mlp"), ">")
+    assert asked == [(9.0, 6.0), (4.0, 6.0), (6.0, 9.0), (6.0, 4.0)]
+    assert (found, tried) == ({"attention": 6.0, "mlp": 6.0}, 4)
+
+
+@pytest.mark.parametrize(("accept", "taken"), [(">", 6.0), (">=", 4.0)])
+def test_a_tie_with_the_last_accepted_score_shortens_a_step_only_where_ties_are_accepted(accept, taken):
+    line = Outcome([Trial(3.0, 0.5, True), Trial(6.0, 1.0, True), Trial(12.0, 0.0, False)], 6.0, "")
+    assert refine(lambda trial: 1.0, line, ["mlp"], accept)[0] == {"mlp": taken}
 
 
 def test_a_score_that_is_no_number_is_never_accepted():

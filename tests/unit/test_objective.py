@@ -14,6 +14,7 @@ from effopd.chunked_loss import chunked_loss
 from effopd.distillation import generate_rollouts, rollout_limit, update_policy
 from effopd.models import weights_of
 from effopd.objective import MicroBatch
+from effopd.randomness import epoch_order
 from effopd.trainer import Trainer, TrainerSettings
 
 CPU = torch.device("cpu")
@@ -193,6 +194,27 @@ def test_the_horizon_grows_to_the_longest_completion():
     assert limits(range(1, 4)) == [10, 10, 10]
     assert limits([1, 50], tokens=3) == [3, 3]
     assert limits([1, 2, 3, 4, 5, 6, 99], tokens=2, growth_steps=4) == [2, 4, 6, 8, 10, 10, 10]
+
+
+@pytest.mark.parametrize(("count", "samples"), [(6, 1), (5, 1), (4, 3)])
+def test_steps_go_through_shuffled_epochs_from_their_first_problem_on(model, count, samples):
+    """Steps 1, 2, ... take what comes next: in each pass over the problems every one of them once."""
+    training = training_of("sampled", prompts_per_step=count, samples_per_prompt=samples, max_new_tokens=1)
+    engine, seen, completions = engine_of(model, 4), [], []
+    for step in range(1, 13):
+        rollouts = generate_rollouts(engine, PROMPTS, training, 3, step)
+        assert rollouts.prompts == [PROMPTS[row] for row in rollouts.indices]
+        groups = [rollouts.indices[start : start + samples] for start in range(0, count * samples, samples)]
+        assert all(len(set(group)) == 1 for group in groups), "answers to one problem stand together"
+        seen += [group[0] for group in groups]
+        completions.append([completion[0] for completion in rollouts.completions])
+    size = len(PROMPTS)
+    passes = [seen[start : start + size] for start in range(0, len(seen) - size + 1, size)]
+    assert len(passes) >= 2
+    assert all(sorted(one) == list(range(size)) for one in passes)
+    assert passes[0] != passes[1]
+    assert seen == epoch_order(3, "training order", size, 0, len(seen))
+    assert len(set(map(tuple, completions))) > 1
 
 
 def test_rollouts_cut_at_the_horizon_are_prefixes_and_not_finished(model):

@@ -3,9 +3,12 @@
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_models import make_model
 from transformers import AutoModelForCausalLM
@@ -17,9 +20,10 @@ from effopd.engines.transformers_engine import TransformersEngine
 from effopd.models import special_ids, weights_of
 from effopd.plan import Plan
 from effopd.prompts import Prompts
-from effopd.reinforcement.draws import Source, Validation, draw_minibatches
+from effopd.reinforcement.draws import Groups, Source, Validation, draw_minibatches
 from effopd.reinforcement.updates import Updates
 from effopd.reinforcement.value_head import PARAMETERS, attach_value_head
+from effopd.rollouts import Rollouts
 from effopd.runtime.errors import ConfigError
 from effopd.stages import model_folder
 from effopd.stages.make_data import make_data
@@ -142,6 +146,48 @@ def test_dynamic_sampling_drops_groups_that_are_all_alike_and_draws_more(tokeniz
     assert trained_on == 2 * trained.rollouts.completion_tokens, "two epochs over the groups that were kept"
 
 
+class TellingSource(Source):
+    """Groups whose rewards are alike or differ as the test says, without a model."""
+
+    def __init__(self, settings, informative):
+        self.settings, self.informative = settings, informative
+
+    def groups(self, step, positions):
+        size = self.settings["samples_per_prompt"]
+        rewards = [float(self.informative[position] and not sample) for position in positions for sample in range(size)]
+        count = len(rewards)
+        rollouts = Rollouts([[2]] * count, [[3]] * count, [np.zeros(1, np.float32)] * count, [True] * count)
+        return Groups(list(positions), rollouts, torch.tensor(rewards))
+
+
+@pytest.fixture(scope="module")
+def alone() -> Trainer:
+    return Trainer(make_model(0), TrainerSettings(1e-3, (0.9, 0.999), 0.0, 1.0))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    st.lists(st.booleans(), min_size=24, max_size=24), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3)
+)  # fmt: skip
+def test_a_step_of_dapo_keeps_the_first_informative_groups_and_never_more_than_it_asks_for(
+    alone, informative, count, most, parts
+):
+    """By hand: batches of `count` prompts are drawn until `count` of them are informative, or `most` batches are."""
+    asked = {"prompts_per_step": count, "max_draws": most, "samples_per_prompt": 2, "minibatches": parts}
+    minibatches, facts = draw_minibatches(alone, TellingSource(asked, informative), 1)
+    drawn, kept = 0, []
+    while drawn < most * count and len(kept) < count:
+        kept += [position for position in range(drawn, drawn + count) if informative[position]]
+        drawn += count
+    trained = [position for groups in minibatches for position in groups.positions]
+    assert trained == (kept[:count] or list(range(drawn - count, drawn)))
+    assert len(trained) == facts["trained_groups"] <= count
+    assert len(minibatches) <= parts
+    assert max(len(g.positions) for g in minibatches) - min(len(g.positions) for g in minibatches) <= 1
+    assert facts["draws"] == drawn / count
+    assert facts["dropped_groups"] == drawn - len(kept)
+
+
 def test_draws_are_bounded_and_a_step_without_an_informative_group_is_made_on_the_last(tokenizer):
     dapo = Setup("dapo", tokenizer, task=FirstTokenTask(right=""), max_draws=2, overlong_penalty=0.0, weight_decay=0.0)
     before = weights_of(dapo.model)
@@ -159,6 +205,21 @@ def test_a_step_draws_the_same_whatever_other_steps_drew(tokenizer):
     assert found == [[g.positions, g.rollouts.completions, g.rewards.tolist()] for g in expected]
 
 
+@pytest.mark.parametrize(("way", "room"), [("grpo", 7), ("dapo", 14)])
+def test_steps_go_through_shuffled_epochs_of_the_prompts_from_the_first_on(way, room, tokenizer):
+    """Each step has room for what it may draw, and together they pass over the 49 problems one by one."""
+    changes = {"max_draws": 2, "overlong_buffer": 0} if way == "dapo" else {}
+    source = Setup(way, tokenizer, prompts_per_step=7, samples_per_prompt=2, max_new_tokens=1, **changes).source
+    seen = []
+    for step in range(1, 98 // room + 1):
+        prompts = [tuple(prompt) for prompt in source.groups(step, range(room)).rollouts.prompts]
+        assert prompts[::2] == prompts[1::2]
+        seen += prompts[::2]
+    everything = sorted(map(tuple, source.prompts.tokens))
+    assert sorted(seen[:49]) == sorted(seen[49:]) == everything
+    assert seen[:49] != seen[49:]
+
+
 def test_a_long_completion_loses_reward_and_one_cut_by_the_limit_all_of_the_penalty(tokenizer):
     dapo = Setup("dapo", tokenizer, max_new_tokens=20, overlong_buffer=16, overlong_penalty=0.5)
     groups = dapo.source.groups(1, range(8))
@@ -172,9 +233,10 @@ def test_a_long_completion_loses_reward_and_one_cut_by_the_limit_all_of_the_pena
         assert not over or penalty == -0.5
 
 
-def test_advantages_and_returns_of_ppo_come_from_the_heads_values(tokenizer):
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_advantages_and_returns_of_ppo_come_from_the_heads_values(tokenizer, temperature):
     """Against a loop over completions; a cut one has its verdict at its last token and nothing behind it."""
-    ppo = Setup("ppo", tokenizer, gae_lambda=0.9, discount=0.95, epochs=1, minibatches=1)
+    ppo = Setup("ppo", tokenizer, gae_lambda=0.9, discount=0.95, epochs=1, minibatches=1, temperature=temperature)
     torch.nn.init.normal_(ppo.model.value_head.weight, std=0.1)
     groups = ppo.source.groups(1, range(4))
     (micro,) = ppo.updates._prepare(groups)
@@ -186,7 +248,9 @@ def test_advantages_and_returns_of_ppo_come_from_the_heads_values(tokenizer):
             first, length = len(groups.rollouts.prompts[row]) - 1, len(completion)
             values = ppo.model.value_head(states)[first : first + length].tolist()
             policy, reference = (
-                m(input_ids=ids).logits[0].log_softmax(-1)[torch.arange(first, first + length), completion].tolist()
+                (m(input_ids=ids).logits[0] / temperature)
+                .log_softmax(-1)[torch.arange(first, first + length), completion]
+                .tolist()
                 for m in (ppo.model, ppo.reference)
             )
         advantage, after = [0.0] * length, 0.0

@@ -66,6 +66,31 @@ def test_the_clipped_surrogate_is_the_written_out_minimum_and_held_tokens_have_n
     assert held.sum() == 4, "above with a positive advantage, below with a negative one"
 
 
+def test_rewards_that_hardly_differ_are_not_scaled_up_to_a_deviation_of_one():
+    found = group_advantages(torch.tensor([0.0, 2e-6]), 2, scale=True)
+    torch.testing.assert_close(found, torch.tensor([-1.0, 1.0]) / (2**0.5 + 1), rtol=1e-3, atol=0)
+
+
+def test_a_buffer_of_one_token_takes_all_of_the_penalty_at_once():
+    assert overlong_penalty(torch.tensor([22, 23, 24]), limit=24, buffer=1).tolist() == [0, 0, -1]
+    assert overlong_penalty(torch.tensor([25, 40]), limit=24, buffer=4).tolist() == [-1, -1], "and never more"
+
+
+@pytest.mark.parametrize("advantage", [0.01, 1.0, 7.0])
+def test_what_the_clip_holds_depends_on_the_sign_of_the_advantage_alone(advantage):
+    ratios, advantages = torch.tensor([3.0, 0.3]).repeat(2), torch.tensor([1.0, 1.0, -1.0, -1.0]) * advantage
+    found, held = clipped_surrogate(ratios.log(), torch.zeros(4), advantages, 0.2, 0.4)
+    assert held.tolist() == [True, False, False, True]
+    torch.testing.assert_close(found, torch.tensor([-1.4, -0.3, 3.0, 0.8]) * advantage)
+
+
+def test_at_the_edges_of_the_clip_nothing_is_held():
+    logprobs, advantages = torch.zeros(2), torch.tensor([1.0, -1.0])
+    found, held = clipped_surrogate(logprobs, logprobs, advantages, 0.0, 0.0)
+    assert held.tolist() == [False, False]
+    assert found.tolist() == [-1.0, 1.0]
+
+
 def test_the_kl_estimate_is_never_negative_and_its_mean_over_samples_is_the_kl():
     torch.manual_seed(0)
     policy, reference = torch.randn(2, 6, dtype=torch.float64).log_softmax(-1)
@@ -135,6 +160,12 @@ def test_the_value_loss_is_the_larger_error_and_stops_to_pull_once_a_value_has_m
     torch.testing.assert_close(found, torch.tensor(wanted))
     (gradient,) = torch.autograd.grad(found.sum(), values)
     torch.testing.assert_close(gradient, torch.tensor([-0.9, 0.0, 0.0, -1.5, 0.0]))
+
+
+def test_a_value_is_clipped_around_what_it_was():
+    old, values = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([0.5, -0.5, 2.1])
+    found = value_loss(values, old, torch.zeros(3), clip=0.2)
+    torch.testing.assert_close(found, torch.tensor([0.8**2, 0.8**2, 2.1**2]) / 2)
 
 
 def test_losses_of_parts_add_up_to_the_whole():

@@ -90,6 +90,26 @@ def test_a_teacher_is_asked_once_however_large_its_logits_are(rollouts, family, 
     assert np.array_equal(np.concatenate(first), np.concatenate(again)), "one student, one value"
 
 
+@pytest.mark.parametrize(("spare", "fits"), [(0, True), (-1, False)])
+def test_logits_are_remembered_only_where_they_fit(rollouts, other_model, model, spare, fits):
+    """To the byte: float32, of the vocabulary or a hidden state, whichever is wider."""
+    needed = 4 * max(16, 32) * rollouts.completion_tokens
+    judge = ReverseKL(other_model, rollouts, pad_id=0, batch_size=10, remembered_bytes=needed + spare)
+    assert (judge.head is None) == fits
+    for student in (model, make_model(3)):
+        pairs = zip(logprobs_by_hand(student, rollouts), logprobs_by_hand(other_model, rollouts), strict=True)
+        for row, (mine, theirs) in zip(judge.of(student), pairs, strict=True):
+            np.testing.assert_allclose(row, (mine.exp() * (mine - theirs)).sum(-1).numpy(), atol=2e-5)
+
+
+def test_one_measurement_remembers_nothing(rollouts, other_model, model, monkeypatch):
+    made = []
+    create = ReverseKL.__init__
+    monkeypatch.setattr(ReverseKL, "__init__", lambda self, *a, **k: (made.append(self), create(self, *a, **k))[1])
+    measure_reverse_kl(model, other_model, rollouts, pad_id=0, batch_size=4)
+    assert [judge.remembered for judge in made] == [[]]
+
+
 def test_scores_in_chunks_are_those_in_one_go(rollouts, other_model, model, monkeypatch):
     def everything():
         teacher = LocalTeacher(other_model, pad_id=0, batch_size=4, top_k=3)

@@ -5,12 +5,14 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from effopd.randomness import seed_of
 from effopd.runtime.artifacts import read_manifest
 from effopd.runtime.errors import ConfigError, UserError
 from effopd.stages.make_data import make_data
@@ -245,6 +247,40 @@ def test_cut_and_given_splits_are_disjoint(train, test, share, seed):
     assert set(contents["test"]) == {content_hash(str(n)) for n in test}
 
 
+TEXTS = st.lists(st.integers(0, 30), max_size=40)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.fixed_dictionaries({"train": TEXTS}, optional={"validation": TEXTS, "test": TEXTS}),
+    st.dictionaries(st.sampled_from(["train", "validation", "test"]), st.integers(0, 8)),
+    st.integers(0, 3),
+)
+def test_no_problem_of_a_held_out_split_is_trained_on_though_its_limit_leaves_it_out(texts, limits, seed):
+    """Against the written-out rule: who may hold a problem does not depend on how many of them are drawn."""
+    given = {  # items that know their place
+        split: [replace(item, source=str(place)) for place, item in enumerate(items(map(str, numbers)))]
+        for split, numbers in texts.items()
+    }
+    splits = make_splits(given, {}, limits, seed)
+    earlier: set[int] = set()
+    for split in ("test", "validation", "train"):
+        if split not in texts:
+            assert split not in splits.items
+            continue
+        own = [n for n in texts[split] if n not in earlier]
+        distinct = list(dict.fromkeys(own[::-1]))[::-1]  # where each stands last
+        kept = [int(item.problem.text) for item in splits.items[split]]
+        assert [int(item.source) for item in splits.items[split]] == [texts[split].index(n) for n in kept]
+        assert not set(kept) & earlier, f"{split} holds what an earlier split keeps for itself"
+        assert kept == [n for n in distinct if n in kept], "in their order"
+        assert len(kept) == min(limits.get(split, len(distinct)), len(distinct))
+        assert splits.overlaps[split] == len(texts[split]) - len(own)
+        assert splits.duplicates[split] == len(own) - len(distinct)
+        assert splits.beyond_limit[split] == len(distinct) - len(kept)
+        earlier |= set(texts[split])
+
+
 def test_a_problem_stays_in_its_split_as_data_grows():
     texts = [f"problem {n}" for n in range(2000)]
     shares = {"test": 0.2, "validation": 0.1}
@@ -265,6 +301,43 @@ def test_a_limit_draws_by_seed_and_a_larger_one_adds_to_it():
     assert few < more
     assert few != other
     assert make_splits(given, {}, {"train": 10}, 0).beyond_limit["train"] == 90
+
+
+def test_what_a_limit_draws_is_named_by_seed_and_content_alone():
+    """Written out: data that was drawn once must be drawn again by later versions."""
+    pool = items(f"problem {n}" for n in range(30))
+    for count in (0, 1, 29, 30, 31):
+        wanted = sorted((item.content for item in pool), key=lambda content: seed_of(7, "rows", content))[:count]
+        kept = make_splits({"train": pool}, {}, {"train": count}, 7).items["train"]
+        assert [item.content for item in kept] == [item.content for item in pool if item.content in wanted]
+
+
+@pytest.mark.parametrize(
+    ("start", "shares", "split"),
+    [
+        ("0", {"test": 0.5}, "test"),
+        ("7f", {"test": 0.5}, "test"),
+        ("8", {"test": 0.5}, "train"),
+        ("8", {"test": 0.5, "validation": 0.25}, "validation"),
+        ("bf", {"test": 0.5, "validation": 0.25}, "validation"),
+        ("c", {"test": 0.5, "validation": 0.25}, "train"),
+        ("0", {"validation": 0.25}, "validation"),
+        ("4", {"validation": 0.25}, "train"),
+        ("f", {"test": 0.5, "validation": 0.5}, "validation"),
+    ],
+)
+def test_shares_part_the_hashes_from_the_first_on_and_their_ends_belong_to_the_next(start, shares, split):
+    item = Item(Problem("x", "1"), start + ("f" if start.endswith("f") else "0") * 40, "s", "q")
+    found = make_splits({"train": [item]}, shares, {}, 0).items
+    assert {name for name, kept in found.items() if kept} == {split}
+    assert 0 <= item.place < 1
+
+
+def test_a_hash_is_blind_to_dress_and_to_nothing_else():
+    dress = ["What is 2 + 3?", "what IS  2+3?", " What\tis\n2 + 3?", "What is ２ + 3？"]
+    assert len({content_hash(text) for text in dress}) == 1
+    assert len({content_hash(text) for text in ("2 + 3", "2 - 3", "2 + 33", "x²", "x")}) == 5
+    assert content_hash("x²") == content_hash("X2"), "compatibility variants are one character"
 
 
 def test_an_empty_split_is_an_error(tmp_path):

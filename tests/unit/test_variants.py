@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from tiny_models import make_model
 
 from effopd.dynamics.checkpoints import Parameter, parameter_place
@@ -152,6 +154,27 @@ def test_the_early_step_is_the_nearest_in_ratio():
     assert early_step([1, 2, 4, 8, 16, 32, 64], 0.1) == 8
     assert early_step([1, 2, 4, 8, 16, 32, 64, 128, 220], 0.1) == 16
     assert early_step([5], 0.1) == 5
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=9, unique=True).map(sorted), st.floats(0.01, 1))
+@example([2, 7, 40], 0.1)  # 4 is nearer to 2 by difference, and to 7 by ratio
+@example([1, 4, 20], 0.1)  # 2 is as near to both
+def test_no_other_step_is_nearer_in_ratio_and_no_earlier_one_as_near(steps, progress):
+    wanted = progress * max(steps)
+
+    def ratio(step):
+        return max(step / wanted, wanted / step)
+
+    found = early_step(steps, progress)
+    for step in steps:
+        rounding = 1e-12 * ratio(step)
+        assert ratio(found) <= ratio(step) + rounding
+        assert step >= found or ratio(step) > ratio(found) - rounding
+
+
+def test_an_early_step_that_is_nearer_by_difference_alone_is_not_taken():
+    assert early_step([2, 7, 40], 0.1) == 7
+    assert early_step([1, 4, 20], 0.1) == 1
 
 
 def test_a_digest_sees_every_bit():
