@@ -69,16 +69,19 @@ def effopd(
     folder: Path,
     environment: Mapping[str, str] | None = None,
     timeout: float = TIMEOUT_SECONDS,
+    fresh: bool = False,
 ) -> Ending:
     """Run `effopd` with `arguments` in the working directory `folder`.
 
-    `environment` adds to this process's. Raises AssertionError where it takes longer than `timeout` seconds.
+    `environment` adds to this process's. With `fresh` it runs in a new interpreter, as what trains has to: the process
+    group that another test has set up in this process does not survive a fork. Raises AssertionError if it takes longer
+    than `timeout` seconds.
     """
     words = tuple(map(str, arguments))
     with tempfile.TemporaryFile() as captured:
         child = os.fork()
         if child == 0:
-            _become(words, folder, environment or {}, captured.fileno())
+            _become(words, folder, environment or {}, captured.fileno(), fresh)
         status = _wait(child, timeout)
         captured.seek(0)
         output = captured.read().decode("utf-8", "backslashreplace")
@@ -86,7 +89,7 @@ def effopd(
     return Ending(words, status, output)
 
 
-def _become(arguments: tuple[str, ...], folder: Path, environment: Mapping[str, str], output: int) -> None:
+def _become(arguments: tuple[str, ...], folder: Path, environment: Mapping[str, str], output: int, fresh: bool) -> None:
     """What the forked child does: run the command and leave, without any of the test process's clean-up."""
     status = 1
     try:
@@ -99,6 +102,8 @@ def _become(arguments: tuple[str, ...], folder: Path, environment: Mapping[str, 
         os.environ.update(environment)
         os.environ.pop("EFFOPD_WARM", None)
         os.chdir(folder)
+        if fresh:
+            os.execv(sys.executable, [sys.executable, "-m", "effopd", *arguments])
         torch.set_num_threads(1)
         status = run_verb(list(arguments))
     finally:

@@ -61,7 +61,9 @@ def theirs(tmp_path: Path) -> Path:
 
 def train(plan: Plan, data: Path, out: Path) -> Ending:
     spec = plan.spec("pretrain_model", model="base")
-    return effopd("pretrain-model", "--spec", spec, "--data", data, "--out", out / "manifest.json", folder=data.parent)
+    return effopd(
+        "pretrain-model", "--spec", spec, "--data", data, "--out", out / "manifest.json", folder=data.parent, fresh=True
+    )
 
 
 def fetch(path: Path, out: Path) -> Ending:

@@ -84,8 +84,8 @@ def told(tmp_path_factory) -> SmallResults:
     words = [word for word in WORDS if word.strip()]
     pairs = itertools.zip_longest(words[::2], words[1::2], fillvalue="x")
     runs = {f"run{n}": {"label": label, "group": group} for n, (label, group) in enumerate(pairs)}
-    runs["nan"] = {"label": "the baseline", "extrapolation": {"triggers": "none"}}
-    config = {**CONFIG, "runs": runs, "evaluation": {"baseline": "nan"}, "dynamics": {"enabled": False}}
+    runs["na"] = {"label": "the baseline", "extrapolation": {"triggers": "none"}}
+    config = {**CONFIG, "runs": runs, "evaluation": {"baseline": "na"}, "dynamics": {"enabled": False}}
     small = SmallResults(tmp_path_factory.mktemp("told") / "results", config)
     plan = small.make()
     for run in plan.runs:
