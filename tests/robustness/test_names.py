@@ -31,6 +31,7 @@ WORDS = [
     "$\\frac$ $x$", "a $ b", "\\$5", "_hidden", 'id="figure_1" url(#p1) href="#x"', "🙂 é \u2028 \u202e", "=1+1",
     "'=1+1", "''+x", "-lr", "@home", "+replay", "NA", "None", "nan", "null", "", "1e5", "007", "1,5", 'a "b"', " x ",
 ]  # fmt: skip
+LABELS = [word for word in WORDS if word.isprintable() and word.strip()]  # those that the configuration allows
 CONTROLS = ["\0", "\x1b[2J", "a\nb", "a\rb", "\ud800", "\ufffe", "\x85", "\t"]
 
 
@@ -81,8 +82,7 @@ def test_a_table_that_is_none_is_refused(tmp_path, content):
 @pytest.fixture(scope="module")
 def told(tmp_path_factory) -> SmallResults:
     """A results folder whose runs have a word each as label and as group; with its tables and figures."""
-    words = [word for word in WORDS if word.strip()]
-    pairs = itertools.zip_longest(words[::2], words[1::2], fillvalue="x")
+    pairs = itertools.zip_longest(LABELS[::2], LABELS[1::2], fillvalue="x")
     runs = {f"run{n}": {"label": label, "group": group} for n, (label, group) in enumerate(pairs)}
     runs["na"] = {"label": "the baseline", "extrapolation": {"triggers": "none"}}
     config = {**CONFIG, "runs": runs, "evaluation": {"baseline": "na"}, "dynamics": {"enabled": False}}
@@ -117,7 +117,7 @@ def test_figures_show_every_word_as_it_is(told, tmp_path, figure):
         out = tmp_path / out.name
         plot_figure(figure_spec(told.plan, figure), told.results, out)
     found = {text.strip() for text in texts(out)}
-    wanted = {word.strip() for word in WORDS if word.isprintable() and word.strip()}
+    wanted = {word.strip() for word in LABELS}
     assert wanted <= found, wanted - found
 
 
@@ -162,7 +162,7 @@ def test_the_report_shows_every_word_and_no_tag_of_theirs(told):
         settings_["label"] = "plain"
     write_report(spec, told.results, told.results / "plain.html")
     assert page.tags == Page(told.results / "plain.html").tags
-    assert all(word in page.text for word in WORDS), [word for word in WORDS if word not in page.text]
+    assert all(word in page.text for word in LABELS), [word for word in LABELS if word not in page.text]
     assert "speedups-p1" not in page.text, "what looks like an id is text"
 
 
