@@ -3,6 +3,7 @@
 # make test   set up and run all tests;  make test-fast  leaves out those that run the workflow
 # make setup-vllm   the same with vLLM for CPUs, in .venv-vllm (docs/engines.md);  make test-vllm  its tests there
 # make mutations   whether the tests notice faults in the core (docs/mutation_testing.md); MODULES="losses ..." for some
+# make test-exhaustive   the whole tables of bad input, of which `make test` takes a sample: before a release
 # make lint   formatters, linters and types
 PYTHON ?= python3
 CORES ?= all
@@ -10,7 +11,7 @@ BIN := .venv/bin
 VLLM := .venv-vllm/bin
 PIP_OPTIONS := --quiet --disable-pip-version-check
 
-.PHONY: setup run quick test test-fast mutations setup-vllm test-vllm lint lint-python lint-types lint-workflow format clean
+.PHONY: setup run quick test test-fast test-exhaustive mutations setup-vllm test-vllm lint lint-python lint-types lint-workflow format clean
 setup: .venv/.ready
 run: .venv/.ready
 	$(BIN)/snakemake --cores $(CORES)
@@ -20,10 +21,13 @@ quick: .venv/.ready
 	$(BIN)/snakemake --cores $(CORES) --configfile config/config.yaml config/quick.yaml --directory quick
 
 test: .venv/.ready-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not exhaustive"
 
 test-fast: .venv/.ready-dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-exhaustive: .venv/.ready-dev
+	$(BIN)/python -m pytest -n 2 -m exhaustive
 
 mutations: .venv/.ready-dev
 	$(BIN)/python tests/mutations/run.py $(MODULES)

@@ -74,7 +74,10 @@ def pairs() -> Iterator[ParameterSet]:
         for column, command in enumerate(ALL):
             by_default = (row + column) % (3 if command == "load" else SELDOM) == 0
             yield pytest.param(
-                damage, command, id=f"{damage.name}-{command}", marks=[] if by_default else [pytest.mark.slow]
+                damage,
+                command,
+                id=f"{damage.name}-{command}",
+                marks=[] if by_default else [pytest.mark.slow, pytest.mark.exhaustive],
             )
 
 

@@ -234,6 +234,7 @@ def test_keys_are_wrong_in_one_line(start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("start", range(0, len(CASES), AT_ONCE))
 def test_every_key_is_wrong_in_every_way_in_one_line(start, tmp_path):
     check(CASES[start : start + AT_ONCE], tmp_path)

@@ -292,7 +292,9 @@ DAMAGES = OF_MANIFESTS | OF_PLACES | LAYOUTS
 FAST = {*[*OF_MANIFESTS][::37], *[*OF_PLACES][::13], *[*LAYOUTS][::4]}
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in DAMAGES])
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=[pytest.mark.slow, pytest.mark.exhaustive]) for n in DAMAGES]
+)
 def test_every_command_is_right_or_refuses(place, name):
     DAMAGES[name](place / "results")
     endings = run_all(place)
