@@ -247,6 +247,7 @@ def preload() -> None:
     """
     import importlib
 
+    import jsonschema  # noqa: F401 - what manifests are checked with
     import matplotlib.pyplot  # noqa: F401
     import pyarrow.dataset  # noqa: F401 - what pandas imports at its first parquet file
     import sklearn.manifold  # noqa: F401
