@@ -1,4 +1,4 @@
-r"""How numbers in answers are read and compared, where math-verify does it too loosely.
+"""How numbers in answers are read and compared, where math-verify does it too loosely.
 
 math-verify adds numbers that stand side by side (`1 2` is 3), reads `1e-9` as $e - 9$, and calls numbers equal if their
 first six decimals are, so that $10^{-20}$ is $10^{-21}$.
