@@ -26,13 +26,13 @@ BOXED = re.compile(
 )
 # A box that repeats the choice: `C. some text`, `C) some text`, `(C) some text`.
 REPEATED = re.compile(
-    r"(?:^|[,;/&]|\b(?:and|or)\b)\s*+(?:(?i:option|choice)\s++)?(?:[(\[]([A-Z])[)\]]|([A-Z])[.):](?=\s))"
+    r"(?:^|[,;/&]|\b(?:and|or)\b)\s*+(?:(?i:option|choice)\s++)?(?:[(\[]([A-Z])[)\]]|([A-Z])\s*+[.):](?=\s))"
 )
 # `Answer: C`, `the answer is (C)`, `the correct option is C`. `A` and `I` are words too: they must end the phrase.
 STATED = re.compile(
     r"(?i:answer|(?:correct|right|best)\s++(?:option|choice))\b\s*+(?:(?i:option|choice)\b\s*+)?"
     r"(?P<link>(?:[:=]|is\b)\s*+:?+)?\s*+(?:(?i:option|choice)\b\s*+)?"
-    rf"(?P<labels>[(\[]?(?:[B-HJ-Z](?![\w'’+^-])|[AI](?:{END}|(?=\s++(?:because|since|as)\b)))[)\]]?"
+    rf"(?P<labels>[(\[]?(?:[B-HJ-Z](?![\w'’+^-])|[AI](?:{END}|(?=!|[^\S\n]++[(–—-]|\s++(?:because|since|as)\b)))[)\]]?"
     rf"(?:{BETWEEN}{LABEL}(?!\w){END})*)(?(link)|(?=[.)]*+[^\S\n]*+(?:\n|$)))"
 )
 
