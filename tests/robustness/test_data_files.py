@@ -427,6 +427,19 @@ CHOICES = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("labels", "answer", "right"),
+    [("AB", "B", "b"), ("AB", "b", "b"), ("BA", "B", "a"), ("12", "2", "b"), ([1, 2], 1, "a"), (None, "B", "b")],
+)
+def test_labels_of_the_data_name_its_choices(labels, answer, right):
+    """As ARC has them, some from A and some from 1."""
+    choices = {"text": ["a", "b"], "label": labels and list(labels)}
+    columns = {"problem": "question", "choices": "choices", "answer": "answer", "answer_is": "letter"}
+    row = {"question": "Which?", "choices": choices, "answer": answer}
+    problem, _ = build_task({"name": "choice", "seed": 0}).read_row(row, columns)
+    assert f"{problem.answer}. {right}" in problem.text.split("\n")
+
+
 @pytest.mark.parametrize(("change", "reason"), CHOICES, ids=lambda value: str(value)[:40])
 def test_rows_of_choices_that_are_no_question(folder, change, reason):
     """Index 1.0 is what a spreadsheet makes of 1."""

@@ -81,13 +81,21 @@ def _choices(row: Row, column: str | Sequence[str]) -> list[str]:
     return [as_text(value, f"{column}.{place}") for place, value in enumerate(values)]
 
 
+def _labels(row: Row, column: str | Sequence[str]) -> list[str]:
+    """The labels that the data themselves give choices, by which answers name them; none if they give none."""
+    value = value_at(row, column) if isinstance(column, str) else None
+    labels = value.get("label") if isinstance(value, Mapping) else None
+    return [str(label).strip() for label in labels] if isinstance(labels, list) else []
+
+
 def _right_choice(row: Row, columns: Mapping[str, Any], choices: Sequence[str]) -> int:
     answer = text_at(row, columns["answer"])
     kind = columns["answer_is"]
     if kind == "text":
         place = choices.index(answer) if answer in choices else -1
     elif kind == "letter":
-        place = ascii_uppercase.find(answer.upper()) if len(answer) == 1 else -1
+        labels = _labels(row, columns["choices"]) or list(ascii_uppercase)
+        place = next((labels.index(one) for one in (answer, answer.upper()) if one in labels), -1)
     else:
         place = int(answer.split(".")[0]) if re.fullmatch(r"[0-9]{1,4}(\.0*)?", answer) else -1
     if not 0 <= place < len(choices):
