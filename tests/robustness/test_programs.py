@@ -282,6 +282,7 @@ CHEATS = {
     "a null byte": "x = '\x00'",
     "no program": "",
     "unprintable errors": "class E(Exception):\n    def __str__(self): raise E\ndef add(a, b): raise E",
+    "an error that clears the screen": "raise ValueError('\\x1b[2J\\u202e')",
     "an error without end": "def add(a, b): raise ValueError('x' * 10 ** 6)",
 }  # fmt: skip
 
