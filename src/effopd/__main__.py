@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
 
 def main() -> None:
     """Run a verb, in a warm process where the workflow offers one (before importing anything slow)."""
+    _open_standard_files()
     arguments = sys.argv[1:]
     if launcher := os.environ.pop("EFFOPD_LAUNCHER", ""):  # a rank: its launcher's end gives its GPUs to others
         from effopd.runtime.processes import die_with_parent
@@ -22,6 +24,15 @@ def main() -> None:
     from effopd.cli import exit_now, run_verb
 
     exit_now(run_verb(arguments))
+
+
+def _open_standard_files() -> None:
+    """Open the null device for standard files that are closed, or the next file opened would get what is said."""
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):  # it is the lowest free number
+                os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
 
 
 if __name__ == "__main__":

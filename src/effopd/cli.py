@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import os
 import sys
 import traceback
@@ -65,7 +66,7 @@ def _stage(name: str, *options: Callable[..., Any], computes: bool = False) -> C
 def _computes(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of a verb that computes."""
     for option in (
-        click.option("--threads", default=1, envvar="EFFOPD_THREADS", show_default=True, type=click.IntRange(1),
+        click.option("--threads", default=1, envvar="EFFOPD_THREADS", show_default=True, type=click.IntRange(1, 4096),
                      help="CPU threads."),
         click.option("--device", default="auto", envvar="EFFOPD_DEVICE", show_default=True,
                      type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute."),
@@ -383,9 +384,11 @@ def analyze(base: Path, trained: tuple[str, ...], out: Path, tolerance: float, d
     from effopd.dynamics.analysis import analyse_checkpoints
     from effopd.dynamics.summary import numbered, summarise
 
+    if math.isnan(tolerance):
+        raise UserError("--tolerance is nan. Give a number from 0 to 0.1.")
     tables = analyse_checkpoints(base, numbered(trained), out, _device(device, threads), tolerance)
     click.echo(summarise(tables))
-    click.echo(f"wrote {', '.join(f'{name}.parquet' for name in tables)} to {out}")
+    click.echo(one_line(f"wrote {', '.join(f'{name}.parquet' for name in tables)} to {out}"))
 
 
 @main.command("extrapolate")
@@ -414,7 +417,9 @@ def extrapolate(dtype: str | None, **arguments: Any) -> None:
     for warning in summary.warnings():
         click.echo(f"warning: {warning}", err=True)
     click.echo(
-        f"wrote {arguments['out']}: {size_text(summary.bytes)}, {summary.moved} of {summary.tensors} tensors moved"
+        one_line(
+            f"wrote {arguments['out']}: {size_text(summary.bytes)}, {summary.moved} of {summary.tensors} tensors moved"
+        )
     )
 
 
@@ -467,7 +472,8 @@ def _end_with(lines: list[str]) -> int:
     if os.environ.get("EFFOPD_TRACEBACK"):
         traceback.print_exc()
     for line in lines:
-        print(f"error: {one_line(line)}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a log on a full disk
+            print(f"error: {one_line(line)}", file=sys.stderr)
     return 2
 
 

@@ -42,7 +42,7 @@ def export(run: str, seed: int, step: int, results: Path, out: Path, dtype: str)
     from effopd.runtime.export import export_state
 
     export_state(results, run, seed, step, out, dtype)
-    click.echo(f"wrote {out}")
+    _say([one_line(f"wrote {out}")])
 
 
 @click.command("verify")

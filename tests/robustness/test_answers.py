@@ -42,6 +42,10 @@ EQUAL = [  # reference, answer
     (r"50\%", "0.5"), (r"50\%", "50"), (r"12.5\%", "0.125"), (r"33.3333\%", "1/3"), ("x+1", "x + 1"), ("y = 3x", "3x"),
     (r"\{0.5,1\}", r"\{1,\frac12\}"), ("(0.1,0.2)", r"(\frac1{10},\frac15)"), (r"\text{Monday}", "Monday"), ("$7$", "7."),
     (r"\begin{pmatrix}0.5\\2\end{pmatrix}", r"\begin{pmatrix}1/2\\2\end{pmatrix}"), ("5", r"5\text{ cm}"),
+    (r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", r"\begin{pmatrix} -\frac13 \\ \frac23 \end{pmatrix}"),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"), (r"\text{June 20}", "June 20"),
+    ("A, B", r"\text{A,B}"), (r"\log_2 3", r"\frac{\ln 3}{\ln 2}"), (r"\log_2 3", r"\log_{2}(3)"), ("2516_8", "2516_{8}"), ("2516_8", "2516"),
+    ("2^{100}+1", "1267650600228229401496703205377"), ("90", "90°"), ("6", "2·3"), ("1/2", "1⁄2"), (r"\infty", "∞"),
     (r"\sqrt{2}+\sqrt{3}", r"\sqrt{5+2\sqrt{6}}"), ("5", r"\text{5}"), ("0.5", r"\text{0.5}"),
 ]  # fmt: skip
 DIFFERENT = [
@@ -58,7 +62,8 @@ DIFFERENT = [
     (r"6.02\times 10^{23}", r"6.03\times 10^{23}"), (r"\infty", "1e999"), ("5", "²"), ("5", "5²"), ("3", "1, 2, 3"),
     ("(1,2)", "(2,1)"), ("[0,1)", "[0,1]"), ("1" * 4301, "1" * 4300), ("5", "\x00"), ("5", "\ud800"), ("5", "((((((("),
     ("5", r"\frac{"), ("5", "{" * 5 + "5" + "}" * 5 + "+1"), ("5", "9" * 300), ("5", "5" * 4301), ("2", "1+1="), ("1e400", "inf"),
-    ("nan", "1"), ("5", "__import__('os')"),
+    ("nan", "1"), ("5", "__import__('os')"), ("2^{100}", "2^{100}+1"), ("100!", "100!+1"), ("10^{100}+1/3", "10^{100}"), ("2516_8", "2516_7"),
+    (r"\text{June 20}", "June 21"), (r"\log_2 3", "6"), (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"),
 ]  # fmt: skip
 
 
@@ -96,6 +101,7 @@ RIGHT = [
     "The correct option is C.", "The best choice: C", "the correct answer is C because", "The answer is (C), as A is wrong.",
     "The answer is C and D is wrong.", "Answer: C (D is a distractor)", "Answer\nC", "The correct answer is:\n\n**C. three**",
     "Answer: D. Wait. Answer: C", "Answer: C. Answer: E", "Answer: C\nD is wrong", "Answer: C) three",
+    r"\boxed{\text{C}: three}", r"\boxed{C\text{. three}}",
 ]  # fmt: skip
 WRONG = [
     "", "C", r"\boxed{}", r"\boxed{C", r"\boxed{D}", r"\boxed{C, D}", r"\boxed{C,D}", r"\boxed{C/D}", r"\boxed{C D}",
@@ -113,6 +119,16 @@ def test_answers_of_choice(completion, reward):
     verdict = ChoiceTask({"seed": 0}).verify(FOUR, completion)
     assert verdict.reward == reward, verdict
     assert verdict.reason
+
+
+@pytest.mark.parametrize(
+    "ending", ["", ".", "!", " (one)", " - one", " — one", ": one", ", as it is one", " because it is one"]
+)
+@pytest.mark.parametrize("letter", "ABCDEFGHIJ")
+def test_every_letter_is_stated_alike(letter, ending):
+    """`A` and `I` are words, too."""
+    problem = Problem("Which?\n\n" + "\n".join(f"{one}. choice {one}" for one in "ABCDEFGHIJ"), letter)
+    assert ChoiceTask({"seed": 0}).verify(problem, f"The answer is {letter}{ending}").reward == 1
 
 
 @pytest.mark.parametrize("letter", "ABCDEFGHIJ")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 import time
 
 import commands
 import pytest
+import torch
 from commands import Ending, effopd, untouched
+from safetensors.torch import save
 
 from effopd.runtime.errors import describe_os_error
 
@@ -68,3 +72,29 @@ def test_every_os_error_has_a_line(number):
         assert len(line) > 10
         assert "\n" not in line
         assert error.filename is None or error.filename in line
+
+
+ARGUMENTS = {  # of `analyze`, whose checkpoint is a single file: what is wrong, and words of the line
+    "no path": (("--trained", ""), "--trained is empty"),
+    "step beyond a table": (("--trained", f"{10**20}=a"), "step 100000000000000000000 is too large"),
+    "step beyond Python": (("--trained", f"{'9' * 5000}=a"), "is too large"),
+    "name with a line break": (("--trained", "a\nb"), "a b is no folder"),
+    "tolerance": (("--trained", "a", "--tolerance", "nan"), "--tolerance is nan"),
+    "threads": (("--trained", "a", "--threads", "9" * 20), "--threads"),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_arguments_of_analyze(case, tmp_path):
+    words, expected = ARGUMENTS[case]
+    (tmp_path / "base.safetensors").write_bytes(save({"a": torch.ones(2)}))
+    effopd("analyze", "--base", "base.safetensors", "--out", "out", *words, folder=tmp_path).refused(expected)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_files(closed, tmp_path):
+    command = f'exec "{sys.executable}" -m effopd verify --results none {closed}'
+    found = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2
+    assert "Traceback" not in found.stdout + found.stderr
+    assert not found.stdout

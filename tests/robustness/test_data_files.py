@@ -124,6 +124,16 @@ def test_answers_arrive_as_written(folder, kind):
     assert unusable == {}
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [("48/2 = <<48/2=24>>24\n48+24 = <<48+24=72>>72 in all.\n#### 72", "72"), ("#### 1 #### 2,125 ", "2,125"), ("#### 1 \\boxed{3}", "3")],
+)  # fmt: skip
+def test_a_worked_solution_is_reduced_to_its_answer(folder, answer, reference):
+    (folder / "a.jsonl").write_text(jsonl_text(rows_with([answer])))
+    kept, _, _ = make_data(folder, files=[folder / "a.jsonl"])
+    assert list(kept.values()) == [reference]
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_numbers_of_json_arrive_as_written(folder, kind):
     numbers = ["1.10", "1e400", "-1E-400", "12345678901234567890123", "9" * 5000, "-0", "0.1000", "100", "2.0"]
@@ -304,6 +314,7 @@ REFUSED = {
     "open_header.csv": (b'"question,answer\nx,1\n', ["open_header.csv, line 1: a quoted value begins"]),
     "wrong_header.csv": (b'"question" x,answer\nx,1\n', ["wrong_header.csv, line 1: the column names are not CSV"]),
     "semicolons.csv": (b"question;answer\nx;1\n", ["no column `question`", "question;answer"]),
+    "spaces.csv": (b"question, answer \nx,1\n", ["no column `answer`", "some of: question, ' answer '."]),
     "no_header.csv": (C1 + C2, ["no column `question`", "Good?, 1"]),
     "cp1252.csv": ("Größe,answer\nx,1\n".encode("cp1252"), ["no column `question`"]),
     "zip.csv": (b"PK\x03\x04" + bytes(range(256)) * 20, []),
@@ -388,6 +399,8 @@ def test_numbers_beyond_floats_are_larger_or_smaller_than_all(folder, value, sig
         (pa.list_(pa.float32()), [0.1], "answer.0"),
         (pa.struct([("a", pa.float32()), ("b", pa.string())]), {"a": 0.1, "b": "c"}, "answer.a"),
         (pa.list_(pa.struct([("a", pa.list_(pa.float32()))])), [{"a": [0.5, 0.1]}], "answer.0.a.1"),
+        (pa.list_(pa.float32(), 2), [0.1, 0.5], "answer.0"),
+        (pa.large_list(pa.struct([("a", pa.float32())])), [{"a": 0.1}], "answer.0.a"),
     ],
     ids=str,
 )
@@ -412,6 +425,19 @@ CHOICES = [
     ({"choices": ["a", "\ud800"]}, "`choices.1` is not valid UTF-8"),
     ({"choices": [str(n) for n in range(27)]}, "fewer than two choices, or choices that are empty or alike"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "answer", "right"),
+    [("AB", "B", "b"), ("AB", "b", "b"), ("BA", "B", "a"), ("12", "2", "b"), ([1, 2], 1, "a"), (None, "B", "b")],
+)
+def test_labels_of_the_data_name_its_choices(labels, answer, right):
+    """As ARC has them, some from A and some from 1."""
+    choices = {"text": ["a", "b"], "label": labels and list(labels)}
+    columns = {"problem": "question", "choices": "choices", "answer": "answer", "answer_is": "letter"}
+    row = {"question": "Which?", "choices": choices, "answer": answer}
+    problem, _ = build_task({"name": "choice", "seed": 0}).read_row(row, columns)
+    assert f"{problem.answer}. {right}" in problem.text.split("\n")
 
 
 @pytest.mark.parametrize(("change", "reason"), CHOICES, ids=lambda value: str(value)[:40])

@@ -123,6 +123,7 @@ def test_a_model_is_linked_over_whatever_was_there(left, source, theirs, tmp_pat
     out, fresh = tmp_path / "results/models/m", tmp_path / "results/models/fresh"
     fetch(theirs / source, fresh).succeeded()
     out.mkdir()
+    (out / ".lock").touch()
     LEFT[left](out, theirs)
     with untouched(theirs):
         fetch(theirs / source, out).succeeded()
@@ -146,6 +147,7 @@ def test_a_model_is_trained_over_whatever_was_there(left, theirs, plan, data, tm
         train(plan, data, fresh).succeeded()
     if left in LEFT:
         out.mkdir(parents=True)
+        (out / ".lock").touch()
         LEFT[left](out, theirs)
         (out / "manifest.json").unlink(missing_ok=True)  # as Snakemake does before a job
     else:
@@ -354,3 +356,13 @@ def test_a_limit_on_the_size_of_files(limit, theirs, tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert caught.value.errno == errno.EFBIG
     assert entries(tmp_path / "m") == []
+
+
+@pytest.mark.parametrize("theirs_in_it", ["thesis.txt", ".hidden", "folder/thesis.txt"])
+def test_a_folder_of_somebody_else_is_not_emptied(theirs, plan, data, tmp_path, theirs_in_it):
+    out = tmp_path / "m"
+    (out / theirs_in_it).parent.mkdir(parents=True)
+    (out / theirs_in_it).write_text("years of work")
+    with untouched(tmp_path):
+        fetch(theirs / "model", out).refused(str(out), "Choose another folder")
+        train(plan, data, out).refused(str(out), "Choose another folder")

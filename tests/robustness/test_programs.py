@@ -133,6 +133,7 @@ FORMS = {
     "a function with a builtin's name": ({"tests": ["assert sum(10, 15) == 6"]}, "def sum(a, b):\n    return 6", ["pass", "def sum(a, b): return 7"]),
     "within map": ({"tests": ["assert all(map(lambda c: add(*c) == sum(c), [(1, 2), (3, 4)]))"]}, ADD, ["def add(a, b): raise StopIteration", "def add(a, b): return 3"]),
     "floats by isclose": ({"tests": ["assert math.isclose(f(2), 0.5, rel_tol=1e-6)"]}, "def f(x): return 1 / x", ["def f(x): return x", "import math\nmath.isclose = lambda *a, **k: True\ndef f(x): return 1"]),
+    "floats by their difference": ({"tests": ["assert abs(f(2) - 0.5) < 1e-6 and abs(0.25 - f(4)) < 1e-6"]}, "def f(x): return 1 / x", ["def f(x): return x", "class E:\n    def __sub__(self, other): return 0.0\n    __rsub__ = __sub__\ndef f(x): return E()", "class E:\n    def __sub__(self, other): return self\n    def __abs__(self): return 0.0\n    __rsub__ = __sub__\ndef f(x): return E()"]),
     "a list changed in place": ({"tests": ["x = [3, 1, 2]\nsort(x)\nassert x == [1, 2, 3]"]}, "def sort(x): x.sort()", ["def sort(x): pass"]),
     "nested lists changed in place": ({"tests": ["x = [[1, 2], [3, 4]]\nrow = x[0]\nflip(x)\nassert x == [[3, 4], [9, 1, 2]] and row == [9, 1, 2]"]}, "def flip(x):\n    x[0].insert(0, 9)\n    x.reverse()", ["def flip(x): x.reverse()"]),
     "the same object is returned": ({"tests": ["x = {'a': {1}}\nassert same(x) is x and x == {'a': {1, 2}}"]}, "def same(x):\n    x['a'].add(2)\n    return x", ["def same(x): return {'a': {1, 2}}"]),
@@ -281,6 +282,7 @@ CHEATS = {
     "a null byte": "x = '\x00'",
     "no program": "",
     "unprintable errors": "class E(Exception):\n    def __str__(self): raise E\ndef add(a, b): raise E",
+    "an error that clears the screen": "raise ValueError('\\x1b[2J\\u202e')",
     "an error without end": "def add(a, b): raise ValueError('x' * 10 ** 6)",
 }  # fmt: skip
 

@@ -174,6 +174,7 @@ BAD = {
     "text": giving("1010"),
     "bytes": giving(b"1010"),
     "a dict": giving(dict(enumerate(VALUES))),
+    "a set, which has no order": giving(set(range(4))),
     "texts": giving(["0.5"] * 4),
     "lists": giving([[0.5]] * 4),
     "a table": giving(np.zeros((4, 2))),

@@ -11,6 +11,7 @@ import pandas as pd
 
 from effopd.dynamics.norms import total_norms
 from effopd.runtime.errors import UserError
+from effopd.runtime.text import shortened
 
 SHOWN_SPARSITY = 1e-6
 _SPECTRAL = ["spectral_to_frobenius", "effective_rank", "effective_rank_squared", "top1pct_norm_ratio"]
@@ -22,7 +23,9 @@ def numbered(checkpoints: Sequence[str]) -> dict[int, Path]:
     Without a step, the number with which the folder's name ends (checkpoint-200), if all have one; otherwise 1, 2, ...
     in the order given. Raises UserError where a step comes twice, or only some have one.
     """
-    given = [re.fullmatch(r"(?:(\d+)=)?(.+)", text) for text in checkpoints]
+    given = [re.fullmatch(r"(?:(\d+)=)?(.+)", text, re.DOTALL) for text in checkpoints]
+    if not all(given):
+        raise UserError("--trained is empty. Give the folder of a checkpoint.")
     paths = [Path(match.group(2)) for match in given if match]
     labels = [match.group(1) for match in given if match]
     if any(labels) and not all(labels):
@@ -30,6 +33,10 @@ def numbered(checkpoints: Sequence[str]) -> dict[int, Path]:
     endings = [re.search(r"(\d+)$", path.resolve().name) for path in paths]
     if not any(labels) and len(paths) > 1 and all(endings):
         labels = [match.group(1) for match in endings if match]
+    if too_long := [label for label in labels if label and len(label) > 18]:
+        raise UserError(
+            f"--trained: step {shortened(too_long[0], 40)} is too large. Name the steps with STEP=PATH, smaller ones."
+        )
     steps = [int(label) for label in labels if label] or list(range(1, len(paths) + 1))
     for step, count in Counter(steps).items():
         if count > 1:

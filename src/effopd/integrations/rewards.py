@@ -8,7 +8,7 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -97,7 +97,7 @@ class RewardFunctions:
 def _checked(given: Any, name: str, count: int) -> list[float]:
     """What a function gave, as one float for each completion; NaN for None."""
     try:
-        rewards = [] if isinstance(given, str | bytes | Mapping) else list(given)
+        rewards = [] if isinstance(given, str | bytes | Mapping | Set) else list(given)
     except TypeError:
         rewards = []
     if len(rewards) != count:

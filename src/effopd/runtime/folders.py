@@ -18,6 +18,7 @@ from pathlib import Path
 from effopd.runtime.errors import UserError
 from effopd.runtime.locks import LOCK, exclusive
 
+_SIGNS = (LOCK, "manifest.json", ".digests.json")  # one of which is in each folder that a model was written to
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -27,6 +28,16 @@ def check_no_link(folder: Path) -> None:
         raise UserError(
             f"{folder} is a link to {os.readlink(folder)}, and nothing is written through links. Delete the link, or "
             "give the folder itself."
+        )
+
+
+def check_own(folder: Path) -> None:
+    """Raise UserError if a folder that is to be emptied is a link, or holds files and no sign that it is a model's."""
+    check_no_link(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in _SIGNS):
+        raise UserError(
+            f"{folder} holds files of somebody else's ({next(folder.iterdir()).name}), and a model's folder is emptied "
+            "before it is written. Choose another folder, or move them away."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,8 @@ def verify(results: Path, plan: Plan | None = None) -> Verified:
     was made from something else than what lies beside it. A file that was deleted on purpose is not wrong. With a plan,
     whatever it would make otherwise today is wrong too: Snakemake cannot see that once its records are lost.
     """
+    for _ in os.walk(results, onerror=_raise_if_denied):
+        pass  # what cannot be read is not passed over: what was made from it would seem to be wrong
     found = (path for pattern in PATTERNS for path in results.glob(pattern))
     paths = sorted({path for path in found if not path.name.endswith(PRUNED)})
     verified, manifests = Verified(len(paths)), []
@@ -68,6 +71,11 @@ def verify(results: Path, plan: Plan | None = None) -> Verified:
         verified.problems += _outdated(results, plan)
     verified.problems = [*dict.fromkeys(verified.problems)]
     return verified
+
+
+def _raise_if_denied(error: OSError) -> None:
+    if isinstance(error, PermissionError):
+        raise error
 
 
 def _orphaned(manifest: Manifest, known: set[str]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from effopd.pretrained import ATTEMPTS, FIRST_PAUSE_SECONDS, local_model_files, 
 from effopd.runtime.artifacts import write_json, write_manifest
 from effopd.runtime.errors import ArtifactError, UserError
 from effopd.runtime.fingerprints import file_sha256
-from effopd.runtime.folders import check_no_link, filled
+from effopd.runtime.folders import check_own, filled
 from effopd.runtime.locks import exclusive
 from effopd.runtime.progress import say
 
@@ -33,12 +33,12 @@ def fetch_model(spec: dict[str, Any], out: Path) -> None:
     started = time.time()
     model, folder = spec["model"], out.parent
     sources = local_model_files(model) or _hub_files(model)
-    check_no_link(folder)
     if any(place.resolve().is_relative_to(folder.resolve()) for file in sources for place in (file, file.parent)):
         raise UserError(
             f"config: the model folder {model['path']} is in {folder}, which the workflow empties for it. Move it "
             "to another place and correct its `path` in `models`."
         )
+    check_own(folder)
     with exclusive(folder):
         kept = (DIGESTS,) if (folder / DIGESTS).is_file() else ()
         with filled(folder, keep=kept) as part, _named(part, model["path"]):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from effopd.early_stopping import BEST, METRIC, EarlyStopping, best_step
 from effopd.models import Weights, load_tensors, save_model, save_tensors
 from effopd.runtime.artifacts import atomic_path, fingerprint_of, read_manifest, write_manifest
-from effopd.runtime.folders import check_no_link, empty
+from effopd.runtime.folders import check_own, empty
 from effopd.runtime.locks import exclusive
 from effopd.runtime.progress import Progress, say
 from effopd.states import ResumePoint
@@ -49,7 +49,7 @@ def train_into_folder(
     """
     started = time.time()
     folder, steps = out.parent, spec["model"]["steps"]
-    check_no_link(folder)
+    check_own(folder)
     best = folder / BEST  # a file for each step that was the best so far, until a resume point knows it
     config = model.config
     trainer = Trainer(model, TrainerSettings.of(spec["model"]))

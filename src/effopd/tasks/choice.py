@@ -26,13 +26,13 @@ BOXED = re.compile(
 )
 # A box that repeats the choice: `C. some text`, `C) some text`, `(C) some text`.
 REPEATED = re.compile(
-    r"(?:^|[,;/&]|\b(?:and|or)\b)\s*+(?:(?i:option|choice)\s++)?(?:[(\[]([A-Z])[)\]]|([A-Z])[.):](?=\s))"
+    r"(?:^|[,;/&]|\b(?:and|or)\b)\s*+(?:(?i:option|choice)\s++)?(?:[(\[]([A-Z])[)\]]|([A-Z])\s*+[.):](?=\s))"
 )
 # `Answer: C`, `the answer is (C)`, `the correct option is C`. `A` and `I` are words too: they must end the phrase.
 STATED = re.compile(
     r"(?i:answer|(?:correct|right|best)\s++(?:option|choice))\b\s*+(?:(?i:option|choice)\b\s*+)?"
     r"(?P<link>(?:[:=]|is\b)\s*+:?+)?\s*+(?:(?i:option|choice)\b\s*+)?"
-    rf"(?P<labels>[(\[]?(?:[B-HJ-Z](?![\w'’+^-])|[AI](?:{END}|(?=\s++(?:because|since|as)\b)))[)\]]?"
+    rf"(?P<labels>[(\[]?(?:[B-HJ-Z](?![\w'’+^-])|[AI](?:{END}|(?=!|[^\S\n]++[(–—-]|\s++(?:because|since|as)\b)))[)\]]?"
     rf"(?:{BETWEEN}{LABEL}(?!\w){END})*)(?(link)|(?=[.)]*+[^\S\n]*+(?:\n|$)))"
 )
 
@@ -81,13 +81,21 @@ def _choices(row: Row, column: str | Sequence[str]) -> list[str]:
     return [as_text(value, f"{column}.{place}") for place, value in enumerate(values)]
 
 
+def _labels(row: Row, column: str | Sequence[str]) -> list[str]:
+    """The labels that the data themselves give choices, by which answers name them; none if they give none."""
+    value = value_at(row, column) if isinstance(column, str) else None
+    labels = value.get("label") if isinstance(value, Mapping) else None
+    return [str(label).strip() for label in labels] if isinstance(labels, list) else []
+
+
 def _right_choice(row: Row, columns: Mapping[str, Any], choices: Sequence[str]) -> int:
     answer = text_at(row, columns["answer"])
     kind = columns["answer_is"]
     if kind == "text":
         place = choices.index(answer) if answer in choices else -1
     elif kind == "letter":
-        place = ascii_uppercase.find(answer.upper()) if len(answer) == 1 else -1
+        labels = _labels(row, columns["choices"]) or list(ascii_uppercase)
+        place = next((labels.index(one) for one in (answer, answer.upper()) if one in labels), -1)
     else:
         place = int(answer.split(".")[0]) if re.fullmatch(r"[0-9]{1,4}(\.0*)?", answer) else -1
     if not 0 <= place < len(choices):

@@ -16,14 +16,22 @@ FEWEST_DIGITS = 6  # significant digits from which a decimal may stand for a num
 MOST_DIGITS = 15  # significant digits that are compared; a float holds as many
 EXACT_DIGITS = 40  # to which numbers that are not decimals are computed
 
-SPACES = re.compile(r"\\[ ,;:]|~|\\quad\b")
+SPACES = re.compile(r"(?<!\\)\\[ ,;:]|~|\\quad\b")  # not the end of a matrix's row, as in `1 \\ 2`
 IN_TEXT = re.compile(r"\s*\\(?:text|textbf|textrm|mathrm|mathbf)\s*\{\s*([-+]?\.?\d[^{}]*)\}\s*")
 VULGAR = re.compile("[¼-¾⅐-⅞]")  # ½ and the like
 SHORT_FRACTION = re.compile(r"(\\[dtc]?(?:frac|binom))\s*(\d)\s*(\d)")
 MIXED = re.compile(r"(?<![\w.^/)}\]])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])")
 THOUSANDS = re.compile(r"(?<![\w.,^])[1-9]\d{0,2}(?:[\s_]\d{3})+(?!\d|\s+\d)")
-SIDE_BY_SIDE = re.compile(r"\d\s+\.?\d")
+SIDE_BY_SIDE = re.compile(r"(?<!\\log_)\d\s+\.?\d")
+TYPED = str.maketrans({"−": "-", "⁄": "/", "·": r"\cdot ", "°": r"^\circ ", "∞": r"\infty "})
+BASE = re.compile(r"(?<=\d)_\{?(\d+)\}?\$*$")
 SCIENTIFIC = re.compile(r"(?<![\w.}])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\w.])")
+
+
+def in_other_bases(one: str, other: str) -> bool:
+    """Whether two answers name different bases, as `2516_8` and `2516_{7}` do; math-verify reads neither."""
+    bases = [set(BASE.findall(answer)) for answer in (one, other)]
+    return all(bases) and bases[0] != bases[1]
 
 
 def readings(answer: str) -> list[str]:
@@ -32,7 +40,7 @@ def readings(answer: str) -> list[str]:
     `1 1/2` becomes `1\frac{1}{2}`, and `1 000` and `1_000` become `1000`. `2e-1` may be 0.2 and $2e - 1$.
     """
     whole = IN_TEXT.fullmatch(answer)
-    text = SPACES.sub(" ", whole[1] if whole else answer).replace("\\!", "").replace("{,}", ",").replace("−", "-")
+    text = SPACES.sub(" ", whole[1] if whole else answer).replace("\\!", "").replace("{,}", ",").translate(TYPED)
     text = VULGAR.sub(lambda sign: f" {unicodedata.normalize('NFKC', sign[0]).replace('⁄', '/')} ", text).strip()
     text = SHORT_FRACTION.sub(r"\1{\2}{\3}", text)
     text = MIXED.sub(r"\1\\frac{\2}{\3}", text)
@@ -75,6 +83,8 @@ def _agree(gold: Any, found: Any) -> bool:
     So a number agrees with what it is rounded or cut off to, if that has FEWEST_DIGITS digits or more. Trailing zeros
     are no digits: 0.5 and 0.500001 differ, as do 0.333 and 1/3.
     """
+    if gold.is_Rational and found.is_Rational:
+        return bool(gold == found)  # however many digits they have
     return all(
         _real_agree(_digits(one), _digits(other))
         for one, other in zip(gold.as_real_imag(), found.as_real_imag(), strict=True)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from effopd.tasks.math_numbers import compare_numbers_by, readings
+from effopd.tasks.math_numbers import compare_numbers_by, in_other_bases, readings
 
 MEMORY_BYTES = 4 * 2**30  # a formula of a few characters can ask for more than any machine has
 
@@ -31,6 +31,8 @@ def comparer() -> Callable[[str, str], tuple[bool, str]]:
         ]
 
     def compare(reference: str, answer: str) -> tuple[bool, str]:
+        if in_other_bases(reference, answer):
+            return False, "the boxed answer is in another base than the reference"
         gold, found = parsed(reference), parsed(answer)
         if not found:
             return False, "the boxed answer cannot be read as mathematics"

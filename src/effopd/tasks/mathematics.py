@@ -23,6 +23,7 @@ from effopd.tasks.sources import Row, text_at
 SECONDS = 5.0  # for one comparison; SymPy can take for ever over a short formula
 START_SECONDS = 120.0
 NUMBER = re.compile(r"[-+]?[0-9]{1,30}(\.[0-9]{1,30}|/[1-9][0-9]{0,30})?")
+TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm|mbox)\{([^{}\\]*)\}")
 LONGEST_ANSWER = 1000  # characters; what is longer is no final answer, and slow to parse
 
 
@@ -38,7 +39,7 @@ class MathTask(DatasetTask):
     def read_row(self, row: Row, columns: Mapping[str, Any]) -> tuple[Problem, str]:
         problem, answer = text_at(row, columns["problem"]), text_at(row, columns["answer"])
         boxed = last_boxed(answer)  # a worked solution serves as a reference too
-        reference = answer if boxed is None else boxed
+        reference = answer.rpartition("####")[2].strip() if boxed is None else boxed  # the mark of GSM8K
         if not problem or not _plain(reference):
             raise UnusableRowError("no problem or no answer")
         if last_boxed(f"\\boxed{{{reference}}}") != reference:
@@ -121,5 +122,10 @@ class _Worker:
 
 
 def _plain(answer: str) -> str:
-    """An answer without what never matters: dollar signs, a final full stop, and white space, but between digits."""
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", answer.replace("$", "").strip()).rstrip(".")
+    r"""An answer without what never matters: a final full stop, dollar signs, a `\text{}` around it, and white space.
+
+    White space between digits stays.
+    """
+    bare = answer.replace("$", "").strip().rstrip(".")
+    whole = TEXT.fullmatch(bare)
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", whole[1] if whole else bare).rstrip(".")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from effopd.runtime.progress import say
+from effopd.runtime.text import one_line
 from effopd.sandbox.client import Limits, Outcome, Sandbox, borrowed
 from effopd.tasks import code_wire, harness
 from effopd.tasks.base import Problem, Verdict
@@ -88,7 +89,7 @@ class CodeTask(DatasetTask):
             walls = "+".join([*sandbox.isolation, "limits"])
             for number, test in enumerate(tests, 1):
                 if fault := test(sandbox):
-                    return Verdict(0.0, f"test {number} of {len(tests)}: {fault} [{walls}]")
+                    return Verdict(0.0, one_line(f"test {number} of {len(tests)}: {fault} [{walls}]"))
         return Verdict(1.0, f"passes {len(tests)} tests [{walls}]")
 
     def right_completion(self, problem: Problem) -> str | None:

@@ -184,6 +184,10 @@ def _with_floats(kind: Any, other: Any) -> Any:
 
     if kind == pa.float32():
         return other
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_with_floats(kind.value_type, other), kind.list_size)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_with_floats(kind.value_type, other))
     if pa.types.is_list(kind):
         return pa.list_(_with_floats(kind.value_type, other))
     if pa.types.is_struct(kind):

@@ -143,12 +143,17 @@ def value_at(row: Row, column: str) -> Any:
         elif isinstance(value, list) and re.fullmatch("-?[0-9]{1,9}", part) and -len(value) <= int(part) < len(value):
             value = value[int(part)]
         else:
-            names = ", ".join(list(row)[:COLUMNS_SHOWN]) + (", ..." if len(row) > COLUMNS_SHOWN else "")
+            names = ", ".join(map(_shown, list(row)[:COLUMNS_SHOWN])) + (", ..." if len(row) > COLUMNS_SHOWN else "")
             raise ColumnError(
                 f"no `{column}`",
                 f"the data has no column `{column}`. Set `columns` of the source to some of: {names}.",
             )
     return value
+
+
+def _shown(name: str) -> str:
+    """A column's name, in quotes where white space around it would not be seen."""
+    return shortened(repr(name) if name != name.strip() else name, 80)
 
 
 def text_at(row: Row, column: str) -> str:
