@@ -152,7 +152,8 @@ def test_other_architectures_are_refused_by_name(folders, tmp_path):
 
     other = Checkpoint.open(rewrite(folders / "llama", tmp_path / "narrow", narrower, intermediate_size=40))
     with pytest.raises(
-        UserError, match=r"layers.\d.mlp.\w+_proj.weight is \((?:48, 32|32, 48)\) in .*llama and \((?:40, 32|32, 40)\) in .*narr"
+        UserError,
+        match=r"layers.\d.mlp.\w+_proj.weight is \((?:48, 32|32, 48)\) in .*llama and \((?:40, 32|32, 40)\) in .*narr",
     ):
         shared_parameters([llama, other])
 
