@@ -212,11 +212,11 @@ def test_a_second_workflow_on_the_same_results_says_so_and_leaves(tmp_path):
 
 def test_bad_configuration_is_one_line_and_touches_nothing(copy):
     before = copy.contents()
-    copy.config["training"]["lr"] = "1e-5"
+    copy.config["training"]["lr"] = "0.01"
     output = copy.run(status=1)
-    lines = [line for line in output.splitlines() if "config:" in line]
-    assert len(lines) == 1
-    assert "`training.lr` is '1e-5', which YAML reads as text. Write 1.0e-5" in lines[0]
+    (line,) = [line for line in output.splitlines() if "training.lr" in line]
+    assert re.search(r"config/config\.yaml, line \d+: `training\.lr` is '0\.01', which is text\. Write 0\.01 w", line)
+    assert output.splitlines()[-1] == line
     assert "Traceback" not in output
     assert copy.contents() == before
 
