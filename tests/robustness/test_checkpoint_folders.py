@@ -14,8 +14,8 @@ from _pytest.mark import ParameterSet
 from commands import Ending, effopd, untouched
 from damaged_folders import ALL, DAMAGES, Damage
 from safetensors.torch import load_file
+from tiny_checkpoints import tiny
 from tiny_models import byte_tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from effopd.models import load_model, save_model, save_tensors, weights_of
 from effopd.runtime.artifacts import write_manifest
@@ -27,16 +27,6 @@ for _module in ("dynamics.analysis", "dynamics.summary", "extrapolation.files", 
 CPU = torch.device("cpu")
 COEFFICIENT = 2.0
 SELDOM = 18
-
-
-def tiny(seed: int) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=258, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=4, max_position_embeddings=64, pad_token_id=0, eos_token_id=1,
-        bos_token_id=None, tie_word_embeddings=False,
-    )  # fmt: skip
-    return AutoModelForCausalLM.from_config(config).eval()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import Ending, effopd, tree, untouched
-from test_checkpoint_folders import tiny
+from tiny_checkpoints import tiny
 from tiny_models import byte_tokenizer
 
 from effopd.models import load_model, load_tokenizer, save_model, save_tensors, weights_of

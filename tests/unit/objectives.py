@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from test_engine import PROMPTS, SEEDS, engine_of
+from small_engine import PROMPTS, SEEDS, engine_of
 from tiny_models import make_model
 from transformers import PreTrainedModel
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_reinforcement import PARTED, FirstTokenTask, Setup
+from rl_setup import PARTED, FirstTokenTask, Setup
 
 from effopd import passes
 from effopd.early_stopping import METRIC

@@ -3,7 +3,7 @@
 import time
 
 import yaml
-from test_config import with_other
+from config_overlays import with_other
 
 from effopd.plan import Plan
 from effopd.runtime.artifacts import write_manifest

@@ -3,10 +3,10 @@
 import copy
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from config_overlays import GOOD, LONGER, ROOT, edited, with_other
 from snakemake.utils import update_config
 
 from effopd.config import complete
@@ -16,19 +16,6 @@ from effopd.plan import Plan
 from effopd.runtime.errors import ConfigError
 from effopd.runtime.fingerprints import _closure, code_digest
 from effopd.tasks.base import task_module
-
-ROOT = Path(__file__).parents[2]
-GOOD = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-
-
-def edited(path: str, value):
-    config = copy.deepcopy(GOOD)
-    *parents, last = path.split(".")
-    place = config
-    for part in parents:
-        place = place.setdefault(part, {})
-    place[last] = value
-    return config
 
 
 @pytest.mark.parametrize(
@@ -183,15 +170,6 @@ def test_bad_tasks_get_one_line_with_key_value_and_remedy(task, message):
         complete(with_task(**task))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-LONGER = {"min_terms": 7, "max_terms": 8, "splits": {"test": 16}}
-
-
-def with_other(name="longer", samples=None, **task):
-    """The embedded experiment, evaluated on another task too."""
-    settings = {"task": task or LONGER, **({} if samples is None else {"samples": samples})}
-    return edited("evaluation.tasks", {name: settings})
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from small_engine import PROMPTS, SEEDS, engine_of
 from tiny_models import make_family, make_model
 
 from effopd.engines import decoders
 from effopd.engines.base import Sampling
 from effopd.engines.decoders import LeanDecoder, ModelDecoder
-from effopd.engines.transformers_engine import COMPACT_BELOW, TransformersEngine
+from effopd.engines.transformers_engine import COMPACT_BELOW
 from effopd.randomness import seed_of
 from effopd.scoring import LocalTeacher, measure_reverse_kl
 from effopd.trainer import Trainer, TrainerSettings
-
-PROMPTS = [[5, 8, 3], [9, 4, 7, 12, 6, 3, 11], [2, 2], [13, 5, 8, 3, 9], [6], [7, 7, 7, 7]] * 4
-SEEDS = [seed_of("test", i) for i in range(len(PROMPTS))]
-
-
-def engine_of(model, batch_size=8):
-    return TransformersEngine(model, eos_id=1, pad_id=0, batch_size=batch_size)
 
 
 def test_logprobs_are_the_trainers_own(model):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from engine_prompts import LIMIT, PROMPTS, SEEDS
 from tiny_models import TASK_SECTION, make_model
 from transformers import PreTrainedModel
 from vllm_here import needs_vllm
@@ -25,9 +26,6 @@ from effopd.runtime.errors import ArtifactError, ConfigError
 from effopd.scoring import measure_logprobs
 from effopd.tasks.base import build_task
 
-PROMPTS = [[5, 8, 3], [9, 4, 7, 12, 6, 3, 11], [2, 2], [13, 5, 8, 3, 9], [6], [7, 7, 7, 7]] * 2
-SEEDS = [seed_of("test", i) for i in range(len(PROMPTS))]
-LIMIT = 20
 RUNTIME = {
     "vllm": {"tensor_parallel": 1, "memory_fraction": 0.5, "sleep": True, "max_sequences": 64, "cpu_cache_gb": 0.25}
 }

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from checkpoint_tensors import tensors
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, make_family
 from transformers import AutoModelForCausalLM
@@ -31,10 +32,6 @@ def save(folder, family="qwen3", seed=0, dtype=torch.float32, drift=0.0, **optio
             parameter += drift * torch.randn(parameter.shape, generator=generator)
     model.to(dtype).save_pretrained(folder, **options)
     return folder
-
-
-def tensors(folder):
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 @pytest.fixture

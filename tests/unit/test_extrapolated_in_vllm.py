@@ -1,8 +1,8 @@
 """What `effopd extrapolate` writes is a folder that vLLM loads, as it is."""
 
 import torch
-from test_engines import LIMIT, PROMPTS, SEEDS
-from test_extrapolate_files import tensors
+from checkpoint_tensors import tensors
+from engine_prompts import LIMIT, PROMPTS, SEEDS
 from tiny_models import TASK_SECTION, make_model
 from vllm_here import needs_vllm
 

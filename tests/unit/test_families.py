@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_trainer import SETTINGS
 from tiny_models import FAMILIES, byte_tokenizer, make_family
+from trainer_data import SETTINGS
 
 from effopd.dynamics.checkpoints import ATTENTION, MLP, parameter_place
 from effopd.engines.base import Sampling

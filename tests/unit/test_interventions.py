@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_variants import SETTINGS
-from tiny_models import TASK_SECTION, make_model
+from tiny_models import make_model
+from variant_settings import SETTINGS
+from written_models import ENGINE, TASK, nudged, write_model
 
 from effopd.dynamics.report import dynamics_section
 from effopd.dynamics.representation import representation_cosines
-from effopd.models import save_model, save_tensors, weights_of
+from effopd.models import save_tensors, weights_of
 from effopd.rollouts import Rollouts
 from effopd.runtime.artifacts import write_manifest
 from effopd.runtime.errors import ArtifactError
@@ -24,14 +25,8 @@ from effopd.stages.evaluate import evaluate
 from effopd.stages.make_data import make_data
 from effopd.stages.make_dynamics_tables import make_dynamics_tables
 from effopd.stages.tokenize_prompts import tokenize_prompts
-from effopd.tasks.base import build_task
 
 CPU = torch.device("cpu")
-TASK = {
-    **TASK_SECTION,
-    "splits": {"train": 4, "validation": 4, "test": 12},
-    "corpus": {**TASK_SECTION["corpus"], "size": 4},
-}
 EVALUATION = {
     "temperature": 1.0,
     "seed": 0,
@@ -40,7 +35,6 @@ EVALUATION = {
     "precision": "float32",
     "split": "test",
 }
-ENGINE = {"engine": "transformers", "engine_dtype": "float32"}
 ALL = [*SETTINGS["interventions"], "representation"]
 SPEC = {
     "dynamics": {**SETTINGS, "interventions": ALL, "problems": 100, "samples": 1},
@@ -50,25 +44,6 @@ SPEC = {
     "code": "x",
 }
 STEPS = (1, 4, 16)
-
-
-def nudged(amount, seed):
-    generator = torch.Generator().manual_seed(seed)
-    weights = weights_of(make_model(0))
-    return {name: w + amount * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
-
-
-def write_model(folder, weights, checkpoints=()):
-    save_model(make_model(0).config, weights, build_task(TASK).make_tokenizer(), folder)
-    for step in checkpoints:
-        save_tensors(folder / f"checkpoints/step{step}.safetensors", nudged(1e-3 * step, 7))
-    paths = [*folder.glob("*.*"), *folder.glob("checkpoints/*")]
-    files = {str(path.relative_to(folder)): path for path in paths}
-    write_manifest(
-        folder / "manifest.json", kind="model", spec={"folder": folder.name}, parents={}, files=files,
-        result={"steps": 20}, started=time.time(),
-    )  # fmt: skip
-    return folder / "manifest.json"
 
 
 @pytest.fixture(scope="module")

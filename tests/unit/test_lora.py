@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lora_settings import LORA
 from objectives import head_of, rollouts_of, scores_of, training_of
-from test_engine import PROMPTS, SEEDS, engine_of
-from test_trainer import SETTINGS, data, loss_of
+from small_engine import PROMPTS, SEEDS, engine_of
 from tiny_models import FAMILIES, make_family, make_model
 from torch.func import functional_call
+from trainer_data import SETTINGS, data, loss_of
 
 import effopd.logits as logits_module
 from effopd.distillation import update_policy
@@ -18,7 +19,6 @@ from effopd.models import load_weights_into, weights_of
 from effopd.runtime.errors import ConfigError, DivergenceError
 from effopd.trainer import TrainerSettings
 
-LORA = {"rank": 3, "alpha": 6.0, "parameters": "attention_mlp"}
 SCALE = 2.0
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -3,35 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from objectives import OBJECTIVES, head_of, rollouts_of, scores_of, training_of
-from test_engine import PROMPTS, engine_of
-from test_losses import by_hand
+from losses_by_hand import by_hand
+from objective_steps import loss_and_gradients, step
+from objectives import OBJECTIVES, rollouts_of, scores_of, training_of
+from small_engine import PROMPTS, engine_of
 from tiny_models import FAMILIES, make_family, make_model
 
 from effopd import chunked_loss as chunked_loss_module
 from effopd import logits as logits_module
-from effopd.chunked_loss import chunked_loss
-from effopd.distillation import generate_rollouts, rollout_limit, update_policy
-from effopd.models import weights_of
+from effopd.distillation import generate_rollouts, rollout_limit
 from effopd.objective import MicroBatch
 from effopd.randomness import epoch_order
-from effopd.trainer import Trainer, TrainerSettings
-
-CPU = torch.device("cpu")
-
-
-def loss_and_gradients(model, teacher, objective, rollouts=None, **others):
-    """Of one micro-batch: the loss, the gradients by parameter, the sums that metrics are made from."""
-    training = training_of(objective, batch_size=10, **others)
-    rollouts = rollouts or rollouts_of(model)
-    scores = scores_of(teacher, rollouts, training)
-    head = head_of(teacher, training)
-    micro = MicroBatch(rollouts, scores, training, rollouts.completion_tokens, 0, CPU, head)
-    model.zero_grad()
-    loss = chunked_loss(model, micro.batch, micro.loss)
-    loss.backward()
-    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    return loss.item(), gradients, {name: value.item() for name, value in micro.sums.items()}
 
 
 def written_out(model, teacher, objective, rollouts):
@@ -128,16 +110,6 @@ def test_a_student_that_is_its_teacher_learns_nothing(objective, model):
         assert loss == pytest.approx(0, abs=1e-6)
 
 
-def step(objective, rollouts, batch_size, **others):
-    """One update of a student on the rollouts, in micro-batches: metrics, weights."""
-    student, teacher = make_model(0), make_model(1)
-    training = training_of(objective, batch_size=batch_size, **others)
-    trainer = Trainer(student, TrainerSettings.of(training))
-    scores = scores_of(teacher, rollouts, training)
-    facts = update_policy(trainer, rollouts, scores, training, 1, 0, head_of(teacher, training))
-    return facts, weights_of(student)
-
-
 @pytest.mark.parametrize("objective", ["sampled", "exopd", "top_k", "full"])
 def test_micro_batches_of_any_size_make_the_same_step(objective, model):
     """The loss is a mean over the step's tokens, however its rollouts (of different lengths) are batched."""
@@ -201,8 +173,8 @@ def test_steps_go_through_shuffled_epochs_from_their_first_problem_on(model, cou
     """Steps 1, 2, ... take what comes next: in each pass over the problems every one of them once."""
     training = training_of("sampled", prompts_per_step=count, samples_per_prompt=samples, max_new_tokens=1)
     engine, seen, completions = engine_of(model, 4), [], []
-    for step in range(1, 13):
-        rollouts = generate_rollouts(engine, PROMPTS, training, 3, step)
+    for number in range(1, 13):
+        rollouts = generate_rollouts(engine, PROMPTS, training, 3, number)
         assert rollouts.prompts == [PROMPTS[row] for row in rollouts.indices]
         groups = [rollouts.indices[start : start + samples] for start in range(0, count * samples, samples)]
         assert all(len(set(group)) == 1 for group in groups), "answers to one problem stand together"

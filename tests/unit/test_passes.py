@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_engine import PROMPTS, SEEDS, engine_of
+from small_engine import PROMPTS, SEEDS, engine_of
 from tiny_models import make_model
 
 from effopd import passes

@@ -7,8 +7,8 @@ import time
 import pandas as pd
 import pytest
 import torch
-from test_interventions import ENGINE, TASK, write_model
 from tiny_models import make_model
+from written_models import ENGINE, TASK, write_model
 
 from effopd.models import load_model, load_tensors, save_tensors, weights_of
 from effopd.runtime.artifacts import read_manifest, write_manifest

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_engine import PROMPTS, SEEDS, engine_of
+from small_engine import PROMPTS, SEEDS, engine_of
 from tiny_models import FAMILIES, make_family, make_model
 
 from effopd import logits as logits_module

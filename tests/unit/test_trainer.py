@@ -5,22 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import make_model
+from trainer_data import SETTINGS, data, loss_of
 
-from effopd.losses import negative_log_likelihood, token_logprobs
 from effopd.models import load_weights_into, weights_of
 from effopd.runtime.errors import DivergenceError
-from effopd.trainer import OptimizerState, Trainer, TrainerSettings, warmed_up
-
-SETTINGS = TrainerSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, gradient_clipping=1.0)
-
-
-def data(step: int, size: int = 8) -> torch.Tensor:
-    return torch.randint(2, 16, (size, 12), generator=torch.Generator().manual_seed(step))
-
-
-def loss_of(model, tokens, total=8 * 11):
-    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits.flatten(0, 1)
-    return negative_log_likelihood(token_logprobs(logits, tokens[:, 1:].flatten()), total)
+from effopd.trainer import OptimizerState, Trainer, warmed_up
 
 
 def test_steps_equal_plain_adamw(model):

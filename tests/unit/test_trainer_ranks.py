@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from test_trainer import SETTINGS, data, loss_of
+from trainer_data import SETTINGS, data, loss_of
 from trainer_ranks import WAYS, make_trainer
 
 from effopd.models import load_tensors, weights_of

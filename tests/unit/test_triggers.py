@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 import torch
 from small_run import CPU, SmallRun, moved
-from test_trainer import data, loss_of
 from tiny_models import make_model
+from trainer_data import data, loss_of
 
 from effopd import distillation
 from effopd.extrapolation.candidates import candidate

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from objective_steps import loss_and_gradients, step
 from objectives import rollouts_of
+from rl_setup import PARTED, FirstTokenTask, Setup
 from safetensors import safe_open
-from test_objective import loss_and_gradients, step
-from test_reinforcement import PARTED, FirstTokenTask, Setup
-from test_trainer import SETTINGS, data, loss_of
 from tiny_models import make_family, make_model
+from trainer_data import SETTINGS, data, loss_of
 
 from effopd.early_stopping import METRIC
 from effopd.models import load_model, load_tensors, weights_of

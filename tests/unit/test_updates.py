@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_reinforcement import Setup
+from rl_setup import Setup
 from tiny_models import make_model
 
 from effopd.models import weights_of

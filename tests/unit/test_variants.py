@@ -8,6 +8,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_models import make_model
+from variant_settings import SETTINGS
 
 from effopd.dynamics.checkpoints import Parameter, parameter_place
 from effopd.dynamics.reconstruction import frobenius_norm
@@ -16,13 +17,6 @@ from effopd.dynamics.variants import BASE, FINAL, early_step, variants, windows
 from effopd.models import weights_of
 
 STEPS = [1, 2, 4, 8, 16]
-SETTINGS = {
-    "interventions": ["path", "equal_norm", "embeddings", "window", "reconstruction", "norm_scaling"],
-    "equal_norm": {"fractions": [0, 0.3, 1]},
-    "window": {"width": 0.5, "stride": 1, "parts": ["attention", "mlp", "layer"]},
-    "reconstruction": {"top": [0, 10, 100], "bottom": [0, 90, 100], "norm": "own"},
-    "norm_scaling": {"progress": 0.1, "betas": [0, 0.5, 1]},
-}
 
 
 def moved(seed, amount):

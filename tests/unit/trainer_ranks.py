@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_lora import LORA
-from test_trainer import SETTINGS, data, loss_of
+from lora_settings import LORA
 from tiny_models import make_model
+from trainer_data import SETTINGS, data, loss_of
 
 from effopd.lora import LoraTrainer
 from effopd.models import save_tensors

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from objective_steps import step
 from objectives import rollouts_of
-from test_objective import step
-from test_trainer import SETTINGS, data, loss_of
 from tiny_models import make_model
+from trainer_data import SETTINGS, data, loss_of
 
 from effopd import passes
 from effopd.models import save_tensors, weights_of, write_checkpoint

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from every_step import EVERY_STEP
 from safetensors.torch import load_file
-from test_staged import EVERY_STEP
 from workflow_runs import BEFORE_STUDENTS, Workflow
 
 pytestmark = pytest.mark.slow

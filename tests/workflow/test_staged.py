@@ -5,19 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from every_step import EVERY_STEP
 from workflow_runs import BEFORE_STUDENTS, Workflow, kill_and_resume
 
 pytestmark = pytest.mark.slow
 
-EVERY_STEP = {
-    "extrapolation": {
-        "triggers": "every_step",
-        "search": "line_by_module",
-        "accept": ">",
-        "moments": "scaled",
-        "gate": {"metric": "reverse_kl", "source": "rollouts"},
-    }
-}
 # What may differ: the setting itself, and what the gate cost (each coefficient is scored, asked for or not).
 TABLES = tuple(f"tables/{name}.csv" for name in ("evaluation", "comparison", "summary"))
 MAY_DIFFER = ("config.yaml", "cost.parquet", *TABLES)

@@ -1,0 +1,13 @@
+"""Overlay: extrapolate after every step."""
+
+from __future__ import annotations
+
+EVERY_STEP = {
+    "extrapolation": {
+        "triggers": "every_step",
+        "search": "line_by_module",
+        "accept": ">",
+        "moments": "scaled",
+        "gate": {"metric": "reverse_kl", "source": "rollouts"},
+    }
+}
