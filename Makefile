@@ -42,6 +42,7 @@ lint: lint-python lint-types lint-workflow
 lint-python: .venv/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
 
 lint-types: .venv/.ready-dev
 	$(BIN)/mypy

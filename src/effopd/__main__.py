@@ -12,16 +12,16 @@ def main() -> None:
     _open_standard_files()
     arguments = sys.argv[1:]
     if launcher := os.environ.pop("EFFOPD_LAUNCHER", ""):  # a rank: its launcher's end gives its GPUs to others
-        from effopd.runtime.processes import die_with_parent
+        from effopd.common.processes import die_with_parent
 
         die_with_parent(int(launcher))
     if address := os.environ.get("EFFOPD_WARM"):
-        from effopd.runtime.warm import run_warm
+        from effopd.workflow.fork_server import run_warm
 
         status = run_warm(address, arguments)
         if status is not None:
             sys.exit(status)
-    from effopd.cli import exit_now, run_verb
+    from effopd.cli.commands import exit_now, run_verb
 
     exit_now(run_verb(arguments))
 

@@ -17,8 +17,8 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from effopd.runtime.progress import as_error, errors_at_the_end, last_said, lines_of
-from effopd.runtime.snakemake_loader import read_strictly_what_snakemake_cannot
+from effopd.common.progress import as_error, errors_at_the_end, last_said, lines_of
+from effopd.workflow.snakemake_loader import read_strictly_what_snakemake_cannot
 
 HEARTBEAT_SECONDS, LONGEST_SILENCE_SECONDS = 10.0, 320.0
 SHOWN = 4  # running jobs that a heartbeat names

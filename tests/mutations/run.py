@@ -36,27 +36,27 @@ ROOT = Path(__file__).parents[2]
 EQUIVALENT, BY_HAND = (
     yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text()) for name in ("equivalent", "by_hand")
 )
-MODULES = {  # the files of tests/unit that are to notice, or single tests of them, the quickest to do so first
-    "losses": ("losses", "objective"),
-    "objective": ("objective",),
+MODULES = {  # the test files that are to notice, or single tests of them, the quickest to do so first
+    "losses.divergences": ("divergences", "objective"),
+    "distillation.objective": ("objective",),
     "reinforcement.losses": ("rl_losses",),
     "reinforcement.updates": ("updates", "reinforcement"),
     "extrapolation.search": ("search", "extrapolation"),
     "extrapolation.candidates": ("extrapolation",),
     "extrapolation.schedule": ("search", "extrapolation"),
     "extrapolation.gate": ("gate", "triggers"),
-    "extrapolation.modules": ("modules", "step_extrapolation"),
+    "extrapolation.modules": ("modules", "every_step"),
     "extrapolation.predictors": ("predictors",),
-    "scoring": ("scoring",),
-    "evaluation": ("evaluation",),
+    "teachers.scoring": ("scoring",),
+    "evaluation.measure": ("measure",),
     "tasks.splits": (
         "sources::test_no_problem_of_a_held_out_split_is_trained_on_though_its_limit_leaves_it_out",
         "sources::test_shares_part_the_hashes_from_the_first_on_and_their_ends_belong_to_the_next",
         "sources",
         "task_table",
     ),
-    "statistics": ("statistics", "tables", "comparison"),
-    "comparison": ("comparison",),
+    "evaluation.statistics": ("statistics", "tables", "comparison"),
+    "evaluation.comparison": ("comparison",),
     "dynamics.variants": ("variants",),
 }
 OPTIONS = ("-x", "-q", "-m", "not slow", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
@@ -80,11 +80,11 @@ class Replaced(importlib.abc.MetaPathFinder):
 
 def preload() -> None:
     """Import what all tests need and is no part of the project."""
-    sys.path[:0] = [str(ROOT / "tests/unit")]
+    sys.path[:0] = [str(ROOT / "tests/helpers")]
     for name in ("sklearn.cross_decomposition", "scipy.stats", "transformers.models.qwen3.modeling_qwen3"):
         importlib.import_module(name)
     importlib.import_module("effopd.stages.segments")
-    importlib.import_module("effopd.trainer").import_deepspeed(on_cpu=True)
+    importlib.import_module("effopd.training.trainer").import_deepspeed(on_cpu=True)
     for name in [name for name in sys.modules if name.split(".")[0] == "effopd"]:
         del sys.modules[name]
     settings.register_profile("mutations", derandomize=True, database=None, deadline=None, max_examples=30)
@@ -169,7 +169,7 @@ def by_hand(source: str, fault: Mapping[str, Any]) -> Mutant:
 def test_id(test: str) -> str:
     """What pytest calls the tests of a file, `losses`, or one of them, `losses::test_x`."""
     file, *function = test.split("::")
-    return "::".join([str(ROOT / f"tests/unit/test_{file}.py"), *function])
+    return "::".join([str(next(ROOT.glob(f"tests/*/test_{file}.py"))), *function])
 
 
 def path_of(module: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from raw_server import RawServer, raw_server
 from served_teacher import healthy
 

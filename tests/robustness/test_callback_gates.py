@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_models import byte_tokenizer, make_model
 
 from effopd.extrapolation.gate import GateValue
 from effopd.integrations.gates import ReverseKLGate
 from effopd.integrations.transformers import SEARCHES, EffOPDCallback
-from effopd.models import weights_of
+from effopd.models.models import weights_of
+from tiny_models import byte_tokenizer, make_model
 
 
 def trigger(folder, gate, **settings):

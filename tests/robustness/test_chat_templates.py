@@ -7,15 +7,15 @@ import time
 
 import pandas as pd
 import pytest
-from commands import effopd
-from tiny_models import byte_tokenizer, make_model
 
-from effopd.models import load_tokenizer, save_model, weights_of
+from commands import effopd
+from effopd.artifacts.manifests import read_manifest, write_manifest
+from effopd.common.errors import UserError
+from effopd.data.prompts import tokenize_problems
+from effopd.models.models import load_tokenizer, save_model, weights_of
 from effopd.preflight.tokens import check_chat_template
-from effopd.prompts import tokenize_problems
-from effopd.runtime.artifacts import read_manifest, write_manifest
-from effopd.runtime.errors import UserError
 from effopd.stages.make_data import make_data
+from tiny_models import byte_tokenizer, make_model
 
 SYSTEM = "Be brief."
 CHATML = (

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from _pytest.mark import ParameterSet
+from safetensors.torch import load_file
+
 from commands import Ending, effopd, untouched
 from damaged_folders import ALL, DAMAGES, Damage
-from safetensors.torch import load_file
+from effopd.artifacts.manifests import write_manifest
+from effopd.common.errors import UserError
+from effopd.models.models import load_model, save_model, save_tensors, weights_of
 from tiny_checkpoints import tiny
 from tiny_models import byte_tokenizer
-
-from effopd.models import load_model, save_model, save_tensors, weights_of
-from effopd.runtime.artifacts import write_manifest
-from effopd.runtime.errors import UserError
 
 for _module in ("dynamics.analysis", "dynamics.summary", "extrapolation.files", "runtime.export", "stages.fetch_model"):
     importlib.import_module(f"effopd.{_module}")  # what the commands import: once, before any fork

@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 
-import commands
 import pytest
 import torch
-from commands import Ending, effopd, untouched
 from safetensors.torch import save
 
-from effopd.runtime.errors import describe_os_error
+import commands
+from commands import Ending, effopd, untouched
+from effopd.common.errors import describe_os_error
 
 
 def test_right_and_refused(tmp_path):

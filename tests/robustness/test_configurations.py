@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import effopd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from effopd.config import complete
-from effopd.config_files import Configuration, read_file, read_files
-from effopd.config_schema import branch_of, fill, resolve, schema, typed
-from effopd.plan import Plan
-from effopd.runtime.errors import ConfigError
-from effopd.runtime.fingerprints import canonical_json
+from commands import effopd
+from effopd.artifacts.fingerprints import canonical_json
+from effopd.common.errors import ConfigError
+from effopd.config.files import Configuration, read_file, read_files
+from effopd.config.load import complete
+from effopd.config.schema import branch_of, fill, resolve, schema, typed
+from effopd.workflow.job_specs import Plan
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "config/config.yaml"

@@ -13,11 +13,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands import effopd, untouched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from effopd.runtime.errors import UserError
+from commands import effopd, untouched
+from effopd.common.errors import UserError
 from effopd.stages import make_data as stages
 from effopd.tasks.base import build_task
 from effopd.tasks.sources import rows_of, text_at

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import effopd, tree
-from small_results import SmallResults
 
-from effopd.plan import Plan
+from commands import effopd, tree
 from effopd.stages import plot_figure  # noqa: F401 - imported once, before any fork
 from effopd.stages.collect_run import collect_run
 from effopd.stages.make_tables import make_tables
+from effopd.workflow.job_specs import Plan
+from small_results import SmallResults
 
 
 @contextmanager

@@ -6,19 +6,19 @@ import time
 
 import numpy as np
 import pytest
-from raw_server import http, saying
 from safetensors.numpy import save_file
+
+from effopd.artifacts.manifests import write_manifest
+from effopd.common.errors import ArtifactError, UserError
+from effopd.data.checked_numbers import NumberError
+from effopd.distillation.step_artifacts import ROLLOUTS as ROLLOUTS_KIND
+from effopd.distillation.step_artifacts import SCORES
+from effopd.distillation.step_sharing import make_or_reuse, put_together
+from effopd.teachers.scoring import Scores
+from effopd.training.trainer import Trainer, TrainerSettings
+from raw_server import http, saying
 from served_teacher import ROLLOUTS, assert_right, at, changed, put, teacher_at
 from tiny_models import make_model
-
-from effopd.checked_numbers import NumberError
-from effopd.runtime.artifacts import write_manifest
-from effopd.runtime.errors import ArtifactError, UserError
-from effopd.scoring import Scores
-from effopd.step_artifacts import ROLLOUTS as ROLLOUTS_KIND
-from effopd.step_artifacts import SCORES
-from effopd.step_sharing import make_or_reuse, put_together
-from effopd.trainer import Trainer, TrainerSettings
 
 SPEC, PARENTS = {"step": 1}, {"rollouts": "a"}
 

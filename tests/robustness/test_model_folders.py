@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from commands import Ending, effopd, tree, untouched
+from effopd.artifacts.folders import empty, filled, new_folder, remove
+from effopd.artifacts.manifests import read_manifest
+from effopd.common.errors import UserError
+from effopd.models.models import load_model, load_tokenizer, save_model, save_tensors, weights_of
+from effopd.workflow.job_specs import Plan
 from tiny_checkpoints import tiny
 from tiny_models import byte_tokenizer
-
-from effopd.models import load_model, load_tokenizer, save_model, save_tensors, weights_of
-from effopd.plan import Plan
-from effopd.runtime.artifacts import read_manifest
-from effopd.runtime.errors import UserError
-from effopd.runtime.folders import empty, filled, new_folder, remove
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 8, "intermediate_size": 12, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 4}

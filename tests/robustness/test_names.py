@@ -14,17 +14,17 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_results import CONFIG, SmallResults
 
-from effopd.plan import Plan
-from effopd.runtime.artifacts import write_text
-from effopd.runtime.errors import ArtifactError
+from effopd.artifacts.manifests import write_text
+from effopd.common.errors import ArtifactError
+from effopd.report.tables import NAMES, read_csv, read_parquet, write_csv
 from effopd.stages.collect_run import collect_run
 from effopd.stages.make_tables import make_tables
 from effopd.stages.plot_figure import plot_figure
 from effopd.stages.write_explorer import explorer_data, write_explorer
 from effopd.stages.write_report import write_report
-from effopd.tables import NAMES, read_csv, read_parquet, write_csv
+from effopd.workflow.job_specs import Plan
+from small_results import CONFIG, SmallResults
 
 WORDS = [
     "<!--<script>", "</script><script>alert(1)</script>", "-->", "]]>", "&amp; &lt;", '" onload="x', "'", "{{ 1 }}",

@@ -8,22 +8,22 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from objectives import OBJECTIVES, training_of
-from tiny_models import byte_tokenizer, make_family, make_model
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
-from vllm_here import needs_vllm
 
-from effopd import logits as logits_module
-from effopd.chunked_loss import chunked_loss
-from effopd.distillation import update_policy
+from effopd.distillation.objective import MicroBatch
+from effopd.distillation.step import update_policy
 from effopd.engines.base import Sampling, build_engine
 from effopd.integrations.gates import ReverseKLGate
-from effopd.logits import Head, KnownTokens, restricted, tokens_of, vocabulary_of
-from effopd.losses import DIVERGENCES
-from effopd.objective import MicroBatch
-from effopd.scoring import LocalTeacher, WithReference, measure_logprobs, measure_reverse_kl
-from effopd.trainer import Trainer, TrainerSettings
+from effopd.losses.chunked import chunked_loss
+from effopd.losses.divergences import DIVERGENCES
+from effopd.models import lm_head as logits_module
+from effopd.models.lm_head import Head, KnownTokens, restricted, tokens_of, vocabulary_of
+from effopd.teachers.scoring import LocalTeacher, WithReference, measure_logprobs, measure_reverse_kl
+from effopd.training.trainer import Trainer, TrainerSettings
+from objectives import OBJECTIVES, training_of
+from tiny_models import byte_tokenizer, make_family, make_model
+from vllm_here import needs_vllm
 
 CPU = torch.device("cpu")
 ROWS = 30

@@ -10,7 +10,6 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sandboxes import FULL, sandbox_with
 
 from effopd.sandbox import client, folders
 from effopd.sandbox.client import Limits, Sandbox, SandboxError, close_idle
@@ -18,6 +17,7 @@ from effopd.tasks.code_blocks import NoProgramError, program_in
 from effopd.tasks.code_outputs import read_value, same_output, same_value
 from effopd.tasks.dataset import UnusableRowError
 from effopd.tasks.programming import CodeTask
+from sandboxes import FULL, sandbox_with
 
 if sys.platform != "linux":
     pytest.skip("the sandbox needs Linux", allow_module_level=True)

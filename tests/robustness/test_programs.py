@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import pytest
-from sandboxes import FALLBACK, FULL, LIMITS, sandbox_with
 
 from effopd.sandbox.client import close_idle
 from effopd.tasks.programming import CodeTask
+from sandboxes import FALLBACK, FULL, LIMITS, sandbox_with
 
 if sys.platform != "linux":
     pytest.skip("the sandbox needs Linux", allow_module_level=True)

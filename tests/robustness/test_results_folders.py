@@ -17,23 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Ending, effopd, tree, untouched
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_results import CONFIG, SmallResults
 
-from effopd.plan import Plan
-from effopd.runtime.artifacts import fingerprint_of, read_manifest, release
-from effopd.runtime.compare import compare
-from effopd.runtime.errors import ArtifactError, UserError
-from effopd.runtime.export import export_state  # noqa: F401 - imported once, before any fork
-from effopd.runtime.manifest_format import seal
-from effopd.runtime.own_files import is_own, numbered
-from effopd.runtime.prune import prune
-from effopd.runtime.status import describe, status
-from effopd.runtime.strict_json import parse_json, read_json
-from effopd.runtime.verify import verify
+from commands import Ending, effopd, tree, untouched
+from effopd.artifacts.manifest_format import seal
+from effopd.artifacts.manifests import fingerprint_of, read_manifest, release
+from effopd.artifacts.own_files import is_own, numbered
+from effopd.common.errors import ArtifactError, UserError
+from effopd.common.strict_json import parse_json, read_json
+from effopd.results.compare import compare
+from effopd.results.export import export_state  # noqa: F401 - imported once, before any fork
+from effopd.results.prune import prune
+from effopd.results.status import describe, status
+from effopd.results.verify import verify
 from effopd.stages import collect_run  # noqa: F401 - the same
+from effopd.workflow.job_specs import Plan
+from small_results import CONFIG, SmallResults
 
 RUN = "runs/effopd/seed0"
 STATE, LAST = f"{RUN}/state/1/state.json", f"{RUN}/state/2/state.json"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from segments import ENDS, WAYS, differences, left, make_inputs, train, train_and_resume
 
 QUICK = ("zero0-float32", "zero1-bfloat16", "zero2-float32", "zero2-jumps", "zero3-bfloat16")  # each kind of optimizer
@@ -51,7 +52,14 @@ def on_two_ranks(inputs, tmp_path_factory):
     """The folder in which two ranks have trained and resumed all segments in all ways."""
     folder = tmp_path_factory.mktemp("ranks")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, str(Path(__file__).with_name("segments.py")), "compare", str(inputs), str(folder), *WAYS]
+    command = [
+        *launch,
+        str(Path(__file__).parents[1] / "helpers" / "segments.py"),
+        "compare",
+        str(inputs),
+        str(folder),
+        *WAYS,
+    ]
     subprocess.run(command, check=True, timeout=900, env={**os.environ, "PYTHONWARNINGS": "ignore"})
     return folder
 

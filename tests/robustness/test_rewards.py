@@ -12,18 +12,18 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import TASK_SECTION, make_model
 from transformers import TrainerState
 from trl import GRPOConfig, GRPOTrainer
-from trl_runs import arguments
 
+from effopd.common.errors import UserError
+from effopd.data.rollouts import Rollouts
 from effopd.extrapolation.gate import GateValue
 from effopd.integrations.gates import AccuracyGate, checked_value
 from effopd.integrations.rewards import RewardFunctions
 from effopd.integrations.transformers import EffOPDCallback
-from effopd.rollouts import Rollouts
-from effopd.runtime.errors import UserError
 from effopd.tasks.base import build_task
+from tiny_models import TASK_SECTION, make_model
+from trl_runs import arguments
 
 PROMPTS = ["1+2=", "3+4=", "5+6=", "7+8="]
 COMPLETIONS = ["3", "7#", "", "1 5"]

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from effopd.common.errors import UserError
 from raw_server import http, saying
 from served_teacher import (
     COMPLETIONS,
@@ -29,8 +31,6 @@ from served_teacher import (
     put,
     teacher_at,
 )
-
-from effopd.runtime.errors import UserError
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from effopd.common.errors import ConfigError
+from effopd.config.http_addresses import problem_of
+from effopd.config.load import complete
+from effopd.teachers import http_client
 from raw_server import Answer, RawServer, http, raw_server, saying
 from served_teacher import (
     FIRST,
@@ -35,11 +40,6 @@ from served_teacher import (
     one_line,
     teacher_at,
 )
-
-from effopd.config import complete
-from effopd.engines import http_client
-from effopd.engines.http_addresses import problem_of
-from effopd.runtime.errors import ConfigError
 
 # --- statuses and headers --------------------------------------------------------------------------------------------
 

@@ -8,10 +8,10 @@ import sys
 import tempfile
 
 import pytest
-from commands import Ending
 
-from effopd import cli
-from effopd.runtime import warm
+from commands import Ending
+from effopd.cli import commands as cli
+from effopd.workflow import fork_server as warm
 
 REQUEST = {"arguments": ["--version"], "environment": dict(os.environ), "folder": "/"}
 

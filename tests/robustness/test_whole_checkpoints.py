@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES, make_family
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from effopd.dynamics.checkpoints import Checkpoint
-from effopd.models import load_model, weights_of
-from effopd.runtime.errors import UserError
+from effopd.common.errors import UserError
+from effopd.models.models import load_model, weights_of
+from effopd.models.weight_files import Checkpoint
+from tiny_models import FAMILIES, make_family
 
 CPU = torch.device("cpu")
 Tensors = dict[str, torch.Tensor]

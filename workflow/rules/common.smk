@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from effopd.estimates.experiment import dry_run_estimate
-from effopd.plan import Plan
-from effopd.plan_outline import FIGURES, LOCAL_THEORY_TABLES, TABLES
-from effopd.runtime import session
-from effopd.runtime.device import check_machine
-from effopd.runtime.errors import UserError
-from effopd.runtime.launch import command as launch_command
+from effopd.workflow.estimates.experiment import dry_run_estimate
+from effopd.workflow.job_specs import Plan
+from effopd.workflow.experiment import FIGURES, LOCAL_THEORY_TABLES, TABLES
+from effopd.workflow import session
+from effopd.common.device import check_machine
+from effopd.common.errors import UserError
+from effopd.workflow.launch import command as launch_command
 from snakemake.exceptions import WorkflowError
 
 CONFIG_FILES = [] if workflow.config_settings.replace_workflow_config else [Path("config/config.yaml")]

@@ -14,18 +14,18 @@ import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
 
+from effopd.artifacts.fingerprints import code_digest
+from effopd.artifacts.locks import exclusive
+from effopd.artifacts.manifests import atomic_path, fingerprint_of, read_manifest, write_manifest
+from effopd.artifacts.resume_log import Journal
+from effopd.common.errors import ArtifactError, UserError
+from effopd.common.progress import Progress, say
 from effopd.dynamics.alignment import DIRECTIONS, paired_cosines, principal_cosines, relative_gaps
-from effopd.dynamics.checkpoints import Checkpoint, Parameter, blocks, shared_parameters
 from effopd.dynamics.embeddings import EMBEDDINGS, row_cosines
 from effopd.dynamics.norms import update_size
 from effopd.dynamics.spectra import TOLERANCE, Directions, decompose
 from effopd.dynamics.trajectory import align_signs, neighbour_map, principal_path
-from effopd.runtime.artifacts import atomic_path, fingerprint_of, read_manifest, write_manifest
-from effopd.runtime.errors import ArtifactError, UserError
-from effopd.runtime.fingerprints import code_digest
-from effopd.runtime.journal import Journal
-from effopd.runtime.locks import exclusive
-from effopd.runtime.progress import Progress, say
+from effopd.models.weight_files import Checkpoint, Parameter, blocks, shared_parameters
 
 TABLES = ("norms", "sparsity", "spectra", "alignment", "trajectory", "embeddings")
 KIND, MANIFEST = "analysis", "analysis.json"

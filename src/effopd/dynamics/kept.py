@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from effopd.dynamics.checkpoints import Checkpoint, Parameter, shared_parameters
-from effopd.runtime.artifacts import Manifest, read_manifest
-from effopd.runtime.errors import ArtifactError
-from effopd.states import LEDGER_WEIGHTS, WEIGHTS, Point
+from effopd.artifacts.manifests import Manifest, read_manifest
+from effopd.common.errors import ArtifactError
+from effopd.models.weight_files import Checkpoint, Parameter, shared_parameters
+from effopd.training.checkpoints import LEDGER_WEIGHTS, WEIGHTS, Point
 
 _CHECKPOINT = re.compile(r"checkpoints/step(\d+)\.safetensors")
 

@@ -11,10 +11,10 @@ from torch.func import functional_call, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from effopd.data.rollouts import PaddedBatch, Rollouts
 from effopd.dynamics.local_theory import fisher_product
-from effopd.losses import reverse_kl
-from effopd.models import Weights
-from effopd.rollouts import PaddedBatch, Rollouts
+from effopd.losses.divergences import reverse_kl
+from effopd.models.models import Weights
 
 
 class LinearizedModel:

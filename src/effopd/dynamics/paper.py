@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from effopd.statistics import mean_interval
+from effopd.evaluation.statistics import mean_interval
 
 AGREES, DIFFERS, OPEN = "agrees", "does not agree", "not shown"
 EARLY = 0.10  # share of the directions in the paper's low-rank claim
@@ -48,7 +48,7 @@ class Comparison:
 @cache
 def printed() -> dict[str, Any]:
     """The paper's numbers (paper.yaml)."""
-    text = resources.files("effopd").joinpath("paper.yaml").read_text(encoding="utf-8")
+    text = resources.files("effopd.dynamics").joinpath("paper.yaml").read_text(encoding="utf-8")
     loaded: dict[str, Any] = yaml.safe_load(text)
     return loaded
 

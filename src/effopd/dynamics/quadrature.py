@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
+from effopd.common.randomness import generator
 from effopd.dynamics.gram import Gram
-from effopd.randomness import generator
 
 MAX_STEPS = 24
 NEARLY_DEPENDENT = 1e-3  # smallest over largest of R's diagonal

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from effopd.data.rollouts import PaddedBatch, Rollouts
 from effopd.dynamics.embeddings import row_cosines
-from effopd.rollouts import PaddedBatch, Rollouts
 
 
 @torch.inference_mode()

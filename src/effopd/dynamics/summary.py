@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from effopd.common.errors import UserError
+from effopd.common.formatting import shortened
 from effopd.dynamics.norms import total_norms
-from effopd.runtime.errors import UserError
-from effopd.runtime.text import shortened
 
 SHOWN_SPARSITY = 1e-6
 _SPECTRAL = ["spectral_to_frobenius", "effective_rank", "effective_rank_squared", "top1pct_norm_ratio"]

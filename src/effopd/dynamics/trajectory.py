@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.manifold import TSNE
 
-from effopd.randomness import seed_of
+from effopd.common.randomness import seed_of
 
 TSNE_CHECKPOINTS = 6  # t-SNE compares neighbourhoods; of fewer points there are none
 

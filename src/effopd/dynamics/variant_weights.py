@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from effopd.dynamics.checkpoints import Parameter
 from effopd.dynamics.reconstruction import along, frobenius_norm, keep_bottom, keep_top, scale_towards, update
 from effopd.dynamics.variants import Variant
+from effopd.models.weight_files import Parameter
 
 _PARTS = {
     "attention": re.compile(r"\.(self_attn|attn|attention)\."),

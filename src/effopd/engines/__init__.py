@@ -1,4 +1,4 @@
-"""Engines: what turns prompts into sampled completions, and teachers that score elsewhere (docs/engines.md).
+"""Engines: what turns prompts into sampled completions (docs/engines.md).
 
 Light to import (no torch): the plan asks which modules are in use.
 """
@@ -15,12 +15,3 @@ ENGINES = {
 def engine_module(name: str) -> str:
     """The module that an engine of this name lives in."""
     return ENGINES[name][0]
-
-
-# Who scores rollouts, by `training.scored_by`.
-TEACHERS = {"local": "effopd.scoring", "endpoint": "effopd.engines.endpoint_teacher"}
-
-
-def teacher_module(scored_by: str) -> str:
-    """The module that scores rollouts so."""
-    return TEACHERS[scored_by]

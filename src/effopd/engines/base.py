@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from effopd.common.errors import ConfigError
+from effopd.data.rollouts import Rollouts
 from effopd.engines import ENGINES
-from effopd.rollouts import Rollouts
-from effopd.runtime.errors import ConfigError
 
 
 @dataclass(frozen=True)

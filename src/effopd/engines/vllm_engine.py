@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from effopd.common.errors import ConfigError, UserError
+from effopd.common.formatting import shortened
+from effopd.config.runtime_options import runtime_options
+from effopd.data.rollouts import Rollouts
 from effopd.engines.base import Sampling
 from effopd.engines.vllm_worker import WeightsExtension
-from effopd.logits import KnownTokens
-from effopd.models import load_weights_into, special_ids, write_checkpoint
-from effopd.rollouts import Rollouts
-from effopd.runtime.errors import ConfigError, UserError
-from effopd.runtime.options import runtime_options
-from effopd.runtime.text import shortened
+from effopd.models.lm_head import KnownTokens
+from effopd.models.models import load_weights_into, special_ids, write_checkpoint
 
 GIB = 2**30
 MEMORY_FOLDER = Path("/dev/shm")  # weights pass through memory where there is room

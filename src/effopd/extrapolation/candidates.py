@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import torch
 
-from effopd.runtime.errors import ConfigError
+from effopd.common.errors import ConfigError
 
 # What the released code's name filter catches besides the projections themselves (paper section 2).
 ATTENTION_MLP = r"\.(self_attn|mlp)\.|\.post_attention_layernorm\."

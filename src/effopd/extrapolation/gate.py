@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from effopd.common.randomness import generator, seed_of
 from effopd.extrapolation.search import Outcome
-from effopd.randomness import generator, seed_of
 
 BLIND = ("random", "always")  # metrics that are controls
 

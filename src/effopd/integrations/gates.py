@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerState
 
-from effopd.checked_numbers import NumberError, number
+from effopd.common.errors import UserError
+from effopd.common.progress import say
+from effopd.data.checked_numbers import NumberError, number
+from effopd.data.rollouts import Rollouts
 from effopd.engines.base import Sampling, longest_context
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.extrapolation.gate import GateValue, gate_rows, gate_seeds
 from effopd.integrations.master_weights import rank
 from effopd.integrations.rewards import RewardFunctions
-from effopd.models import special_ids
-from effopd.rollouts import Rollouts
-from effopd.runtime.errors import UserError
-from effopd.runtime.progress import say
-from effopd.scoring import measure_reverse_kl
+from effopd.models.models import special_ids
+from effopd.teachers.scoring import measure_reverse_kl
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]  # text, token ids, or chat messages
 

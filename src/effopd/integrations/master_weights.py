@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from effopd.masters import has_own_master, read_masters, shape_of, write_master
-from effopd.models import Weights
-from effopd.runtime.errors import UserError
+from effopd.common.errors import UserError
+from effopd.models.models import Weights
+from effopd.training.master_weights import has_own_master, read_masters, shape_of, write_master
 
 
 def rank() -> int:

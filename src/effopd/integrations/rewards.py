@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
-from effopd.checked_numbers import NumberError, number
-from effopd.runtime.errors import UserError
+from effopd.common.errors import UserError
+from effopd.data.checked_numbers import NumberError, number
 
 LEFT_OUT = ("prompt", "completion", "completion_ids")  # columns of a data set that TRL gives to no reward function
 TAKEN = ("prompts", "completions")  # names of arguments that no column can have

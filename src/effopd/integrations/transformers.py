@@ -12,6 +12,10 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from effopd.artifacts.cost import cost_row
+from effopd.artifacts.manifests import read_json, write_json, write_manifest
+from effopd.common.errors import UserError
+from effopd.common.progress import say
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_parameters
 from effopd.extrapolation.gate import GateValue, decision, score_of
 from effopd.extrapolation.modules import LINE_BY_MODULE, by_module, refine
@@ -19,11 +23,7 @@ from effopd.extrapolation.schedule import EVERY_STEP, powers_of_two, trigger_ste
 from effopd.extrapolation.search import ACCEPT, Outcome, first_step, search
 from effopd.integrations.gates import checked_value
 from effopd.integrations.master_weights import MasterWeights, rank, ranks
-from effopd.models import Weights, load_tensors, save_tensors
-from effopd.runtime.artifacts import read_json, write_json, write_manifest
-from effopd.runtime.cost import cost_row
-from effopd.runtime.errors import UserError
-from effopd.runtime.progress import say
+from effopd.models.models import Weights, load_tensors, save_tensors
 
 STATE, ANCHOR = "effopd.json", "effopd_anchor.safetensors"  # in the Trainer's checkpoints
 SEARCHES = ("first_failure", "all", "line", LINE_BY_MODULE)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from effopd.common.formatting import size_text
 from effopd.preflight.findings import Finding, failed, passed, warned
-from effopd.runtime.text import size_text
 
 TIGHT = 0.9  # of what is there: beyond it an estimate that is a little too low would end the run
 

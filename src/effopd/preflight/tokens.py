@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from effopd.common.errors import UserError
+from effopd.data.prompts import tokenize_problems
 from effopd.preflight.findings import Finding, failed, passed, warned
-from effopd.prompts import tokenize_problems
-from effopd.runtime.errors import UserError
 
 MOST_LEFT_OUT = 0.05  # share of prompts left out as too long above which a check warns
 

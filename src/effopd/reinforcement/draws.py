@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from effopd.common.errors import ConfigError
+from effopd.common.randomness import epoch_order, generator, seed_of
+from effopd.data.prompts import Prompts
+from effopd.data.rollouts import Rollouts
+from effopd.data.verification import verify_rollouts
 from effopd.engines.base import RolloutEngine, Sampling
-from effopd.prompts import Prompts
-from effopd.randomness import epoch_order, generator, seed_of
 from effopd.reinforcement.losses import informative_groups
-from effopd.rollouts import Rollouts
-from effopd.runtime.errors import ConfigError
 from effopd.tasks.base import Task
-from effopd.trainer import Trainer
-from effopd.verification import verify_rollouts
+from effopd.training.trainer import Trainer
 
 
 @dataclass

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from effopd.chunked_loss import chunked_loss
-from effopd.logits import completion_logits, position_chunks, vocabulary_of
-from effopd.losses import policy_gradient_loss, token_logprobs
-from effopd.passes import passes_of
+from effopd.data.batching import passes_of
+from effopd.data.rollouts import PaddedBatch, Rollouts
+from effopd.losses.chunked import chunked_loss
+from effopd.losses.divergences import policy_gradient_loss, token_logprobs
+from effopd.models.lm_head import completion_logits, position_chunks, vocabulary_of
 from effopd.reinforcement.draws import Groups
 from effopd.reinforcement.losses import (
     clipped_surrogate,
@@ -27,8 +28,7 @@ from effopd.reinforcement.losses import (
     value_loss,
 )
 from effopd.reinforcement.value_head import values_of, zero_of_logits_and_values
-from effopd.rollouts import PaddedBatch, Rollouts
-from effopd.trainer import Trainer, zero_of_logits
+from effopd.training.trainer import Trainer, zero_of_logits
 
 SMALLEST_DEVIATION = 1e-8
 

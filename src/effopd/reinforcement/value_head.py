@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from effopd.trainer import zero_of_logits
+from effopd.training.trainer import zero_of_logits
 
 NAME = "value_head"
 PARAMETERS = (f"{NAME}.weight", f"{NAME}.bias")

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 import effopd
-from effopd.runtime.errors import UserError
+from effopd.common.errors import UserError
 from effopd.sandbox import folders, supervisor
 from effopd.sandbox.protocol import packed, receive, send, unpacked
 

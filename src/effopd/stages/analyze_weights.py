@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from effopd.common.progress import say
 from effopd.dynamics.analysis import analyse
 from effopd.dynamics.kept import Kept
-from effopd.runtime.progress import say
 
 
 def analyze_weights(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from effopd.runtime.artifacts import atomic_path, read_manifest
-from effopd.runtime.progress import say
+from effopd.artifacts.manifests import atomic_path, read_manifest
+from effopd.common.progress import say
 
 SHOWN = 12  # coefficients in the line that says what a run did
 

@@ -11,7 +11,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from effopd.dynamics.checkpoints import Parameter, parameter_place
+from effopd.artifacts.manifests import atomic_path, read_manifest, write_manifest
+from effopd.common.errors import ArtifactError
+from effopd.common.progress import Progress, say
+from effopd.data.rollouts import Rollouts
 from effopd.dynamics.krylov import Krylov
 from effopd.dynamics.linearized import LinearizedModel, flat, unflattened
 from effopd.dynamics.local_theory import (
@@ -23,14 +26,11 @@ from effopd.dynamics.local_theory import (
     steps_of_length,
 )
 from effopd.dynamics.spectra import decompose
-from effopd.models import Weights, load_model, load_tensors, load_tokenizer, special_ids
-from effopd.rollouts import Rollouts
-from effopd.runtime.artifacts import atomic_path, read_manifest, write_manifest
-from effopd.runtime.errors import ArtifactError
-from effopd.runtime.progress import Progress, say
+from effopd.models.models import Weights, load_model, load_tensors, load_tokenizer, special_ids
+from effopd.models.weight_files import Parameter, parameter_place
 from effopd.stages.linearize_student import KIND as LINEARIZATION
 from effopd.stages.linearize_student import ROLLOUTS, TENSORS, logits_of
-from effopd.states import Point
+from effopd.training.checkpoints import Point
 
 KIND = "local theory"
 PATH, GRADIENT = "local_path.parquet", "local_gradient.parquet"

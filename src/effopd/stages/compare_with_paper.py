@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from effopd.common.progress import say
 from effopd.dynamics.paper import AGREES, DIFFERS, OPEN, Value, comparisons
-from effopd.runtime.progress import say
-from effopd.tables import read_csv, write_csv
+from effopd.report.tables import read_csv, write_csv
 
 COLUMNS = ["claim", "run", "paper_rl", "paper_opd", "rl", "value", "value_low", "value_high", "verdict"]
 

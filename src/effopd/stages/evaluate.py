@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
+from effopd.artifacts.manifests import atomic_path, read_manifest, write_manifest
+from effopd.common.errors import named_for
+from effopd.common.progress import say
+from effopd.common.randomness import seed_of
+from effopd.data.prompts import data_of, load_prompts, other_task
 from effopd.engines.base import Sampling, build_engine, longest_context
-from effopd.evaluation import measure
-from effopd.logits import restricted
-from effopd.models import dtype_of, load_frozen, load_tokenizer, model_with
-from effopd.prompts import data_of, load_prompts, other_task
-from effopd.randomness import seed_of
-from effopd.runtime.artifacts import atomic_path, read_manifest, write_manifest
-from effopd.runtime.errors import named_for
-from effopd.runtime.progress import say
-from effopd.states import Point
+from effopd.evaluation.measure import measure
+from effopd.models.lm_head import restricted
+from effopd.models.models import dtype_of, load_frozen, load_tokenizer, model_with
 from effopd.tasks.base import build_task
+from effopd.training.checkpoints import Point
 
 
 def evaluate(

@@ -11,23 +11,31 @@ from typing import Any
 import numpy as np
 import torch
 
+from effopd.artifacts.cost import cost_row
+from effopd.artifacts.manifests import fingerprint_of, read_manifest, write_manifest
+from effopd.common.errors import ArtifactError, ConfigError
+from effopd.common.progress import say
+from effopd.data.prompts import Prompts, load_prompts
+from effopd.data.rollouts import Rollouts
+from effopd.distillation.step_artifacts import ROLLOUTS
 from effopd.engines.base import RolloutEngine, Sampling, build_engine, longest_context
-from effopd.evaluation import measure
+from effopd.evaluation.measure import measure
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_refuse
 from effopd.extrapolation.gate import BLIND, GateValue, blind_value, gate_rows, gate_seeds, score_of
 from effopd.extrapolation.search import search
-from effopd.logits import restricted
-from effopd.models import Weights, dtype_of, load_frozen, load_model, load_tokenizer, load_weights_into, special_ids
-from effopd.prompts import Prompts, load_prompts
-from effopd.rollouts import Rollouts
-from effopd.runtime.artifacts import fingerprint_of, read_manifest, write_manifest
-from effopd.runtime.cost import cost_row
-from effopd.runtime.errors import ArtifactError, ConfigError
-from effopd.runtime.progress import say
-from effopd.scoring import ReverseKL
-from effopd.states import Point
-from effopd.step_artifacts import ROLLOUTS
+from effopd.models.lm_head import restricted
+from effopd.models.models import (
+    Weights,
+    dtype_of,
+    load_frozen,
+    load_model,
+    load_tokenizer,
+    load_weights_into,
+    special_ids,
+)
 from effopd.tasks.base import build_task
+from effopd.teachers.scoring import ReverseKL
+from effopd.training.checkpoints import Point
 
 
 def evaluate_candidates(

@@ -17,23 +17,23 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from effopd.dynamics.checkpoints import Parameter
+from effopd.artifacts.locks import exclusive
+from effopd.artifacts.manifests import atomic_path, fingerprint_of, read_manifest, write_manifest
+from effopd.artifacts.resume_log import Journal
+from effopd.common.progress import Progress, say
+from effopd.common.randomness import seed_of
+from effopd.data.prompts import load_prompts
 from effopd.dynamics.kept import Kept, model_checkpoint, read_whole
 from effopd.dynamics.reconstruction import frobenius_norm, update
 from effopd.dynamics.representation import representation_cosines
 from effopd.dynamics.variant_weights import Norm, variant_parameter, weights_digest
 from effopd.dynamics.variants import FINAL, Variant, variants
 from effopd.engines.base import Sampling, build_engine, longest_context
-from effopd.evaluation import Measurement, measure
-from effopd.logits import restricted
-from effopd.models import dtype_of, load_frozen, load_model, load_tokenizer, special_ids
-from effopd.prompts import load_prompts
-from effopd.randomness import seed_of
-from effopd.runtime.artifacts import atomic_path, fingerprint_of, read_manifest, write_manifest
-from effopd.runtime.journal import Journal
-from effopd.runtime.locks import exclusive
-from effopd.runtime.progress import Progress, say
-from effopd.statistics import bootstrap_interval
+from effopd.evaluation.measure import Measurement, measure
+from effopd.evaluation.statistics import bootstrap_interval
+from effopd.models.lm_head import restricted
+from effopd.models.models import dtype_of, load_frozen, load_model, load_tokenizer, special_ids
+from effopd.models.weight_files import Parameter
 from effopd.tasks.base import build_task
 
 KIND = "interventions"

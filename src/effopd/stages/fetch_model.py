@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from effopd.checkpoint_files import read_object, weight_files
-from effopd.dynamics.checkpoints import Checkpoint
-from effopd.models import load_tokenizer, special_ids, without_weights
-from effopd.pretrained import ATTEMPTS, FIRST_PAUSE_SECONDS, local_model_files, patterns
-from effopd.runtime.artifacts import write_json, write_manifest
-from effopd.runtime.errors import ArtifactError, UserError
-from effopd.runtime.fingerprints import file_sha256
-from effopd.runtime.folders import check_own, filled
-from effopd.runtime.locks import exclusive
-from effopd.runtime.progress import say
+from effopd.artifacts.fingerprints import file_sha256
+from effopd.artifacts.folders import check_own, filled
+from effopd.artifacts.locks import exclusive
+from effopd.artifacts.manifests import write_json, write_manifest
+from effopd.common.errors import ArtifactError, UserError
+from effopd.common.progress import say
+from effopd.models.checkpoint_files import read_object, weight_files
+from effopd.models.models import load_tokenizer, special_ids, without_weights
+from effopd.models.pretrained import ATTEMPTS, FIRST_PAUSE_SECONDS, local_model_files, patterns
+from effopd.models.weight_files import Checkpoint
 
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
 DIGESTS = ".digests.json"  # of files already read, so that the next run need not read them again

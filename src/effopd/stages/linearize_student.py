@@ -12,19 +12,19 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
+from effopd.artifacts.manifests import atomic_path, read_manifest, write_manifest
+from effopd.common.progress import Progress, say
+from effopd.common.randomness import generator, seed_of
+from effopd.data.prompts import load_tokens
+from effopd.data.rollouts import PaddedBatch, Rollouts
 from effopd.dynamics.krylov import RitzPairs, lanczos
 from effopd.dynamics.linearized import LinearizedModel
 from effopd.dynamics.local_theory import cosine, logit_residual, weighted_residual
 from effopd.dynamics.spectra import effective_rank, effective_rank_squared, spectral_to_frobenius, top_norm_ratio
 from effopd.engines.base import Sampling, longest_context
 from effopd.engines.transformers_engine import TransformersEngine
-from effopd.logits import completion_logits
-from effopd.models import load_model, load_tokenizer, save_tensors, special_ids
-from effopd.prompts import load_tokens
-from effopd.randomness import generator, seed_of
-from effopd.rollouts import PaddedBatch, Rollouts
-from effopd.runtime.artifacts import atomic_path, read_manifest, write_manifest
-from effopd.runtime.progress import Progress, say
+from effopd.models.lm_head import completion_logits
+from effopd.models.models import load_model, load_tokenizer, save_tensors, special_ids
 
 KIND = "linearization"
 ROLLOUTS, TENSORS = "rollouts.parquet", "krylov.safetensors"

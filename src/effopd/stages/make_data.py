@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from effopd.runtime.artifacts import Manifest, atomic_path, read_manifest, write_manifest
-from effopd.runtime.errors import UserError, named_for
-from effopd.runtime.fingerprints import file_sha256
-from effopd.runtime.progress import say
+from effopd.artifacts.fingerprints import file_sha256
+from effopd.artifacts.manifests import Manifest, atomic_path, read_manifest, write_manifest
+from effopd.common.errors import UserError, named_for
+from effopd.common.progress import say
 from effopd.tasks.base import build_task
 from effopd.tasks.splits import without_seen
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from effopd.artifacts.manifests import read_manifest
+from effopd.common.progress import say
 from effopd.dynamics.norms import total_norms
 from effopd.dynamics.variants import BASE, FINAL
-from effopd.runtime.artifacts import read_manifest
-from effopd.runtime.progress import say
-from effopd.statistics import bootstrap_interval, interval_columns, with_means
-from effopd.tables import write_csv
+from effopd.evaluation.statistics import bootstrap_interval, interval_columns, with_means
+from effopd.report.tables import write_csv
 
 ALL, NO_LAYER = "all", "none"
 METRICS = ["spectral_norm", "spectral_to_frobenius", "effective_rank", "effective_rank_squared", "top1pct_norm_ratio"]

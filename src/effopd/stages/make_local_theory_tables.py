@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from effopd.runtime.artifacts import read_manifest
-from effopd.runtime.progress import say
+from effopd.artifacts.manifests import read_manifest
+from effopd.common.progress import say
+from effopd.evaluation.statistics import MEAN, with_means
+from effopd.report.tables import write_csv
 from effopd.stages import compare_local_theory, linearize_student
-from effopd.statistics import MEAN, with_means
-from effopd.tables import write_csv
 
 
 def make_local_theory_tables(spec: dict[str, Any], results: Path, out: Path) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from effopd.comparison import REVERSE_KL, Outcome, State, comparison, curves, speedup
-from effopd.flops import ledger_flops
-from effopd.runtime.artifacts import Manifest, read_manifest
-from effopd.runtime.cost import SPENT
-from effopd.runtime.progress import say
-from effopd.statistics import mean_interval
-from effopd.tables import read_parquet, write_csv
+from effopd.artifacts.cost import SPENT
+from effopd.artifacts.manifests import Manifest, read_manifest
+from effopd.common.progress import say
+from effopd.evaluation.comparison import REVERSE_KL, Outcome, State, comparison, curves, speedup
+from effopd.evaluation.flops import ledger_flops
+from effopd.evaluation.statistics import mean_interval
+from effopd.report.tables import read_parquet, write_csv
 
 COSTS = (*SPENT, "flops")
 

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from effopd.runtime.artifacts import Manifest, read_manifest
-from effopd.runtime.progress import say
-from effopd.statistics import interval_columns, with_means
-from effopd.tables import write_csv
+from effopd.artifacts.manifests import Manifest, read_manifest
+from effopd.common.progress import say
+from effopd.evaluation.statistics import interval_columns, with_means
+from effopd.report.tables import write_csv
 
 KEYS = ["task", "source", "step"]
 VALUES = ["accuracy", "completion_length", "finished"]

@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from effopd.figures import comparison, groups, interventions, local_theory, weights
-from effopd.figures.style import STYLE, drawable
-from effopd.runtime.artifacts import atomic_path
-from effopd.runtime.progress import say
+from effopd.artifacts.manifests import atomic_path
+from effopd.common.progress import say
+from effopd.report.figures import comparison, groups, interventions, local_theory, weights
+from effopd.report.figures.style import STYLE, drawable
 
 DRAW: dict[str, Callable[[dict[str, Any], Path], Figure]] = {
     "accuracy_vs_steps": comparison.accuracy_vs_steps,

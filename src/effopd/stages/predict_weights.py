@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
+from effopd.artifacts.manifests import Manifest, read_manifest, write_manifest
+from effopd.common.errors import ArtifactError, ConfigError
+from effopd.common.progress import say
+from effopd.data.prompts import Prompts, load_prompts
+from effopd.data.rollouts import Rollouts
 from effopd.dynamics.kept import Kept
 from effopd.dynamics.reconstruction import along, update
 from effopd.extrapolation.candidates import delta_norms, moving_parameters
 from effopd.extrapolation.gate import decision
 from effopd.extrapolation.predictors import METHODS, Trajectory
 from effopd.extrapolation.search import search
-from effopd.models import Weights, save_tensors
-from effopd.prompts import Prompts, load_prompts
-from effopd.rollouts import Rollouts
-from effopd.runtime.artifacts import Manifest, read_manifest, write_manifest
-from effopd.runtime.errors import ArtifactError, ConfigError
-from effopd.runtime.progress import say
+from effopd.models.models import Weights, save_tensors
 from effopd.stages.evaluate_candidates import Gate, rollouts_of
-from effopd.states import WEIGHTS, Point
+from effopd.training.checkpoints import WEIGHTS, Point
 
 
 def predict_weights(

@@ -14,11 +14,17 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from effopd.artifacts.manifests import host_facts, package_versions, read_manifest, write_json
+from effopd.common.errors import ConfigError, PreflightError
+from effopd.common.progress import say
+from effopd.common.randomness import generator, seed_of
+from effopd.config.runtime_options import endpoint_of
+from effopd.data.prompts import Prompts, load_prompts
+from effopd.data.rollouts import Rollouts
+from effopd.data.verification import verify_rollouts
 from effopd.engines.base import Sampling, build_engine, longest_context
-from effopd.engines.endpoint_teacher import EndpointTeacher
-from effopd.logits import LOGITS_AT_ONCE, restricted
-from effopd.lora import factors_size
-from effopd.models import dtype_of, load_frozen, load_model, load_tokenizer, model_config, special_ids
+from effopd.models.lm_head import LOGITS_AT_ONCE, restricted
+from effopd.models.models import dtype_of, load_frozen, load_model, load_tokenizer, model_config, special_ids
 from effopd.preflight.agreement import (
     check_determinism,
     check_endpoint,
@@ -31,17 +37,11 @@ from effopd.preflight.findings import Checks
 from effopd.preflight.judging import check_accuracy, check_verifier
 from effopd.preflight.resources import available_memory, check_disk, check_memory, free_disk
 from effopd.preflight.tokens import check_chat_template, check_eos, check_lengths, check_tokenizer
-from effopd.prompts import Prompts, load_prompts
-from effopd.randomness import generator, seed_of
-from effopd.rollouts import Rollouts
-from effopd.runtime.artifacts import host_facts, package_versions, read_manifest, write_json
-from effopd.runtime.errors import ConfigError, PreflightError
-from effopd.runtime.options import endpoint_of
-from effopd.runtime.progress import say
-from effopd.scoring import LocalTeacher, Teacher, measure_logprobs, measure_reverse_kl
-from effopd.sizes import beside_bytes, logits_bytes, state_bytes, trained_bytes
 from effopd.tasks.base import Task, build_task
-from effopd.verification import verify_rollouts
+from effopd.teachers.endpoint import EndpointTeacher
+from effopd.teachers.scoring import LocalTeacher, Teacher, measure_logprobs, measure_reverse_kl
+from effopd.training.lora import factors_size
+from effopd.workflow.estimates.memory import beside_bytes, logits_bytes, state_bytes, trained_bytes
 
 # A teacher, which answers here alone, does so in the type that it is held in.
 TEACHERS_ENGINE = {"engine": "transformers", "engine_dtype": "float32"}

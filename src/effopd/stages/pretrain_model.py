@@ -11,16 +11,16 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from effopd.losses import negative_log_likelihood, token_logprobs
-from effopd.models import special_ids
-from effopd.passes import passes_of
-from effopd.randomness import epoch_order, seed_of
-from effopd.rollouts import PaddedBatch, Rollouts
-from effopd.runtime.artifacts import read_manifest
-from effopd.stages.model_folder import train_into_folder
+from effopd.artifacts.manifests import read_manifest
+from effopd.common.randomness import epoch_order, seed_of
+from effopd.data.batching import passes_of
+from effopd.data.rollouts import PaddedBatch, Rollouts
+from effopd.data.verification import encode_prompts
+from effopd.losses.divergences import negative_log_likelihood, token_logprobs
+from effopd.models.models import special_ids
 from effopd.tasks.base import build_task
-from effopd.trainer import Trainer, warmed_up
-from effopd.verification import encode_prompts
+from effopd.training.model_folder import train_into_folder
+from effopd.training.trainer import Trainer, warmed_up
 
 FINAL_LR_SHARE = 0.05  # what the cosine decays to
 

@@ -21,23 +21,23 @@ from typing import Any
 import pandas as pd
 import torch
 
-from effopd import distillation
-from effopd.learner import Jump, Learner, renew, teacher_head_of, teacher_of
-from effopd.logits import Head
-from effopd.models import load_tokenizer
-from effopd.prompts import load_tokens
-from effopd.rollouts import Rollouts
-from effopd.runtime.artifacts import Manifest, atomic_path, fingerprint_of, read_manifest, release, write_manifest
-from effopd.runtime.cost import cost_row
-from effopd.runtime.errors import ArtifactError
-from effopd.runtime.locks import exclusive
-from effopd.runtime.progress import Progress, say
-from effopd.scoring import Scores
-from effopd.shares import WHOLE, Share
-from effopd.states import METRICS, OPTIMIZER, WEIGHTS, Point, ResumePoint, save_state
-from effopd.step_artifacts import ROLLOUTS, SCORES, Rows
-from effopd.step_sharing import make_or_reuse, put_together
-from effopd.trainer import Trainer
+from effopd.artifacts.cost import cost_row
+from effopd.artifacts.locks import exclusive
+from effopd.artifacts.manifests import Manifest, atomic_path, fingerprint_of, read_manifest, release, write_manifest
+from effopd.common.errors import ArtifactError
+from effopd.common.progress import Progress, say
+from effopd.data.prompts import load_tokens
+from effopd.data.rollouts import Rollouts
+from effopd.data.sharding import WHOLE, Share
+from effopd.distillation import step as distillation
+from effopd.distillation.learner import Jump, Learner, renew, teacher_head_of, teacher_of
+from effopd.distillation.step_artifacts import ROLLOUTS, SCORES, Rows
+from effopd.distillation.step_sharing import make_or_reuse, put_together
+from effopd.models.lm_head import Head
+from effopd.models.models import load_tokenizer
+from effopd.teachers.scoring import Scores
+from effopd.training.checkpoints import METRICS, OPTIMIZER, WEIGHTS, Point, ResumePoint, save_state
+from effopd.training.trainer import Trainer
 
 RESUME_EVERY_SECONDS = 30.0
 

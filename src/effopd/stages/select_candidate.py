@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from effopd.artifacts.manifests import Manifest, read_manifest, write_manifest
+from effopd.common.errors import ArtifactError
+from effopd.common.progress import say
 from effopd.extrapolation.candidates import candidate, moving_or_refuse
 from effopd.extrapolation.gate import decision, score_of
 from effopd.extrapolation.search import search
-from effopd.models import save_tensors
-from effopd.runtime.artifacts import Manifest, read_manifest, write_manifest
-from effopd.runtime.errors import ArtifactError
-from effopd.runtime.progress import say
+from effopd.models.models import save_tensors
 from effopd.stages.evaluate_candidates import anchor_of
-from effopd.states import LEDGER_WEIGHTS, Point
+from effopd.training.checkpoints import LEDGER_WEIGHTS, Point
 
 
 def select_candidate(

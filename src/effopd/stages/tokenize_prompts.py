@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from effopd.models import load_tokenizer
-from effopd.prompts import load_problems, other_task, tokenize_problems, write_tokens
-from effopd.runtime.artifacts import read_manifest, write_manifest
-from effopd.runtime.errors import UserError, named_for
-from effopd.runtime.progress import say
+from effopd.artifacts.manifests import read_manifest, write_manifest
+from effopd.common.errors import UserError, named_for
+from effopd.common.progress import say
+from effopd.data.prompts import load_problems, other_task, tokenize_problems, write_tokens
+from effopd.models.models import load_tokenizer
 
 SPLITS = ("train", "validation", "test")
 

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from effopd.early_stopping import EarlyStopping
+from effopd.artifacts.manifests import read_manifest
+from effopd.data.prompts import load_prompts
 from effopd.engines.base import build_engine, longest_context
 from effopd.extrapolation.schedule import powers_of_two
-from effopd.logits import restricted
-from effopd.models import dtype_of, load_model, load_tokenizer, special_ids
-from effopd.prompts import load_prompts
+from effopd.models.lm_head import restricted
+from effopd.models.models import dtype_of, load_model, load_tokenizer, special_ids
 from effopd.reinforcement.draws import Source, Validation, draw_minibatches
 from effopd.reinforcement.updates import Updates
 from effopd.reinforcement.value_head import PARAMETERS, attach_value_head
-from effopd.runtime.artifacts import read_manifest
-from effopd.stages.model_folder import train_into_folder
 from effopd.tasks.base import build_task
-from effopd.trainer import Trainer, warmed_up
+from effopd.training.early_stopping import EarlyStopping
+from effopd.training.model_folder import train_into_folder
+from effopd.training.trainer import Trainer, warmed_up
 
 
 def train_rl(spec: dict[str, Any], prompts: Path, init: Path, out: Path, device: torch.device) -> None:

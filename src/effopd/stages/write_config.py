@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from effopd.runtime.artifacts import write_text
+from effopd.artifacts.manifests import write_text
 
 HEADER = "# The configuration with all defaults, as it was run (less the runtime section: no result depends on it).\n"
 

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from jinja2.utils import htmlsafe_json_dumps
 
+from effopd.artifacts.manifests import write_text
+from effopd.common.progress import say
 from effopd.dynamics.norms import total_norms
-from effopd.figures.style import looks
-from effopd.figures.weights import MODULES, subjects
-from effopd.runtime.artifacts import write_text
-from effopd.runtime.progress import say
-from effopd.tables import read_parquet
+from effopd.report.figures.style import looks
+from effopd.report.figures.weights import MODULES, subjects
+from effopd.report.tables import read_parquet
 
 SHADES = 24
 # Name, label, unit, whether its colours go by orders of magnitude, and the lowest value of its scale where it has one.
@@ -36,7 +36,7 @@ METRICS: tuple[tuple[str, str, str, bool, float | None], ...] = (
 def write_explorer(spec: dict[str, Any], results: Path, out: Path) -> None:
     """Write the page `out` from the weight analyses of all runs, seeds and models: one file, no network."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("effopd", "."), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.PackageLoader("effopd.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     data = explorer_data(spec, results)

@@ -11,17 +11,17 @@ import jinja2
 import pandas as pd
 import yaml
 
-from effopd.dynamics.claims import claims, local_theory_findings, paper_rows
-from effopd.dynamics.report import dynamics_section
-from effopd.figures import captions
-from effopd.findings import comparison_section
-from effopd.runtime.artifacts import Manifest, package_versions, read_json, read_manifest, write_text
-from effopd.runtime.errors import ArtifactError
-from effopd.runtime.manifest_format import check_checks
-from effopd.runtime.progress import say
-from effopd.statistics import MEAN
-from effopd.tables import read_csv
-from effopd.text import label_of, with_interval
+from effopd.artifacts.manifest_format import check_checks
+from effopd.artifacts.manifests import Manifest, package_versions, read_json, read_manifest, write_text
+from effopd.common.errors import ArtifactError
+from effopd.common.progress import say
+from effopd.evaluation.statistics import MEAN
+from effopd.report.claims import claims, local_theory_findings, paper_rows
+from effopd.report.dynamics_findings import dynamics_section
+from effopd.report.figures import captions
+from effopd.report.findings import comparison_section
+from effopd.report.labels import label_of, with_interval
+from effopd.report.tables import read_csv
 
 
 def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
@@ -31,7 +31,7 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
     compared = {**config, "runs": {**config["runs"], **config["predictions"]}}  # the comparison tells no difference
     tables = {path.stem: read_csv(path) for path in sorted((results / "tables").glob("*.csv"))}
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("effopd", "."), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.PackageLoader("effopd.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     page = environment.get_template("report.html.jinja").render(

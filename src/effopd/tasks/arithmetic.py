@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from effopd.randomness import generator
+from effopd.common.randomness import generator
 from effopd.tasks.base import Problem, Task, Verdict
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effopd.runtime.errors import ConfigError
+from effopd.common.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from effopd.randomness import generator
+from effopd.common.randomness import generator
 from effopd.tasks.base import Problem, Verdict
 from effopd.tasks.boxed import boxes
 from effopd.tasks.dataset import DatasetTask, UnusableRowError

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from effopd.runtime.errors import UserError
-from effopd.runtime.progress import say
-from effopd.runtime.text import one_line
+from effopd.common.errors import UserError
+from effopd.common.formatting import one_line
+from effopd.common.progress import say
 from effopd.tasks.base import Problem, Task
 from effopd.tasks.readers import Row, UnusableRowError
 from effopd.tasks.sources import ColumnError, number_at, rows_of, source_name, text_at, wanted

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from effopd.runtime.errors import UserError
+from effopd.common.errors import UserError
 from effopd.tasks import math_worker
 from effopd.tasks.base import Problem, Verdict
 from effopd.tasks.boxed import last_boxed

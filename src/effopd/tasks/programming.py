@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from effopd.runtime.progress import say
-from effopd.runtime.text import one_line
+from effopd.common.formatting import one_line
+from effopd.common.progress import say
 from effopd.sandbox.client import Limits, Outcome, Sandbox, borrowed
 from effopd.tasks import code_wire, harness
 from effopd.tasks.base import Problem, Verdict

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from effopd.runtime.errors import UserError
+from effopd.common.errors import UserError
 
 Row = Mapping[str, Any]
 PARQUET_ROWS_AT_ONCE = 1024

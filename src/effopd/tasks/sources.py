@@ -10,8 +10,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from effopd.runtime.errors import ConfigError, UserError
-from effopd.runtime.text import shortened
+from effopd.common.errors import ConfigError, UserError
+from effopd.common.formatting import shortened
 from effopd.tasks.readers import READERS, PlacedRow, Row, UnusableRowError, read_file
 
 SUFFIXES = tuple(READERS)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from effopd.randomness import seed_of
+from effopd.common.randomness import seed_of
 from effopd.tasks.base import Problem
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What all packages use, and what uses none of them."""

@@ -1,0 +1,1 @@
+"""Prompts and rollouts, their shards and batches."""

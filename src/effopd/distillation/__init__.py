@@ -1,0 +1,1 @@
+"""On-policy distillation: objectives, updates, and extrapolation after each step."""

@@ -1,0 +1,91 @@
+"""One step of on-policy distillation: generate, score, update. Pure packaging of the three, whoever calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from effopd.common.randomness import epoch_order, seed_of
+from effopd.data.batching import passes_of
+from effopd.data.rollouts import Rollouts
+from effopd.data.sharding import WHOLE, Share
+from effopd.distillation.objective import MicroBatch
+from effopd.engines.base import RolloutEngine, Sampling
+from effopd.losses.chunked import chunked_loss
+from effopd.models.lm_head import Head
+from effopd.teachers.scoring import Scores
+from effopd.training.trainer import Trainer, warmed_up
+
+
+def generate_rollouts(
+    engine: RolloutEngine,
+    prompts: Sequence[Sequence[int]],
+    training: dict[str, Any],
+    seed: int,
+    step: int,
+    share: Share = WHOLE,
+) -> Rollouts:
+    """The rollouts of a step (from 1): the next prompts of the seed's shuffled epochs, sampled from the engine.
+
+    The shares of a step, one after the other, are the whole, bitwise where the engine works in fixed batches: each has
+    whole ones.
+    """
+    count, samples = training["prompts_per_step"], training["samples_per_prompt"]
+    order = epoch_order(seed, "training order", len(prompts), (step - 1) * count, count)
+    positions = share.rows(count * samples, training["batch_size"])
+    rows = [order[position // samples] for position in positions]
+    seeds = [seed_of(seed, "rollout", step, position) for position in positions]
+    sampling = Sampling(training["temperature"], rollout_limit(training, step))
+    engine.sync_weights()
+    rollouts = engine.generate([prompts[i] for i in rows], seeds, sampling)
+    rollouts.indices = rows
+    return rollouts
+
+
+def rollout_limit(training: dict[str, Any], step: int) -> int:
+    """The longest rollout of a step (from 1) in tokens: `horizon.tokens`, perhaps growing to `max_new_tokens`."""
+    longest, horizon = training["max_new_tokens"], training["horizon"]
+    first = int(horizon.get("tokens", longest))
+    grown = (longest - first) * (step - 1) // horizon["growth_steps"] if horizon["growth_steps"] else 0
+    return min(first + grown, int(longest))
+
+
+def update_policy(
+    trainer: Trainer,
+    rollouts: Rollouts,
+    scores: Scores,
+    training: dict[str, Any],
+    step: int,
+    pad_id: int,
+    teacher_head: Head | None = None,
+) -> dict[str, float]:
+    """One optimizer step on the objective at the rollouts' tokens (paper section 1; docs/objectives.md).
+
+    Every rank is given the whole step and works on its share of the fixed batches, in passes of similar length; the
+    full vocabulary needs the teacher's head. Returns the step's metrics, means over its tokens: `reverse_kl` is the
+    sampled estimate, log pi_student - log pi_teacher in nats; `importance_*` compare the trainer's log-probs with the
+    engine's.
+    """
+    total, size = rollouts.completion_tokens, training["batch_size"]
+    share, lengths = Share(trainer.rank, trainer.ranks).rows(len(rollouts), size), rollouts.lengths
+    micros = []
+    for chosen in passes_of([lengths[row] for row in share], training.get("micro_batch", size)):
+        rows = [share[position] for position in chosen]
+        part, scored = rollouts.select(rows), scores.select(rows)
+        micros.append(MicroBatch(part, scored, training, total, pad_id, trainer.model.device, teacher_head))
+
+    lr = warmed_up(training["lr"], step, training["warmup_steps"])
+    facts = trainer.step(micros, lambda model, micro: chunked_loss(model, micro.batch, micro.loss), lr)
+    means = {
+        name: trainer.sum_over_ranks(sum(micro.sums[name].item() for micro in micros)) / total
+        for name in micros[0].sums
+    }
+    return {
+        "reverse_kl": means.pop("reverse_kl"),
+        **facts,
+        "lr": lr,
+        **means,
+        "tokens": total,
+        "completion_length": total / len(rollouts),
+        "finished": sum(rollouts.finished) / len(rollouts),
+    }

@@ -1,0 +1,1 @@
+"""What looks after results: status, verify, prune, compare, export."""

@@ -1,1 +1,0 @@
-"""How stages run, never what they compute: no module of this package is part of a fingerprint."""

@@ -1,0 +1,126 @@
+"""Training states on disk: the weights, optimizer and step with which a segment ends and the next one starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from effopd.artifacts.manifests import Manifest, read_manifest
+from effopd.common.errors import ArtifactError
+from effopd.models.models import Weights, load_model, load_tensors, save_tensors, weights_in
+from effopd.training.trainer import OptimizerState
+
+WEIGHTS, OPTIMIZER, LEDGER_WEIGHTS = "weights.safetensors", "optimizer.safetensors", "weights.safetensors"
+METRICS = "metrics.parquet"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a run: a model (step 0), a state or predicted weights; and the ledger of the trigger at it, if any."""
+
+    manifest: Manifest
+    ledger: Manifest | None
+
+    @staticmethod
+    def open(state: str | Path, ledger: str | Path | None = None) -> Point:
+        """Read the manifests. Raises ArtifactError unless the ledger is of this very state."""
+        manifest = read_manifest(state)
+        if manifest.kind not in ("model", "state", "prediction"):
+            raise ArtifactError(f"{state} is a {manifest.kind!r} artifact where a model or a state is needed.")
+        if ledger is None:
+            return Point(manifest, None)
+        decided = read_manifest(ledger, "ledger")
+        if decided.parents["state"] != manifest.fingerprint:
+            raise ArtifactError(
+                f"{ledger} was decided for another state than {state} (fingerprint {decided.parents['state']}, "
+                f"not {manifest.fingerprint}). Delete it and run the workflow again."
+            )
+        return Point(manifest, decided)
+
+    @property
+    def step(self) -> int:
+        return 0 if self.manifest.kind == "model" else int(self.manifest.result["step"])
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """The fingerprints that name the weights from which training goes on."""
+        return {"state": self.manifest.fingerprint, **({"ledger": self.ledger.fingerprint} if self.ledger else {})}
+
+    @property
+    def jumped(self) -> float:
+        """The coefficient that was accepted here; 0 where none was."""
+        return 0.0 if self.ledger is None else float(self.ledger.result["coefficient"])
+
+    def raw_weights(self) -> Weights:
+        """The weights before any extrapolation at this step."""
+        if self.manifest.kind != "model":
+            return load_tensors(self.manifest.file(WEIGHTS))
+        for name in self.manifest.files:
+            self.manifest.file(name)  # whole, or an error that says what to do
+        return weights_in(load_model(self.manifest.path.parent, torch.device("cpu")))
+
+    def weights(self) -> Weights:
+        """The weights from which training goes on: the accepted candidate's, or the raw ones."""
+        if self.ledger is not None and self.jumped:
+            return load_tensors(self.ledger.file(LEDGER_WEIGHTS))
+        return self.raw_weights()
+
+    def optimizer(self) -> OptimizerState | None:
+        """AdamW's moments, as the last update left them, and LoRA's factors; None at step 0."""
+        if self.manifest.kind == "model":
+            return None
+        return _optimizer(self.manifest.result["optimizer_steps"], load_tensors(self.manifest.file(OPTIMIZER)))
+
+
+def save_state(folder: Path, weights: Weights, optimizer: OptimizerState) -> dict[str, Path]:
+    """Write a state's heavy files; the manifest that makes them valid is the caller's to write afterwards."""
+    files = {WEIGHTS: folder / WEIGHTS, OPTIMIZER: folder / OPTIMIZER}
+    save_tensors(files[WEIGHTS], weights)
+    save_tensors(files[OPTIMIZER], _optimizer_tensors(optimizer))
+    return files
+
+
+def _optimizer_tensors(optimizer: OptimizerState) -> Weights:
+    return optimizer.moments | {f"factors.{name}": tensor for name, tensor in optimizer.factors.items()}
+
+
+def _optimizer(step: int, tensors: Weights) -> OptimizerState:
+    factors = {n.removeprefix("factors."): t for n, t in tensors.items() if n.startswith("factors.")}
+    return OptimizerState(step, {n: t for n, t in tensors.items() if not n.startswith("factors.")}, factors)
+
+
+class ResumePoint:
+    """One file from which a killed training job goes on, valid for one fingerprint."""
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path, self.fingerprint = path, fingerprint
+
+    def save(self, weights: Weights, optimizer: OptimizerState, history: Any) -> None:
+        """Replace the file atomically; `history` is what else the job goes on from, as a JSON value."""
+        tensors = {f"weights.{name}": tensor for name, tensor in weights.items()} | _optimizer_tensors(optimizer)
+        facts = {"fingerprint": self.fingerprint, "step": str(optimizer.step), "history": json.dumps(history)}
+        save_tensors(self.path, tensors, facts)
+
+    def load(self) -> tuple[Weights, OptimizerState, Any] | None:
+        """What was saved, or None where nothing usable of this fingerprint is there."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                facts = file.metadata() or {}
+                if facts.get("fingerprint") != self.fingerprint:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            step, history = int(facts["step"]), json.loads(facts["history"])
+        except (OSError, SafetensorError, KeyError, ValueError, RecursionError):
+            return None
+        weights = {n.removeprefix("weights."): t for n, t in tensors.items() if n.startswith("weights.")}
+        others = {n: t for n, t in tensors.items() if not n.startswith("weights.")}
+        return weights, _optimizer(step, others), history
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)

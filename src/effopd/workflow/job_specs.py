@@ -1,0 +1,352 @@
+"""The plan of a workflow: its outline, and the slice of the configuration that each job's result depends on.
+
+Light to import (no torch): the Snakefile reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from effopd.artifacts.fingerprints import canonical_json, code_digest, file_sha256
+from effopd.engines import engine_module
+from effopd.tasks.base import task_module
+from effopd.teachers import teacher_module
+from effopd.workflow.experiment import FIGURES, Outline, groups
+
+# Rules that share a module of `effopd.stages` with others.
+MODULES = {
+    "train_segment": "segments",
+    "generate_rollouts": "segments",
+    "score_rollouts": "segments",
+    "update_policy": "segments",
+    "evaluate_candidate": "evaluate_candidates",
+    "make_source_table": "make_task_table",
+}
+
+
+class Plan(Outline):
+    """A checked configuration, and what each job of it depends on."""
+
+    def spec(self, stage: str, **wildcards: Any) -> str:
+        """The canonical JSON that decides a job's result: its config slice and its code.
+
+        This one string is both what Snakemake tracks and what the command receives, so neither can differ.
+        """
+        part = getattr(self, f"_{stage}")(**wildcards)
+        return canonical_json({**part, "code": code_digest(f"effopd.stages.{MODULES.get(stage, stage)}")})
+
+    def _make_data(self, task: str | None = None) -> dict[str, Any]:
+        settings = {key: value for key, value in self.task(task).items() if key not in ("prompt", "sandbox")}
+        return {"task": {**settings, "code": self._task_code(task)}}
+
+    def _tokenize_prompts(self, model: str, task: str | None = None) -> dict[str, Any]:
+        """The prompts do not depend on the model's name: a model's tokenizer is a parent."""
+        return {"prompt": self.task(task).get("prompt")}
+
+    def _pretrain_model(self, model: str) -> dict[str, Any]:
+        return {"model": self.config["models"][model], "task": self._verifier()}
+
+    def _train_rl(self, model: str) -> dict[str, Any]:
+        return {**self._pretrain_model(model), "engine": _engine(self.config["models"][model])}
+
+    def _fetch_model(self, model: str) -> dict[str, Any]:
+        return {"model": self.config["models"][model]}
+
+    def _preflight(self, pair: str) -> dict[str, Any]:
+        runs = self.preflights()[pair]
+        objectives = [self.runs[run]["training"]["objective"] for run in runs]
+        top_k = max((o["top_k"] for o in objectives if o["support"] == "top_k"), default=0)
+        return {
+            **({"top_k": top_k} if top_k else {}),
+            "preflight": self.config["preflight"],
+            "training": self._preflight_settings(runs[0]),
+            "prompt": self.config["task"].get("prompt"),
+            "task": self._verifier(),
+            "beside": list(max(self.beside_update(run) for run in runs)),
+            "states": [[run, seed, step] for run, seed, step in self.points() if run in runs],
+        }
+
+    def _segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
+        """What the artifacts of a step have in common with the others of its segment."""
+        elsewhere = ("steps", "kept_steps")  # they decide which segments there are
+        training = {key: value for key, value in self.runs[run]["training"].items() if key not in elsewhere}
+        start = self.previous_boundary(run, int(step))
+        parts = {"engine": _engine(training), "teacher": code_digest(teacher_module(training["scored_by"]))}
+        if "lora" in training:
+            parts["lora"] = code_digest("effopd.training.lora")
+        if self.every_step(run):
+            parts["extrapolation"] = code_digest("effopd.distillation.every_step")
+        return {
+            "training": training,
+            "extrapolation": self._extrapolation_within(run, start),
+            "parts": parts,
+            "task": self._verifier(),
+            "seed": int(seed),
+            "start": start,
+        }
+
+    def _extrapolation_within(self, run: str, start: int) -> dict[str, Any]:
+        """What of `extrapolation` the steps of a segment depend on."""
+        extrapolation = self.runs[run]["extrapolation"]
+        if self.every_step(run):
+            return {key: value for key, value in extrapolation.items() if key != "triggers"}
+        return {"moments": extrapolation["moments"]} if start in self.triggers(run) else {}
+
+    def _train_segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
+        return {**self._segment(run, seed, step), "end": int(step)}
+
+    def _update_policy(self, run: str, seed: str, step: str) -> dict[str, Any]:
+        return {**self._segment(run, seed, step), "step": int(step)}
+
+    def _generate_rollouts(self, run: str, seed: str, step: str, part: str) -> dict[str, Any]:
+        shard = {"shard": [self.parts.index(part), len(self.parts)]} if part else {}
+        return {**self._update_policy(run, seed, step), **shard}
+
+    _score_rollouts = _generate_rollouts
+
+    def _evaluate_candidates(self, run: str, seed: str, step: str) -> dict[str, Any]:
+        settings = self.runs[run]
+        elsewhere = ("triggers", "moments")
+        extrapolation = {key: value for key, value in settings["extrapolation"].items() if key not in elsewhere}
+        return {"extrapolation": extrapolation, **self._gate(run, seed, step)}
+
+    def _gate(self, run: str, seed: str, step: str) -> dict[str, Any]:
+        """What the gate of a run's weights after a step depends on, besides its own settings."""
+        training = self.runs[run]["training"]
+        return {
+            "sampling": {key: training[key] for key in ("temperature", "max_new_tokens")},
+            "engine": _engine(training),
+            "precision": training["precision"],
+            "task": self._verifier(),
+            "seed": int(seed),
+            "step": int(step),
+        }
+
+    def _predict_weights(self, prediction: str, seed: str, step: str) -> dict[str, Any]:
+        settings = self.predictions[prediction]
+        keys = ("coefficients", "search", "accept", "parameters", "gate")
+        return {
+            "method": settings["method"],
+            "states": self.states_behind(prediction, int(step)),
+            "extrapolation": {key: settings[key] for key in keys},
+            **self._gate(settings["run"], seed, step),
+        }
+
+    def _evaluate_candidate(self, run: str, seed: str, step: str, coefficient: str) -> dict[str, Any]:
+        chosen = next(c for c in self.candidates(run) if f"{c:g}" == coefficient)
+        return {**self._evaluate_candidates(run, seed, step), "coefficient": chosen}
+
+    def _select_candidate(self, run: str, seed: str, step: str) -> dict[str, Any]:
+        extrapolation = self.runs[run]["extrapolation"]
+        keys = ("coefficients", "search", "accept", "anchor", "parameters")
+        return {"extrapolation": {key: extrapolation[key] for key in keys}, "seed": int(seed), "step": int(step)}
+
+    def _evaluate(
+        self, max_new_tokens: int, precision: str | None, split: str = "test", task: str | None = None
+    ) -> dict[str, Any]:
+        section = self.config["evaluation"]
+        evaluation = {k: section[k] for k in ("temperature", "samples", "seed", "batch_size")}
+        evaluation |= {"max_new_tokens": max_new_tokens, "precision": precision, "split": split}
+        if task is not None:
+            evaluation["samples"] = section["tasks"][task]["samples"]
+        return {"evaluation": evaluation, "engine": _engine(section), "task": self._verifier(task)}
+
+    def evaluate_run_spec(self, run: str, split: str = "test", task: str | None = None) -> str:
+        training = self.runs[run]["training"]
+        limit, precision = training["max_new_tokens"], training["precision"]
+        return self.spec("evaluate", max_new_tokens=limit, precision=precision, split=split, task=task)
+
+    def evaluate_model_spec(self, task: str | None = None) -> str:
+        """Models are evaluated with the longest completions that any run allows, and as they are held when frozen."""
+        lengths = [settings["training"]["max_new_tokens"] for settings in self.runs.values()]
+        return self.spec("evaluate", max_new_tokens=max(lengths), precision=None, task=task)
+
+    def _analyze_weights(self, subject: str) -> dict[str, Any]:
+        return {"tolerance": self.config["dynamics"]["tolerance"]}
+
+    def _evaluate_interventions(self, subject: str) -> dict[str, Any]:
+        settings = self.config["dynamics"]
+        chosen = settings["interventions"]
+        options = {key: settings[key] for key in chosen if key in settings}
+        training = self.runs[self.dynamics_run(subject)]["training"]
+        spec = self._evaluate(training["max_new_tokens"], training["precision"])
+        del spec["evaluation"]["samples"]  # the interventions have their own
+        own = {key: settings[key] for key in ("interventions", "problems", "samples")}
+        return {**spec, "dynamics": {**own, **options}}
+
+    def _make_dynamics_tables(self) -> dict[str, Any]:
+        return {
+            "subjects": [
+                {
+                    "subject": subject,
+                    "run": subject if subject.startswith("models/") else subject.split("/")[0],
+                    "seed": self._subject_seed(subject),
+                }
+                for subject in self.dynamics_subjects()
+            ],
+            "tables": self.dynamics_tables(),
+            "confidence": self.config["evaluation"]["confidence"],
+        }
+
+    def _subject_seed(self, subject: str) -> int:
+        folder, name = subject.split("/")
+        return int(self.config["models"][name].get("seed", 0) if folder == "models" else name.removeprefix("seed"))
+
+    def _collect_run(self, run: str, seed: str) -> dict[str, Any]:
+        return {
+            "run": run,
+            "seed": int(seed),
+            "boundaries": list(self.boundaries(run)),
+            "triggers": list(self.triggers(run)),
+            "every_step": self.every_step(run),
+        }
+
+    def _outline(self) -> dict[str, Any]:
+        """What the tables need to know of the runs."""
+        return {
+            "runs": [
+                {
+                    "run": run,
+                    "group": self.config["runs"][run]["group"],
+                    "student": self.runs[run]["training"]["student"],
+                    "teacher": self.runs[run]["training"]["teacher"],
+                    "boundaries": list(self.boundaries(run)),
+                    "triggers": list(self.triggers(run)),
+                    "every_step": self.every_step(run),
+                    "metric": self.runs[run]["extrapolation"]["gate"]["metric"],
+                }
+                for run in self.runs  # a list: canonical JSON sorts mappings, and tables keep the configured order
+            ],
+            "seeds": self.seeds,
+        }
+
+    def _make_tables(self) -> dict[str, Any]:
+        confidence = self.config["evaluation"]["confidence"]
+        models = list(self.config["models"])
+        predictions = [
+            {
+                "prediction": name,
+                "run": self.predicted_from(name),
+                "group": settings["group"],
+                "steps": list(self.prediction_steps(name)),
+            }
+            for name, settings in self.predictions.items()
+        ]
+        own = {"predictions": predictions, "models": models, "pairs": self.pairs, "confidence": confidence}
+        return {**self._outline(), **own}
+
+    def _make_task_table(self) -> dict[str, Any]:
+        steps = {run: self.boundaries(run)[-1:] for run in self.runs}
+        return self._outcomes("evaluation/tasks/{task}", self.other_tasks, steps)
+
+    def _make_source_table(self) -> dict[str, Any]:
+        """Of the task that is trained on, every kept state and prediction."""
+        steps = {run: self.boundaries(run) for run in self.runs}
+        steps |= {prediction: self.prediction_steps(prediction) for prediction in self.predictions}
+        return self._outcomes("evaluation", [self.task_name], steps)
+
+    def _outcomes(self, folder: str, tasks: list[str], steps: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """What a table by task and source needs to know; `steps` are of runs and predictions."""
+        of = {run: self.predicted_from(run) if run in self.predictions else run for run in steps}
+        return {
+            "folder": folder,
+            "tasks": tasks,
+            "models": list(self.config["models"]),
+            "runs": [{"run": run, "student": self.roles(of[run])[0], "steps": list(own)} for run, own in steps.items()],
+            "seeds": self.seeds,
+            "confidence": self.config["evaluation"]["confidence"],
+        }
+
+    def _linearize_student(self, student: str, teacher: str) -> dict[str, Any]:
+        """The contexts are as long as the longest completions of the runs in question."""
+        runs = [run for run in self.dynamics_runs if self.roles(run) == (student, teacher)]
+        theory = {k: v for k, v in self.config["dynamics"]["local_theory"].items() if k != "enabled"}
+        return {
+            "local_theory": theory,
+            "seed": self.config["evaluation"]["seed"],
+            "batch_size": self.config["evaluation"]["batch_size"],
+            "max_new_tokens": max(self.runs[run]["training"]["max_new_tokens"] for run in runs),
+        }
+
+    def _compare_local_theory(self, run: str, seed: str) -> dict[str, Any]:
+        return {"run": run, "seed": int(seed)}
+
+    def _make_local_theory_tables(self) -> dict[str, Any]:
+        return {
+            "linearized": self.linearized,
+            "runs": self.dynamics_runs,
+            "seeds": self.dynamics_seeds,
+            "confidence": self.config["evaluation"]["confidence"],
+        }
+
+    def _looks(self, runs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the names and colours of runs depend on, and what there is to draw of weights."""
+        return {
+            "runs": list(runs),  # a list: canonical JSON sorts mappings
+            "groups": groups(runs),
+            "labels": {run: settings.get("label", run) for run, settings in runs.items()},
+            "baseline": self.config["evaluation"]["baseline"],
+            "confidence": self.config["evaluation"]["confidence"],
+            "seeds": self.dynamics_seeds,
+            "models": self.dynamics_models,
+        }
+
+    def _plot_figure(self, figure: str) -> dict[str, Any]:
+        looks = self._looks(self.config["runs"])
+        if figure in FIGURES:
+            looks = self._looks(self.compared)
+            references = {"references": self.references, "own_references": self.own_references}
+            looks = {**looks, **references, "seeds": [], "models": []}
+        interventions = self.config["dynamics"]["interventions"] if figure == "embeddings" else []
+        options = self.config["figures"][figure]
+        return {**looks, "figure": figure, "options": options, "interventions": interventions}
+
+    def _compare_with_paper(self) -> dict[str, Any]:
+        tables = self.dynamics_tables()
+        return {
+            "runs": self.dynamics_runs,
+            "models": self.dynamics_models,
+            "tables": tables,
+            "confidence": self.config["evaluation"]["confidence"],
+        }
+
+    def _write_explorer(self) -> dict[str, Any]:
+        looks = {name: value for name, value in self._looks(self.config["runs"]).items() if name != "confidence"}
+        return {**looks, "template": _template_digest("explorer.html.jinja")}
+
+    def _write_config(self) -> dict[str, Any]:
+        return {"config": self.resolved_config()}
+
+    def _write_report(self) -> dict[str, Any]:
+        return {
+            "config": self.resolved_config(),
+            "runs": list(self.runs),
+            "predictions": list(self.predictions),
+            "several_sources": self.several_sources,
+            "preflights": self.preflights(),
+            "dynamics_tables": self.dynamics_tables(),
+            "figures": self.figures(),
+            "template": _template_digest("report.html.jinja"),
+        }
+
+    def _verifier(self, task: str | None = None) -> dict[str, Any]:
+        """What of a task the verifier depends on."""
+        section = self.task(task)
+        settings = {key: section[key] for key in ("name", "sandbox") if key in section}
+        return {**settings, "code": self._task_code(task)}
+
+    def _task_code(self, task: str | None = None) -> str:
+        """The code of a task in use; stages name it only when they run."""
+        return code_digest(task_module(self.task(task)["name"]))
+
+
+def _engine(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine in use and its code; stages name it only when they run."""
+    settings = {key: section[key] for key in ("engine", "engine_dtype")}
+    return {**settings, "code": code_digest(engine_module(section["engine"]))}
+
+
+def _template_digest(name: str) -> str:
+    return file_sha256(Path(__file__).parents[1] / "report/templates" / name)[:16]

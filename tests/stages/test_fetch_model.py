@@ -1,0 +1,114 @@
+"""Pretrained models: linked, not copied; known by their contents; refused with one line where they cannot be used."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from effopd.artifacts.manifests import read_manifest
+from effopd.common.errors import ConfigError, UserError
+from effopd.models.models import load_frozen, load_model, load_tokenizer, save_model, weights_of
+from effopd.stages import fetch_model as fetching
+from effopd.stages.fetch_model import fetch_model
+from effopd.training.checkpoints import Point
+from tiny_models import byte_tokenizer, make_family
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    model = make_family("qwen2", 0, vocabulary=258)
+    save_model(model.config, weights_of(model), byte_tokenizer(), folder)
+    return folder
+
+
+def spec_of(folder, **changes):
+    model = {"kind": "pretrained", "path": str(folder), "dtype": "float32", "trust_remote_code": False, **changes}
+    return {"model": model, "code": "x"}
+
+
+def fetched(folder, out, **changes):
+    fetch_model(spec_of(folder, **changes), out)
+    return read_manifest(out, "model")
+
+
+def test_a_local_model_is_linked_and_its_manifest_holds_what_it_is(source, tmp_path):
+    (source / "README.md").write_text("not needed")
+    out = tmp_path / "results/models/tiny/manifest.json"
+    manifest = fetched(source, out)
+    weights = out.parent / "model.safetensors"
+    assert weights.is_symlink()
+    assert weights.resolve() == source / "model.safetensors"
+    assert not (out.parent / "README.md").exists()
+    assert list(manifest.problems()) == []
+    assert manifest.spec["files"]["model.safetensors"] == manifest.files["model.safetensors"]["sha256"]
+    assert manifest.result["architecture"] == "qwen2"
+    assert manifest.result["parameters"] == sum(
+        tensor.numel() for tensor in weights_of(load_model(source, torch.device("cpu"))).values()
+    )
+    assert load_tokenizer(out.parent)("ab")["input_ids"]
+
+
+def test_contents_decide_the_fingerprint_and_unchanged_files_are_not_read_again(source, tmp_path, monkeypatch):
+    out = tmp_path / "models/tiny/manifest.json"
+    first = fetched(source, out)
+    read = []
+    digest = fetching.file_sha256
+    monkeypatch.setattr(fetching, "file_sha256", lambda path: (read.append(path.name), digest(path))[1])
+    assert fetched(source, out).fingerprint == first.fingerprint
+    assert read == []
+    copy = shutil.copytree(source, tmp_path / "copy")
+    assert fetched(copy, out, path=str(source)).fingerprint != ""
+    other = make_family("qwen2", 1, vocabulary=258)
+    save_model(other.config, weights_of(other), byte_tokenizer(), source)
+    second = fetched(source, out)
+    assert second.fingerprint != first.fingerprint
+    assert "model.safetensors" in read
+    assert "altered" in "".join(first.problems())
+
+
+def test_a_bf16_teacher_is_held_in_bf16_and_a_student_starts_in_float32(tmp_path):
+    model = make_family("llama", 0, vocabulary=258)
+    folder = tmp_path / "source"
+    save_model(model.config, weights_of(model), byte_tokenizer(), folder)
+    load_model(folder, torch.device("cpu"), torch.bfloat16).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink()
+    assert len(list(folder.glob("model-*.safetensors"))) > 3
+    out = tmp_path / "models/tiny/manifest.json"
+    manifest = fetched(folder, out, dtype="bfloat16")
+    assert manifest.result["stored_as"] == ["BF16"]
+    assert load_frozen(out.parent, torch.device("cpu")).dtype == torch.bfloat16
+    rounded = {name: tensor.bfloat16().float() for name, tensor in weights_of(model).items()}
+    weights = Point.open(out).weights()
+    assert weights.keys() == rounded.keys()
+    assert all(torch.equal(weights[name], rounded[name]) for name in rounded)
+
+
+def test_what_cannot_be_used_is_refused_with_one_line(source, tmp_path):
+    out = tmp_path / "models/tiny/manifest.json"
+
+    def refusal(error=UserError, folder=source):
+        with pytest.raises(error) as caught:
+            fetched(folder, out)
+        assert "\n" not in str(caught.value)
+        assert not out.exists()
+        return str(caught.value)
+
+    assert "does not exist. Correct its `path` in `models`" in refusal(ConfigError, tmp_path / "nothing")
+    (source / "config.json").rename(source / "kept.json")
+    assert "is not a model that transformers knows" in refusal()
+    (source / "config.json").write_text(json.dumps({"model_type": "of-tomorrow"}))
+    assert "is not a model that transformers knows" in refusal()
+    (source / "kept.json").rename(source / "config.json")
+    for file in source.glob("tokenizer*"):
+        file.unlink()
+    assert "has no tokenizer (tokenizer.json or" in refusal()
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "model.safetensors cannot be read" in refusal()
+    weights.rename(source / "pytorch_model.bin")
+    assert (
+        "holds only pytorch_model.bin and the like, which may run code when read. Save the model as safetensors"
+        in refusal(ConfigError)
+    )

@@ -1,0 +1,65 @@
+"""Two DeepSpeed processes compute what one does, however they share the model out."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from effopd.models.models import load_tensors, weights_of
+from trainer_data import SETTINGS, data, loss_of
+from trainer_ranks import WAYS, make_trainer
+
+pytestmark = pytest.mark.slow
+
+
+TWICE = ("zero2then3", "bf16zero1then3")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What two ranks made of four steps, in every way; and what a second start made of some."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("ranks", "again")]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = Path(__file__).parents[1] / "helpers" / "trainer_ranks.py"
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    for folder, ways in zip(folders, (WAYS, TWICE), strict=True):
+        subprocess.run([*launch, str(script), str(folder), *ways], check=True, timeout=400, env=environment)
+    return folders
+
+
+def results(folder, way, rank=0):
+    return load_tensors(folder / f"{way}.rank{rank}.safetensors")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_ranks_train_the_same_model_as_one(trained, way):
+    alone = make_trainer(way, 0, SETTINGS)
+    losses = [alone.step([data(step)], loss_of, 1e-3)["loss"] for step in range(4)]
+    found = results(trained[0], way)
+    exact = not way.startswith("bf16")
+    for name, tensor in (weights_of(alone.model) | alone.optimizer_state().moments).items():
+        if exact:
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+        elif not name.startswith("exp_avg"):  # a gradient near zero may change its sign, and Adam's step with it
+            assert (found[name] - tensor).abs().median() < 2e-4
+            assert not torch.equal(found[name], found[name].bfloat16().float())
+    with safe_open(trained[0] / f"{way}.rank0.safetensors", framework="pt") as file:
+        assert ast.literal_eval(file.metadata()["losses"]) == pytest.approx(losses, rel=1e-5 if exact else 1e-2)
+
+
+@pytest.mark.parametrize("way", TWICE)
+def test_what_two_ranks_train_is_reproducible_and_whole_where_engines_need_it(trained, way):
+    found, again, other = results(trained[0], way), results(trained[1], way), results(trained[0], way, rank=1)
+    assert found.keys() == again.keys()
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    acting = [name for name in found if name.startswith("acting.")]
+    assert acting
+    assert sorted(other) == sorted(acting), "the second rank keeps nothing but its engine's copy"
+    for name in acting:
+        assert torch.equal(found[name], other[name])
+        assert torch.equal(found[name], found[name.removeprefix("acting.")].to(found[name].dtype))
