@@ -113,6 +113,10 @@ RIGHT = [
     "The answer is C and D is wrong.", "Answer: C (D is a distractor)", "Answer\nC", "The correct answer is:\n\n**C. three**",
     "Answer: D. Wait. Answer: C", "Answer: C. Answer: E", "Answer: C\nD is wrong", "Answer: C) three",
     r"\boxed{\text{C}: three}", r"\boxed{C\text{. three}}",
+    'Answer: "C"', "Answer: “C”", "Answer: 'C'", 'The answer is "C".', r'\boxed{"C"}', r"\boxed{'C'}", "Option C is correct", "So option C is correct.",
+    "Option (C) is the correct answer.", "**Option C** is correct because A is not.", "(C) is correct.", "Choice C is the best choice, D is not.", "Option D is correct. No: option C is correct.",
+    "<answer>C</answer>", "<answer> C </answer>", "<answer>(C)</answer>", "<answer>C. three</answer>", "<ANSWER>**C**</ANSWER>", "<answer>C", "<answer>D</answer> no <answer>C</answer>",
+    r"<answer>\boxed{C}</answer>", r"<answer>$C$</answer>", r"\boxed{D}, no: <answer>C</answer>", "Option B is wrong. Option C is correct.",
 ]  # fmt: skip
 WRONG = [
     "", "C", r"\boxed{}", r"\boxed{C", r"\boxed{D}", r"\boxed{C, D}", r"\boxed{C,D}", r"\boxed{C/D}", r"\boxed{C D}",
@@ -121,6 +125,9 @@ WRONG = [
     r"\boxed{E}", r"\boxed{E = mc^2}", r"\boxed{E = mc^2}, so **Answer: D**", r"\boxed{C, E}", r"\boxed{C}, no: \boxed{D}",
     r"\boxed{Carbon}", r"\boxed{42}", r"\boxed{²}", "Answer: D", "Answer: E", "Answer: C, D", "Answer: C or D", "Answer: C/D",
     "Answer: (C) and (D)", "Answer: C'", "Answer: C++", "Answer: Carbon", "The answer is not C", "The answer is a number.",
+    'Answer: "D"', '"C"', "Answer: C'", "Option D is correct", "Option C is incorrect.", "Option C is not correct.", "Neither option D nor option C is correct.", "if option C is correct, then",
+    "Option C is correct about the first part", "Statement C is correct.", "C is correct.", "<answer>D</answer>", "<answer></answer>", "<answer>C, D</answer>", "<answer>Carbon</answer>",
+    "<answer>C</answer> no: <answer>D</answer>", "<answer>42</answer>", "Option C is correct. No: option D is correct.",
     "The answer is A number", "Answer: I think so", "The answer C is wrong", "Answer: C. No. Answer: D", "answer: \u216d",
 ]  # fmt: skip
 
@@ -180,7 +187,7 @@ def test_no_text_ends_the_judging_of_choice_and_arithmetic(completion, problem):
 @pytest.mark.parametrize(
     "completion",
     ["answer" + " " * 50_000, "answer" + "\n" * 50_000 + "x", "answer: C" + ",D" * 20_000 + "x", "answer:" * 20_000, "answer is" * 20_000,
-     "correct" + " " * 50_000 + "x", r"\boxed{" * 20_000 + "C" + "}" * 20_000, r"\boxed{" + "the " * 20_000 + "}", r"\boxed{C" + " " * 50_000 + "x}",
+     "correct" + " " * 50_000 + "x", "<answer>" * 20_000, "<answer>" + " " * 50_000 + "x", "option" + " " * 50_000 + "x", "option C is" + " " * 50_000 + "x", r"\boxed{" * 20_000 + "C" + "}" * 20_000, r"\boxed{" + "the " * 20_000 + "}", r"\boxed{C" + " " * 50_000 + "x}",
      r"\boxed{" + "C," * 20_000 + "}", "answer: A" + " " * 50_000 + "x", "\\text" * 20_000],
     ids=lambda value: repr(value)[:20],
 )  # fmt: skip
