@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from effopd.checkpoint_files import read_object
+from effopd.checkpoint_files import check_permission, read_object
 from effopd.completeness import whole_tensors
 from effopd.frozen import frozen_dtype
 from effopd.hugging_face import quiet, reading
@@ -257,7 +257,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping
 
 
 def load_tensors(path: Path) -> Weights:
-    """Read a safetensors file. Raises ArtifactError where it is damaged."""
+    """Read a safetensors file. Raises ArtifactError where it is damaged, PermissionError where it may not be read."""
+    check_permission(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

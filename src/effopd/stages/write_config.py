@@ -12,6 +12,13 @@ from effopd.runtime.artifacts import write_text
 HEADER = "# The configuration with all defaults, as it was run (less the runtime section: no result depends on it).\n"
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes the dictionaries of specs as others."""
+
+
+_Dumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)
+
+
 def write_config(spec: dict[str, Any], out: Path) -> None:
     """Write spec["config"] as YAML."""
-    write_text(out, HEADER + yaml.safe_dump(spec["config"], sort_keys=False))
+    write_text(out, HEADER + yaml.dump(spec["config"], Dumper=_Dumper, sort_keys=False))

@@ -41,7 +41,8 @@ STATED = re.compile(
 
 # `Option C is correct`, `(C) is the right answer`; not `neither option B nor option C is correct`.
 CALLED_RIGHT = re.compile(
-    r"(?<!\bnor )(?<!\bif )(?<!\bor )(?<!\band )(?<!\bwhether )(?:(?i:option|choice|answer)\s++(?=[(\[]?[A-Z])|(?=[(\[][A-Z]))"
+    r"(?<!\bnor )(?<!\bif )(?<!\bor )(?<!\band )(?<!\bwhether )"
+    r"(?:(?i:option|choice|answer)\s++(?=[(\[]?[A-Z])|(?=[(\[][A-Z]))"
     rf"(?P<labels>{LABEL})\s++is\s++(?:the\s++)?(?i:correct|right|best)(?:\s++(?i:answer|option|choice|one))?"
     r"(?=\s*+(?:[.,;:!]|\n|$)|\s++(?:because|since|as)\b)"
 )

@@ -167,8 +167,8 @@ def as_text(value: Any, column: str) -> str:
 
     A number that was not written, as in Parquet, is the shortest text that stands for it; a whole one has no decimal
     point, since columns of integers in which some are missing are often stored as floats. Raises ColumnError if the
-    value is neither text nor a number, UnusableRowError if it is text that no file can hold, or what a spreadsheet shows
-    where a formula failed.
+    value is neither text nor a number, UnusableRowError if it is text that no file can hold, or what a
+    spreadsheet shows where a formula failed.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
