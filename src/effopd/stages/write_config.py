@@ -19,6 +19,11 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)
 
 
+def as_yaml(config: dict[str, Any]) -> str:
+    """A configuration as YAML, its keys in their order."""
+    return str(yaml.dump(config, Dumper=_Dumper, sort_keys=False))
+
+
 def write_config(spec: dict[str, Any], out: Path) -> None:
     """Write spec["config"] as YAML."""
-    write_text(out, HEADER + yaml.dump(spec["config"], Dumper=_Dumper, sort_keys=False))
+    write_text(out, HEADER + as_yaml(spec["config"]))

