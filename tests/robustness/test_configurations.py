@@ -251,7 +251,6 @@ def value_is_named(text, line):
 RUN = "runs: {{opd: {{label: {}}}}}"
 TRAPS = {  # what a file holds, and words of the line that refuses it
     "completions that nobody has the time for": ("evaluation: {samples: 1000000000}", "`evaluation.samples` is 1000000000; it must be at most 65536"),
-    "a learning rate that is none": ("training: {lr: 1.0e+30}", "it must be at most 1000000"),
     "threads that no machine has": ("runtime: {threads: 1000000}", "`runtime.threads` is 1000000; it must be at most 4096"),
     "a coefficient that is none": ("extrapolation: {coefficients: [2, 1.0e+300]}", "it must be at most 1000000"),
     "a pattern of which Python warns": ("extrapolation: {parameters: '[[a]'}", "`extrapolation.parameters` is '[[a]'"),

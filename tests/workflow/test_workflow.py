@@ -233,7 +233,7 @@ def test_a_truncated_state_is_named_and_earlier_artifacts_are_untouched(copy):
 
 
 def test_a_diverging_run_ends_with_one_line_and_the_others_go_on(copy):
-    copy.config["runs"]["opd"]["training"] = {"lr": 1.0e6}
+    copy.config["runs"]["opd"]["training"] = {"lr": 1.0e30}
     output = copy.run(status=1)
     assert re.search(
         r"train_segment opd 0 2: error: the (loss|gradient) of optimizer step 2 (is|has norm) \w+. Lower `lr`", output
