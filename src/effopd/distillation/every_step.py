@@ -20,6 +20,7 @@ from effopd.artifacts.cost import cost_row
 from effopd.common.progress import say
 from effopd.data.rollouts import Rollouts
 from effopd.data.sharding import Share
+from effopd.distillation.step_artifacts import Rows
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_refuse
 from effopd.extrapolation.gate import BLIND, GateValue, blind_value, gate_rows
 from effopd.extrapolation.modules import LINE_BY_MODULE, by_module, refine
@@ -63,8 +64,8 @@ class StepExtrapolation:
             restrict(self.probe, tokens_of(trainer.model))
             self.teacher = teacher()
 
-    def __call__(self, rollouts: Rollouts, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Extrapolate along the update that the trainer has just made of `rollouts`. Returns metrics and a cost row.
+    def __call__(self, rollouts: Rollouts, step: int) -> tuple[dict[str, Any], Rows]:
+        """Extrapolate along the update that the trainer has just made of `rollouts`. Returns metrics and costs.
 
         Metrics: the accepted `coefficient` (0: none), `update_norm` (Frobenius, of the moving parameters), and in the
         order of the search, beginning with the weights as they are (coefficient 0), `trial_coefficients` and
@@ -123,7 +124,7 @@ class StepExtrapolation:
         if outcome.coefficient != 0:
             current = self._candidate(current, coefficients)
             self.trainer.load_weights(current)
-            self.trainer.forget_after_jump(self.settings["moments"], outcome.coefficient)
+            self.trainer.rescale_optimizer_state(self.settings["moments"], outcome.coefficient)
         self.anchor, self.previous = current, outcome.coefficient
         scored = judged_tokens = 0
         if divergence is not None:
@@ -138,7 +139,7 @@ class StepExtrapolation:
             "trial_values": list(values.values()),
             "accepted_coefficients": [trial.coefficient for trial in outcome.trials if trial.accepted],
             **(own if self.refines else {}),
-        }, cost
+        }, [cost]
 
     def _examples(self, rollouts: Rollouts) -> int:
         return min(self.gate["examples"], len(rollouts))

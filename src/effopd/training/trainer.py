@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, TypeVar
-from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -21,6 +17,7 @@ from transformers import PreTrainedModel
 from effopd.common.errors import DivergenceError
 from effopd.losses.metrics import Metrics
 from effopd.models.models import Weights, weights_in
+from effopd.training.deepspeed_compat import import_deepspeed, linear_map
 from effopd.training.master_weights import Masters
 
 Micro = TypeVar("Micro")
@@ -90,6 +87,16 @@ class OptimizerState:
     moments: Weights
     factors: Weights = field(default_factory=dict)
 
+    def tensors(self) -> Weights:
+        """All tensors in one dictionary, the factors' names behind `factors.`."""
+        return self.moments | {f"factors.{name}": tensor for name, tensor in self.factors.items()}
+
+    @staticmethod
+    def from_tensors(step: int, tensors: Weights) -> OptimizerState:
+        """The state whose `tensors` these are."""
+        factors = {n.removeprefix("factors."): t for n, t in tensors.items() if n.startswith("factors.")}
+        return OptimizerState(step, {n: t for n, t in tensors.items() if not n.startswith("factors.")}, factors)
+
 
 def warmed_up(lr: float, step: int, warmup_steps: int) -> float:
     """The learning rate of a step (from 1): linear over `warmup_steps`, then constant."""
@@ -131,8 +138,8 @@ class Trainer:
         adam = torch.optim.AdamW(
             trained.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        # It prints how much memory it takes, and with ZeRO 3 it changes torch's linear map for all models.
-        with contextlib.redirect_stdout(sys.stderr), _linear(torch.nn.functional.linear):
+        # It prints how much memory it takes, and with ZeRO 3 it changes torch's linear map.
+        with contextlib.redirect_stdout(sys.stderr), linear_map(torch.nn.functional.linear):
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
                 model=trained, optimizer=adam, config=settings.deepspeed_config()
             )
@@ -198,7 +205,7 @@ class Trainer:
         self.engine.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with _linear(self._linear):
+        with linear_map(self._linear):
             loss, metrics = self._add_up_gradients(micro_batches, loss_of, idle_loss)
         value = self.sum_over_ranks(loss)
         if not math.isfinite(value):
@@ -270,7 +277,7 @@ class Trainer:
         self.optimizer_steps = state.step
         self.masters.load_moments(state.step, state.moments)
 
-    def forget_after_jump(self, moments: str, coefficient: float) -> None:
+    def rescale_optimizer_state(self, moments: str, coefficient: float) -> None:
         """What becomes of AdamW's memory when the weights jump by `coefficient` times the last update.
 
         "kept": nothing (paper section 2); "reset": it starts anew; "scaled": past gradients weigh 1 / (1 + |c|) of what
@@ -281,33 +288,6 @@ class Trainer:
             self.masters.scale_gradients(0.0, step=0)
         elif moments == "scaled":
             self.masters.scale_gradients(1 / (1 + abs(coefficient)), step=self.optimizer_steps)
-
-
-def import_deepspeed(on_cpu: bool) -> ModuleType:
-    """DeepSpeed, told which accelerator to use and kept from filling the log with its start-up notes."""
-    if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed = importlib.import_module("deepspeed")
-    with mock.patch("torch.compile", lambda function=None, **_: function or (lambda inner: inner)):
-        # which ZeRO imports; it compiles an optimizer that is not used here, and importing the compiler takes seconds
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if on_cpu:  # gloo serves; else the first job of a machine would compile a C++ extension of its own
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-@contextlib.contextmanager
-def _linear(function: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Replace torch's linear map inside the block, whatever the block makes of it."""
-    functional: Any = torch.nn.functional
-    before = functional.linear
-    functional.linear = function
-    try:
-        yield
-    finally:
-        functional.linear = before
 
 
 def _join_process_group(device: torch.device) -> None:
