@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -17,6 +18,7 @@ from effopd.teachers.scoring import ReverseKL
 Items = list[float]
 
 
+@dataclass
 class RolloutGate:
     """The exact reverse KL per token at the contexts that the student met when it wrote the rollouts.
 
@@ -25,18 +27,12 @@ class RolloutGate:
     `tokens` completion tokens in all; `gather` returns the items of every rank, in order.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        weights: Callable[[], Weights],
-        divergence: ReverseKL,
-        *,
-        step: int,
-        tokens: int,
-        gather: Callable[[Items], list[Items]] = lambda items: [items],
-    ) -> None:
-        self.model, self.weights, self.divergence = model, weights, divergence
-        self.step, self.tokens, self.gather = step, tokens, gather
+    model: PreTrainedModel
+    weights: Callable[[], Weights]
+    divergence: ReverseKL
+    step: int
+    tokens: int
+    gather: Callable[[Items], list[Items]] = lambda items: [items]
 
     def judge(self, coefficient: float) -> GateValue:
         """The mean over all tokens, and the sum over each rollout's; the teacher is asked once for all candidates."""

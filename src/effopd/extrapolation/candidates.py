@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -30,12 +31,12 @@ def moving_parameters(names: Iterable[str], which: str) -> list[str]:
     return moving
 
 
-def moving_or_refuse(names: Iterable[str], which: str) -> list[str]:
-    """As `moving_parameters`, of the configuration's setting: raises ConfigError where it fits none of them."""
+def moving_or_refuse(names: Iterable[str], which: str, key: str = "`extrapolation.parameters`") -> list[str]:
+    """As `moving_parameters`, of a setting of the configuration: raises ConfigError where it fits none of them."""
     try:
         return moving_parameters(names, which)
     except ValueError as error:
-        raise ConfigError(f"config: `extrapolation.parameters`: {error}.") from None
+        raise ConfigError(f"config: {key}: {error}.") from None
 
 
 @torch.no_grad()
@@ -71,6 +72,7 @@ def delta_norms(
     return {"all": math.fsum(squares.values()) ** 0.5, "moving": math.fsum(squares[name] for name in moving) ** 0.5}
 
 
+@dataclass
 class RayInMemory:
     """Weights that are whole in memory, on the ray from an anchor through them (driver.Ray).
 
@@ -78,15 +80,13 @@ class RayInMemory:
     computed before it is asked for. Raises ValueError where names, shapes or types of the two differ.
     """
 
-    def __init__(
-        self,
-        current: Mapping[str, torch.Tensor],
-        anchor: Mapping[str, torch.Tensor],
-        modules: Mapping[str, Sequence[str]],
-    ) -> None:
-        check_alike(current, anchor)
-        self.current, self.anchor, self.modules = current, anchor, modules
-        self._coefficients: dict[str, float] = {}  # by parameter, where not 0
+    current: Mapping[str, torch.Tensor]
+    anchor: Mapping[str, torch.Tensor]
+    modules: Mapping[str, Sequence[str]]
+
+    def __post_init__(self) -> None:
+        check_alike(self.current, self.anchor)
+        self._coefficients: dict[str, float] = {}  # by parameter, if not 0
 
     def put(self, coefficients: Mapping[str, float]) -> None:
         names = ((name, module) for module, members in self.modules.items() for name in members)

@@ -24,18 +24,13 @@ class GateValue:
     @property
     def usable_score(self) -> float:
         """The score; NaN if any of the numbers is not finite."""
-        finite = all(math.isfinite(number) for number in (self.value, self.score, *self.per_item))
-        return self.score if finite else math.nan
+        return self.score if all(map(math.isfinite, (self.value, self.score, *self.per_item))) else math.nan
 
     def entry(self, coefficient: float) -> dict[str, Any]:
         """The ledger's entry of these weights; nothing but the coefficient if any number is not finite."""
-        finite = not math.isnan(self.usable_score)
-        return {
-            "coefficient": coefficient,
-            "value": self.value if finite else None,
-            "score": self.score if finite else None,
-            "per_item": list(self.per_item) if finite else [],
-        }
+        if math.isnan(self.usable_score):
+            return {"coefficient": coefficient, "value": None, "score": None, "per_item": []}
+        return {"coefficient": coefficient, "value": self.value, "score": self.score, "per_item": list(self.per_item)}
 
     @staticmethod
     def from_entry(entry: Mapping[str, Any]) -> GateValue:

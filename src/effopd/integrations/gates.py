@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -184,11 +184,13 @@ def name_of(judge: Judge) -> str:
     return str(getattr(judge, "__name__", type(judge).__name__))
 
 
+@dataclass
 class ModelGate:
     """Asks about the model in training, at a step, on every rank, and goes by what is said on the first."""
 
-    def __init__(self, ask: Judge, model: PreTrainedModel, step: int) -> None:
-        self.ask, self.model, self.step = ask, model, step
+    ask: Judge
+    model: PreTrainedModel
+    step: int
 
     def judge(self, coefficient: float) -> GateValue:
         started, training = time.perf_counter(), self.model.training

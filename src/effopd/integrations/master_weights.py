@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -56,17 +57,14 @@ class MasterWeights:
             write_master(parameter, value)
 
 
+@dataclass
 class MasterRay(RayInMemory):
     """The master weights of a model in training, put on their ray in place: for all ranks together.
 
     The first rank holds the current weights and the anchor, and the others neither.
     """
 
-    def __init__(
-        self, masters: MasterWeights, current: Weights, anchor: Weights, modules: Mapping[str, Sequence[str]]
-    ) -> None:
-        super().__init__(current, anchor, modules)
-        self.masters = masters
+    masters: MasterWeights
 
     def put(self, coefficients: Mapping[str, float]) -> None:
         super().put(coefficients)

@@ -134,7 +134,7 @@ class EffOPDCallback(TrainerCallback):
 
     def _extrapolate(self, model: PreTrainedModel, step: int, output: Path) -> None:
         started, current = time.time(), self._masters.read()
-        ray = MasterRay(self._masters, current, self._anchor, by_module(self._moving))
+        ray = MasterRay(current, self._anchor, by_module(self._moving), self._masters)
         settings = SearchSettings.from_config(self.settings)
         previous = self._previous if self.settings["triggers"] == EVERY_STEP else 1.0
         warn = f"effopd: warning: step {step}: " if rank() == 0 else None

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from effopd.extrapolation.gate import BLIND, BlindGate, Gate, GateValue, gate_ro
 from effopd.extrapolation.modules import by_module
 from effopd.models.lm_head import restricted
 from effopd.models.models import Weights, dtype_of, load_frozen, load_model, load_tokenizer, special_ids
-from effopd.tasks.base import build_task
+from effopd.tasks.base import Task, build_task
 from effopd.teachers.scoring import ReverseKL
 from effopd.training.checkpoints import Point
 
@@ -71,15 +72,9 @@ def evaluate_candidates(
     parents = {"prompts": prompts_manifest.fingerprint, "teacher": teacher_manifest.fingerprint, **point.parents}
     parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
     entries = [value.entry(coefficient) for coefficient, value in values.items()]
-    write_manifest(
-        out,
-        kind="candidates",
-        spec=spec,
-        parents=parents,
-        result={"step": spec["step"], "update_norm": ray.update_norm(), "values": entries},
-        cost=[row for coefficient, value in values.items() for row in value.costs(coefficient)],
-        started=started,
-    )
+    result = {"step": spec["step"], "update_norm": ray.update_norm(), "values": entries}
+    cost = [row for coefficient, value in values.items() for row in value.costs(coefficient)]
+    write_manifest(out, kind="candidates", spec=spec, parents=parents, result=result, cost=cost, started=started)
     say(f"done: {said}")
 
 
@@ -122,25 +117,23 @@ def opened_gate(
 
     Raises ConfigError if the source has too few problems.
     """
-    settings, limit = spec["extrapolation"]["gate"], spec["sampling"]["max_new_tokens"]
+    settings, sampling = spec["extrapolation"]["gate"], spec["sampling"]
     if settings["metric"] in BLIND:
         yield BlindGate(settings["metric"], spec["seed"], spec["step"])
         return
     rows = _draw(spec, source)
-    chosen, tokenizer = source.select(rows), load_tokenizer(student.parent)
+    chosen, task, tokenizer = source.select(rows), build_task(spec["task"]), load_tokenizer(student.parent)
     model = restricted(load_model(student.parent, device, dtype_of(spec["precision"])), tokenizer)
     scorer = load_frozen(teacher.parent, device) if settings["metric"] == "reverse_kl" else None
     if isinstance(chosen, Rollouts):
         assert scorer is not None  # the configuration's check lets nothing else judge rollouts
-        _, pad_id = special_ids(tokenizer)
-        temperature = spec["sampling"]["temperature"]
-        divergence = ReverseKL(scorer, chosen, pad_id=pad_id, batch_size=len(rows), temperature=temperature)
+        asking = {"pad_id": special_ids(tokenizer)[1], "batch_size": len(rows), "temperature": sampling["temperature"]}
+        divergence = ReverseKL(scorer, chosen, **asking)
         yield RolloutGate(model, weights, divergence, step=spec["step"], tokens=chosen.completion_tokens)
         return
-    context = longest_context(chosen.tokens, limit)
-    engine = build_engine(spec["engine"], model, tokenizer, batch_size=len(rows), context=context)
-    with closing(engine):
-        yield ProblemGate(spec, chosen, rows, weights, engine, tokenizer, model, scorer)
+    context = longest_context(chosen.tokens, sampling["max_new_tokens"])
+    with closing(build_engine(spec["engine"], model, tokenizer, batch_size=len(rows), context=context)) as engine:
+        yield ProblemGate(spec, chosen, rows, weights, engine, task, tokenizer, model, scorer)
 
 
 def _draw(spec: dict[str, Any], source: Prompts | Rollouts) -> list[int]:
@@ -163,26 +156,22 @@ def _draw(spec: dict[str, Any], source: Prompts | Rollouts) -> list[int]:
     return [eligible[row] for row in drawn]
 
 
+@dataclass
 class ProblemGate:
     """Judges the answers that weights give to problems of a split, anew for every candidate.
 
     By their mean reward or, if there is a teacher, by their exact reverse KL to it.
     """
 
-    def __init__(
-        self,
-        spec: dict[str, Any],
-        problems: Prompts,
-        rows: Sequence[int],
-        weights: Callable[[], Weights],
-        engine: RolloutEngine,
-        tokenizer: PreTrainedTokenizerFast,
-        model: PreTrainedModel,
-        teacher: PreTrainedModel | None,
-    ) -> None:
-        self.spec, self.problems, self.rows, self.weights = spec, problems, rows, weights
-        self.engine, self.tokenizer, self.model, self.teacher = engine, tokenizer, model, teacher
-        self.task = build_task(spec["task"])
+    spec: dict[str, Any]
+    problems: Prompts
+    rows: Sequence[int]
+    weights: Callable[[], Weights]
+    engine: RolloutEngine
+    task: Task
+    tokenizer: PreTrainedTokenizerFast
+    model: PreTrainedModel
+    teacher: PreTrainedModel | None
 
     def judge(self, coefficient: float) -> GateValue:
         self.engine.load_weights(self.weights())

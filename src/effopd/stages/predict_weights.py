@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from effopd.artifacts.manifests import Manifest, read_manifest, write_manifest
-from effopd.common.errors import ArtifactError, ConfigError
+from effopd.common.errors import ArtifactError
 from effopd.common.progress import say
 from effopd.dynamics.kept import Kept
 from effopd.dynamics.reconstruction import along, update
-from effopd.extrapolation.candidates import delta_norms, moving_parameters
+from effopd.extrapolation.candidates import delta_norms, moving_or_refuse
 from effopd.extrapolation.driver import SearchSettings, extrapolate
 from effopd.extrapolation.predictors import METHODS, Trajectory
 from effopd.models.models import Weights, save_tensors
@@ -79,10 +79,8 @@ class Predictor:
     def __init__(self, kept: Kept, method: str, parameters: str, accuracies: dict[int, float] | None) -> None:
         self.kept, self.method, self.accuracies = kept, METHODS[method], accuracies
         self.parameters = kept.parameters()
-        try:
-            self.moving = set(moving_parameters([parameter.name for parameter in self.parameters], parameters))
-        except ValueError as error:
-            raise ConfigError(f"config: `parameters` of a prediction: {error}.") from None
+        names = [parameter.name for parameter in self.parameters]
+        self.moving = set(moving_or_refuse(names, parameters, "`parameters` of a prediction"))
         self.coefficient = 0.0
 
     def put(self, coefficients: Mapping[str, float]) -> None:

@@ -28,9 +28,9 @@ def select_candidate(
 ) -> None:
     """Write the ledger `out` of the trigger at spec["step"] and, where a candidate is accepted, its weights beside it.
 
-    `candidates` is what `evaluate_candidates` wrote, or what `evaluate_candidate` wrote for each coefficient; those are
-    put together first, as if they had been scored in turn. Raises ArtifactError where the candidates were scored for
-    another state, or lack a value that the search needs.
+    `candidates` is what `evaluate_candidates` wrote, once or for each coefficient; the latter are put together first,
+    as if they had been scored in turn. Raises ArtifactError if the candidates were scored for another state, or lack a
+    value that the search needs.
     """
     started = time.time()
     settings = spec["extrapolation"]
@@ -43,7 +43,8 @@ def select_candidate(
     decision = extrapolate(recorded, recorded, SearchSettings.from_config(settings), warn="warning: ")
     scored = manifests[0]
     if "coefficient" in scored.spec:
-        scored = _put_together(manifests, list(decision.values), out, started)
+        entries = [recorded.entries[coefficient] for coefficient in decision.values]
+        scored = _put_together(manifests, entries, out, started)
     files = {}
     if decision.coefficient != 0:
         ray = ray_of(point, anchor_point, settings)
@@ -54,15 +55,9 @@ def select_candidate(
     result = decision.ledger(spec["step"], metric=metric, update_norm=scored.result["update_norm"])
     parents = {"candidates": scored.fingerprint, **point.parents}
     parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
+    cost = scored.recorded["cost"]
     write_manifest(
-        out,
-        kind="ledger",
-        spec=spec,
-        parents=parents,
-        files=files,
-        result=result,
-        cost=scored.recorded["cost"],
-        started=started,
+        out, kind="ledger", spec=spec, parents=parents, files=files, result=result, cost=cost, started=started
     )
     say(f"done: {decision}")
 
@@ -85,16 +80,15 @@ class _Recorded:
         return GateValue.from_entry(self.entries[coefficient])
 
 
-def _put_together(manifests: list[Manifest], asked: Sequence[float], out: Path, started: float) -> Manifest:
+def _put_together(manifests: list[Manifest], entries: list[dict[str, Any]], out: Path, started: float) -> Manifest:
     """The manifest that scoring in turn would have left, from one manifest a coefficient; all of them are paid for."""
     first = manifests[0]
-    values = {entry["coefficient"]: entry for manifest in manifests for entry in manifest.result["values"]}
     return write_manifest(
         out.with_name("candidates.json"),
         kind="candidates",
         spec={key: value for key, value in first.spec.items() if key != "coefficient"},
         parents=first.parents,
-        result={**first.result, "values": [values[coefficient] for coefficient in asked]},
+        result={**first.result, "values": entries},
         cost=[row for manifest in manifests for row in manifest.recorded["cost"]],
         started=started,
     )
