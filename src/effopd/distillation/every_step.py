@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from effopd.artifacts.cost import cost_row
 from effopd.data.rollouts import Rollouts
-from effopd.data.sharding import Share
+from effopd.data.sharding import Shard
 from effopd.distillation.step_artifacts import Rows
 from effopd.evaluation.rollout_gate import RolloutGate
 from effopd.extrapolation.candidates import RayInMemory, moving_or_refuse
@@ -98,10 +98,10 @@ class StepExtrapolation:
             return BlindGate(settings["metric"], self.seed, step)
         examples = min(settings["examples"], len(rollouts))
         chosen = rollouts.select(gate_rows(self.seed, "rollouts", len(rollouts), examples, 1))
-        share, tokens = Share(self.trainer.rank, self.trainer.ranks), chosen.completion_tokens
+        shard, tokens = Shard(self.trainer.rank, self.trainer.ranks), chosen.completion_tokens
         divergence = ReverseKL(
             self.teacher,
-            chosen.select(share.rows(len(chosen), self.batch_size)),
+            chosen.select(shard.rows(len(chosen), self.batch_size)),
             pad_id=self.pad_id,
             batch_size=self.batch_size,
             temperature=self.temperature,

@@ -75,10 +75,8 @@ class Learner:
 
     @cached_property
     def teacher_head(self) -> Head | None:
-        """What an update on the full vocabulary, that is the student's tokens, needs of the teacher."""
-        if self.training["objective"]["support"] != "full":
-            return None
-        return Head.of_folder(self.teacher, KnownTokens.of(self.tokenizer), self.device)
+        """What an update needs of the teacher."""
+        return teacher_head_of(self.training, self.teacher, self.tokenizer, self.device)
 
     def update(self, rollouts: Rollouts, scores: Scores, step: int) -> tuple[dict[str, Any], Rows]:
         """One optimizer step; returns its metrics and its cost."""
@@ -152,3 +150,12 @@ def _model_of(scorer: Teacher | None) -> PreTrainedModel | None:
     """The teacher in this process that a scorer asks, if any."""
     scorer = scorer.teacher if isinstance(scorer, WithReference) else scorer
     return scorer.model if isinstance(scorer, LocalTeacher) else None
+
+
+def teacher_head_of(
+    training: Mapping[str, Any], teacher: Path, tokenizer: PreTrainedTokenizerFast, device: torch.device
+) -> Head | None:
+    """What an update on the full vocabulary, that is the student's tokens, needs of the teacher."""
+    if training["objective"]["support"] != "full":
+        return None
+    return Head.of_folder(teacher, KnownTokens.of(tokenizer), device)

@@ -1,4 +1,4 @@
-"""A step's artifacts from several hands: ranks that each make a share of it, or jobs that each have made a shard."""
+"""A step's artifacts from several hands: ranks that each make a shard of it, or jobs that each have made a shard."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from effopd.artifacts.manifests import read_manifest, release
 from effopd.common.progress import Progress, say
 from effopd.data.prompts import load_tokens
 from effopd.data.rollouts import Rollouts
-from effopd.data.sharding import Share
+from effopd.data.sharding import Shard
 from effopd.distillation.learner import Learner, sync_policy, teacher_of
 from effopd.distillation.segment import InputPaths, Inputs, Segment, place_of, shard_of
 from effopd.distillation.step import generate_rollouts as generate
@@ -56,7 +56,7 @@ def train_segment(
     teacher = learner.scorer()
     trainer = learner.trainer
     policy_model = learner.policy_model() if training["zero_stage"] == 3 else trainer.model  # which it took apart
-    shard = Share(trainer.rank, trainer.ranks)
+    shard = Shard(trainer.rank, trainer.ranks)
     resume = ResumableTraining(
         ResumePoint(out.with_name("resume.safetensors"), segment.fingerprint(end=last)), trainer, RESUME_EVERY_SECONDS
     )
@@ -138,7 +138,7 @@ def update_policy(
     """Do optimizer step spec["step"] on the rollouts and scores of its shards and write the state manifest `out`.
 
     Several shards are put together into the step's one artifact of each kind in `run_folder`. Under several ranks each
-    works on its share of the batch, and the first writes.
+    works on its shard of the batch, and the first writes.
     """
     started, step = time.time(), spec["step"]
     inputs = Inputs.open(step - 1, **paths)

@@ -34,7 +34,7 @@ class TrainerSettings:
     weight_decay: float
     gradient_clipping: float
     precision: str = "float32"  # of forward and backward; master weights and moments are float32 in any case
-    zero_stage: int = 0  # what the ranks share out: 1 moments and masters, 2 gradients too, 3 the model too
+    zero_stage: int = 0  # what the ranks partition: 1 moments and masters, 2 gradients too, 3 the model too
     gradient_checkpointing: bool = False
     offload_optimizer: bool = False
 
@@ -113,7 +113,7 @@ class Trainer:
     """Trains a model's parameters with AdamW under DeepSpeed.
 
     The float32 master weights are what is saved and extrapolated. Runs alone, or as one of the ranks that
-    `torch.distributed.run` starts; a rank passes its share of the micro-batches of each step.
+    `torch.distributed.run` starts; a rank passes its shard of the micro-batches of each step.
     """
 
     def __init__(
@@ -159,8 +159,8 @@ class Trainer:
         """Wait until every rank is here."""
         dist.barrier()
 
-    def share_of(self, items: Sequence[Item]) -> list[Item]:
-        """This rank's share of a batch: every n-th item. With one rank, all."""
+    def shard_of(self, items: Sequence[Item]) -> list[Item]:
+        """This rank's shard of a batch: every n-th item. With one rank, all."""
         return list(items[self.rank :: self.ranks])
 
     def broadcast(self, value: Shared) -> Shared:
