@@ -13,7 +13,6 @@ from effopd.artifacts.manifests import Manifest, atomic_path, fingerprint_of, re
 from effopd.common.errors import ArtifactError
 from effopd.common.progress import say
 from effopd.data.rollouts import Rollouts
-from effopd.data.sharding import WHOLE, Shard
 from effopd.distillation.step_artifacts import ROLLOUTS, SCORES, StepArtifact, StepLog
 from effopd.teachers.scoring import Scores
 from effopd.training.checkpoints import METRICS, Point, save_state
@@ -130,8 +129,3 @@ class Segment:
 def place_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Which step, and which shard of it, a staged job works on: what its artifact's spec has beside the segment's."""
     return {key: spec[key] for key in ("step", "shard") if key in spec}
-
-
-def shard_of(spec: Mapping[str, Any]) -> Shard:
-    """The shard of a step that a staged job works on."""
-    return Shard(*spec["shard"]) if "shard" in spec else WHOLE

@@ -27,7 +27,7 @@ from effopd.data.prompts import load_tokens
 from effopd.data.rollouts import Rollouts
 from effopd.data.sharding import Shard
 from effopd.distillation.learner import Learner, sync_policy, teacher_of
-from effopd.distillation.segment import InputPaths, Inputs, Segment, place_of, shard_of
+from effopd.distillation.segment import InputPaths, Inputs, Segment, place_of
 from effopd.distillation.step import generate_rollouts as generate
 from effopd.distillation.step_artifacts import ROLLOUTS, Rows, StepLog
 from effopd.distillation.step_sharing import make_or_reuse, put_together
@@ -100,7 +100,8 @@ def generate_rollouts(spec: dict[str, Any], *, out: Path, device: torch.device, 
     learner, prompts = Learner(spec, inputs, device), load_tokens(inputs.prompts, "train")
     artifact = Segment.from_inputs(spec, inputs).rollouts(out, **place_of(spec))
     with closing(learner.engine(prompts, learner.policy_model())) as engine:
-        make = partial(generate, engine, prompts, spec["training"], spec["seed"], step, shard_of(spec))
+        shard = Shard(*spec.get("shard", ()))
+        make = partial(generate, engine, prompts, spec["training"], spec["seed"], step, shard)
         rollouts, costs = artifact.timed(make)
     artifact.write(rollouts, costs, started)
     say(f"done: {len(rollouts)} rollouts, {rollouts.completion_tokens} tokens")

@@ -20,7 +20,9 @@ from effopd.models.models import Weights, weights_in
 from effopd.training.deepspeed_compat import import_deepspeed, linear_map
 from effopd.training.master_weights import Masters
 
-Micro = TypeVar("Micro")
+Micro = TypeVar("Micro")  # a micro-batch
+LossOfMicroBatch = Callable[[PreTrainedModel, Micro], tuple[torch.Tensor, Metrics]]
+IdleLoss = Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]  # of [1, 1] token ids
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
 
@@ -190,9 +192,9 @@ class Trainer:
     def step(
         self,
         micro_batches: Sequence[Micro],
-        loss_of: Callable[[PreTrainedModel, Micro], tuple[torch.Tensor, Metrics]],
+        loss_of: LossOfMicroBatch[Micro],
         lr: float,
-        idle_loss: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = zero_of_logits,
+        idle_loss: IdleLoss = zero_of_logits,
     ) -> tuple[dict[str, float], list[Metrics]]:
         """Forward, loss and backward of every micro-batch, then one update.
 
@@ -230,10 +232,7 @@ class Trainer:
         return {"loss": value, "gradient_norm": norm}, metrics
 
     def _add_up_gradients(
-        self,
-        micro_batches: Sequence[Micro],
-        loss_of: Callable[[PreTrainedModel, Micro], tuple[torch.Tensor, Metrics]],
-        idle_loss: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor],
+        self, micro_batches: Sequence[Micro], loss_of: LossOfMicroBatch[Micro], idle_loss: IdleLoss
     ) -> tuple[float, list[Metrics]]:
         """Forward and backward passes of a step on this rank; returns the sum of its losses, and their metrics."""
         total = torch.zeros((), device=self.engine.device)
