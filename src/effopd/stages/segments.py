@@ -53,9 +53,9 @@ def train_segment(
     inputs = Inputs.open(first, **paths)
     segment, prompts = Segment.from_inputs(spec, inputs), load_tokens(inputs.prompts, "train")
     learner = Learner(spec, inputs, device)
-    teacher = learner.scorer()
-    trainer = learner.trainer
-    policy_model = learner.policy_model() if training["zero_stage"] == 3 else trainer.model  # which it took apart
+    teacher, trainer = learner.scorer(), learner.trainer
+    # ZeRO 3 partitions the model in training, so that generation needs another one.
+    policy_model = learner.policy_model() if training["zero_stage"] == 3 else trainer.model
     shard = Shard(trainer.rank, trainer.ranks)
     resume = ResumableTraining(
         ResumePoint(out.with_name("resume.safetensors"), segment.fingerprint(end=last)), trainer, RESUME_EVERY_SECONDS
