@@ -24,7 +24,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchResult:
     """What a search tried, in order, and the coefficient it ended with (0: keep the current weights)."""
 
     trials: list[Trial]
@@ -40,7 +40,7 @@ def better(value: float, best: float, accept: str) -> bool:
 
 def search(
     kind: str, score: Score, current: float, coefficients: Sequence[float], accept: str, start: float = 1.0
-) -> Outcome:
+) -> SearchResult:
     """Look for the coefficient to accept, given the score of the current weights.
 
     `kind`: "first_failure" (paper section 2: in turn, until one is rejected), "all" (the best of all that are
@@ -50,7 +50,7 @@ def search(
     """
     if not math.isfinite(current):
         why = "the score of the current weights is not finite"
-        return Outcome([], 0.0, why, f"nothing is extrapolated: {why}")
+        return SearchResult([], 0.0, why, f"nothing is extrapolated: {why}")
     tracker = _Tracker(score, current, ">" if kind == "line" else accept)
     if kind == "first_failure":
         reason = _first_failure(tracker, coefficients)
@@ -70,7 +70,7 @@ def search(
             f"every candidate scores the same as the current weights ({current:g}), and `accept` takes ties. Write "
             "accept: '>', or have the gate ask more."
         )
-    return Outcome(tracker.trials, tracker.coefficient, reason, warning)
+    return SearchResult(tracker.trials, tracker.coefficient, reason, warning)
 
 
 def first_step(previous: float) -> float:

@@ -257,7 +257,7 @@ def preload() -> None:
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
     from effopd.artifacts.manifests import package_versions
-    from effopd.training.trainer import import_deepspeed
+    from effopd.training.deepspeed_compat import import_deepspeed
 
     import_deepspeed(on_cpu=True)
     for name in JOBS:
