@@ -22,13 +22,14 @@ use rule model_job as evaluate with:
 use rule evaluate as evaluate_model with:
     input:
         student=paths.MODEL,
-        state=paths.MODEL,
         teacher=INPUTS.reference_teacher(),
         prompts=INPUTS.prompts_pattern,
     output:
         evaluation=paths.MODEL_EVALUATION,
     log:
         "logs/evaluate_model/{model}.log",
+    params:
+        extra=f"--state {paths.MODEL}",
 
 
 use rule job as collect_run with:

@@ -17,10 +17,9 @@ use rule evaluate as evaluate_on_task with:
         run=one_of(PLAN.runs),
 
 
-use rule evaluate as evaluate_model_on_task with:
+use rule evaluate_model as evaluate_model_on_task with:
     input:
         student=paths.MODEL,
-        state=paths.MODEL,
         prompts=paths.PROMPTS,
     output:
         evaluation=paths.TASK_MODEL_EVALUATION,

@@ -139,7 +139,7 @@ class RuleInputs:
     # What is made of kept states.
 
     def behind(self, wildcards: Any) -> dict[str, list[str]]:
-        """The kept states that a prediction at a step is made from, with ledgers and, if it asks for them, validations."""
+        """What a prediction at a step is made from: kept states with ledgers and, if it asks for them, validations."""
         name, step, seed = wildcards.prediction, int(wildcards.step), wildcards.seed
         run, validated = self.plan.predicted_from(name), self.plan.validated_behind(name, step)
         validations = _expand(paths.VALIDATION, run=[run], seed=[seed], step=validated)
