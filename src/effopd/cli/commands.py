@@ -24,6 +24,7 @@ import click
 from effopd import __version__
 from effopd.cli.results_commands import COMMANDS, PATH
 from effopd.common.errors import PreflightError, UserError, describe_os_error
+from effopd.common.extras import missing_extra
 from effopd.common.formatting import one_line
 
 
@@ -489,12 +490,13 @@ def run_verb(arguments: list[str]) -> int:
         return _broken_pipe()
     except OSError as error:
         return _end_with([describe_os_error(error)])
+    except ModuleNotFoundError as error:
+        line = missing_extra(error, " ".join(["effopd", *arguments[:1]]))
+        return _end_with([line]) if line else _end_unexpected(error)
     except MemoryError:
         return _end_with(["out of memory. Lower the batch size or the number of parallel jobs, or free memory."])
     except Exception as error:
-        traceback.print_exc()
-        print(f"error: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
-        return 1
+        return _end_unexpected(error)
     finally:
         with contextlib.suppress(OSError):  # nobody reads what was written
             sys.stdout.flush()
@@ -509,6 +511,13 @@ def _broken_pipe() -> int:
     if any(state & select.POLLERR for _, state in pipes.poll(0)):
         return ENDED_BY_SIGPIPE
     return _end_with([describe_os_error(BrokenPipeError(errno.EPIPE, "a process that this one works with has ended"))])
+
+
+def _end_unexpected(error: Exception) -> int:
+    """Print the traceback of a fault of this program, and a line. Returns the exit status."""
+    traceback.print_exc()
+    print(f"error: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+    return 1
 
 
 def _end_with(lines: list[str]) -> int:
