@@ -1,13 +1,12 @@
 """Two DeepSpeed processes compute what one does."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from objectives import rollouts_of
+from preloaded import run_ranks
 from safetensors import safe_open
 from test_objective import loss_and_gradients, step
 from test_reinforcement import PARTED, FirstTokenTask, Setup
@@ -20,8 +19,7 @@ from effopd.trainer import Trainer
 
 
 def run_on_two_ranks(script: str, folder: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*launch, str(Path(__file__).with_name(script)), str(folder)], check=True, timeout=240)
+    run_ranks(Path(__file__).with_name(script), folder)
 
 
 @pytest.mark.slow
