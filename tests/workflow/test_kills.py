@@ -169,7 +169,7 @@ def strike(kill: Kill, workflow: Workflow, process: Process, wait: float) -> boo
     """Wait for the job and `wait` seconds more, then kill the victim. Whether it was there."""
     folder = workflow.folder
     while process.poll() is None and not next(jobs_in(folder, kill.verb), None):
-        time.sleep(0.005)
+        time.sleep(0.02)
     if kill.victim == "writer":
         while process.poll() is None and not is_writing(folder):
             pass
