@@ -205,7 +205,13 @@ def lose(workflow: Workflow, patterns: str) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-KILLS = [pytest.param(mode, kill, id=f"{mode}-{kill}") for mode, kills in CASES.items() for kill in kills]
+# Those that modes have in common are killed in either: every other one here, the rest in `make test-exhaustive`.
+REST = {"colocated": SHARED[1::2], "staged": SHARED[::2]}
+KILLS = [
+    pytest.param(mode, kill, id=f"{mode}-{kill}", marks=[pytest.mark.exhaustive] * (kill in REST.get(mode, ())))
+    for mode, kills in CASES.items()
+    for kill in kills
+]
 
 
 @pytest.mark.parametrize(("reference", "kill"), KILLS, indirect=["reference"])
