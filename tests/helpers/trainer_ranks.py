@@ -1,4 +1,4 @@
-"""Run by test_trainer_ranks.py under torch.distributed.run: trains on this rank's share in several ways, one file each."""
+"""Run by test_trainer_ranks.py on two ranks: trains on this rank's share in several ways, one file each."""
 
 import os
 import sys

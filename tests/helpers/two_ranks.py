@@ -1,4 +1,4 @@
-"""Run by test_two_ranks.py under torch.distributed.run: trains on this rank's share and writes what came out."""
+"""Run by test_two_ranks.py on two ranks: trains on this rank's share and writes what came out."""
 
 import os
 import sys

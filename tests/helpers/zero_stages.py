@@ -1,4 +1,4 @@
-"""Run by test_two_ranks.py under torch.distributed.run: a step of plain gradient descent in each ZeRO stage.
+"""Run by test_two_ranks.py on two ranks: a step of plain gradient descent in each ZeRO stage.
 
 Each rank has its share of the rollouts, and every batch is cut into chunks. Written are the weights after the step.
 """

@@ -1,9 +1,6 @@
 """Two DeepSpeed processes compute what one does, however they share the model out."""
 
 import ast
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from effopd.models.models import load_tensors, weights_of
+from preloaded import run_ranks
 from trainer_data import SETTINGS, data, loss_and_metrics
 from trainer_ranks import WAYS, make_trainer
 
@@ -24,11 +22,8 @@ TWICE = ("zero2then3", "bf16zero1then3")
 def trained(tmp_path_factory):
     """What two ranks made of four steps, in every way; and what a second start made of some."""
     folders = [tmp_path_factory.mktemp(name) for name in ("ranks", "again")]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = Path(__file__).parents[1] / "helpers" / "trainer_ranks.py"
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     for folder, ways in zip(folders, (WAYS, TWICE), strict=True):
-        subprocess.run([*launch, str(script), str(folder), *ways], check=True, timeout=400, env=environment)
+        run_ranks(Path(__file__).parents[1] / "helpers/trainer_ranks.py", folder, *ways)
     return folders
 
 

@@ -84,24 +84,31 @@ def _module_path(module: str) -> Path:
 def _imports(module: str) -> tuple[str, ...]:
     """The effopd modules named by the import statements of `module`, those inside functions included."""
     found: list[str] = []
-    for node in ast.walk(ast.parse(_source(module))):
-        if isinstance(node, ast.Import):
-            found += (alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
-            for alias in node.names:
-                submodule = f"{node.module}.{alias.name}"
-                found.append(submodule if _module_path(submodule).is_file() else node.module)
+    for parent, name in read_code(_source(module))[0]:
+        submodule = f"{parent}.{name}"
+        found.append(submodule if name and _module_path(submodule).is_file() else parent)
     return tuple(found)
 
 
 @cache
 def _tree_digest(module: str) -> str:
-    tree = ast.parse(_source(module))
+    return read_code(_source(module))[1]
+
+
+@cache
+def read_code(source: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    """What a module's text imports of effopd, as (module, name or nothing), and a digest of the code in it."""
+    imports: list[tuple[str, str]] = []
+    tree = ast.parse(source)
     for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += ((alias.name, "") for alias in node.names if alias.name.split(".")[0] == PACKAGE)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
+            imports += ((node.module, alias.name) for alias in node.names)
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             node.body = body[1:]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()
+    return tuple(imports), hashlib.sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()
 
 
 def _is_docstring(node: ast.AST) -> bool:
