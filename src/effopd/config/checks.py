@@ -15,7 +15,6 @@ from effopd.config.value_checks import alike_problems, text_problems
 from effopd.data.sharding import batches_of
 from effopd.extrapolation.gate import BLIND
 from effopd.extrapolation.modules import LINE_BY_MODULE
-from effopd.extrapolation.predictors import METHODS
 from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, trigger_steps
 from effopd.tasks.arithmetic import CHARACTERS, EOS, PAD
 from effopd.tasks.sources import is_local
@@ -329,8 +328,6 @@ def _prediction_problems(config: Mapping[str, Any], name: str) -> Iterator[str]:
     if prediction["run"] not in config["runs"]:
         known = listed(list(config["runs"]))
         yield f"`{place}.run` is {prediction['run']!r}, which is no run. Name one of: {known}."
-    if prediction["method"] not in METHODS:
-        yield f"`{place}.method` is {prediction['method']!r}; it must be one of {listed(list(METHODS))}."
     coefficients = prediction["coefficients"]
     if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
         yield f"`{place}.coefficients` is {coefficients}; it must increase. Sort it and drop repeats."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from effopd.common.errors import ConfigError
+from effopd.config.plugin_sections import with_registered
 
 RUN_SECTIONS = ("training", "extrapolation")  # what a run may override
 TRUTH = {"yes": True, "on": True, "no": False, "off": False}  # by YAML 1.1; by 1.2 text
@@ -27,9 +29,13 @@ class Unquoted(str):
 
 @cache
 def schema() -> dict[str, Any]:
-    """The schema, which holds every default."""
+    """The schema, which holds every default, with the names that are registered and their sections.
+
+    Raises ConfigError if another package registers something unusable.
+    """
     text = resources.files("effopd.config").joinpath("schema.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = yaml.safe_load(text)
+    loaded: dict[str, Any] = json.loads(json.dumps(yaml.safe_load(text)))  # aliases become copies
+    with_registered(loaded, loaded["$defs"])
     return loaded
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.artifacts.manifests import Manifest
+from effopd.common.registry import load
 from effopd.config.runtime_options import endpoint_of
 from effopd.data.rollouts import Rollouts
 from effopd.distillation.step_artifacts import Rows
 from effopd.engines.base import RolloutEngine, build_engine, longest_context
 from effopd.models.lm_head import Head, KnownTokens, restricted
 from effopd.models.models import dtype_of, load_frozen, load_model, load_tokenizer, model_with, special_ids
-from effopd.teachers import teacher_module
 from effopd.teachers.scoring import LocalTeacher, Teacher, WithReference
 from effopd.training.checkpoints import Point
 from effopd.training.trainer import Trainer, TrainerSettings
@@ -53,9 +52,7 @@ class Learner:
         model = restricted(model_with(self.folder, self.point.weights(), start), self.tokenizer)
         trainer: Trainer
         if "lora" in self.training:
-            # Imported by name so that only LoRA runs depend on this code.
-            kind = importlib.import_module("effopd.training.lora").LoraTrainer
-            trainer = kind(model, settings, self.training["lora"], seed, self.device)
+            trainer = load("parts", "lora")(model, settings, self.training["lora"], seed, self.device)
         else:
             trainer = Trainer(model, settings, self.device)
         if optimizer := self.point.optimizer():
@@ -75,8 +72,7 @@ class Learner:
         if "gate" not in self.extrapolation:
             return None
         previous = rows[-1] if rows else self.point.manifest.result
-        kind = importlib.import_module("effopd.distillation.every_step").StepExtrapolation  # as of LoRA
-        jump: Jump = kind(
+        jump: Jump = load("parts", "extrapolation")(
             self.extrapolation,
             self.training,
             trainer=trainer,
@@ -108,8 +104,8 @@ def teacher_of(
     top_k = objective["top_k"] if support == "top_k" else 0
     scorer: Teacher
     if training["scored_by"] == "endpoint":
-        kind = importlib.import_module(teacher_module("endpoint")).EndpointTeacher
-        scorer = kind(endpoint_of(training["teacher"]), tokenizer, top_k=top_k, vocabulary=tokens.size)
+        served = endpoint_of(training["teacher"])
+        scorer = load("teachers", "endpoint")(served, tokenizer, top_k=top_k, vocabulary=tokens.size)
     else:
         scorer = LocalTeacher(
             load_frozen(teacher, device),

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from effopd.common.registry import load
 from effopd.data.rollouts import PaddedBatch, Rollouts
 from effopd.losses.divergences import (
-    DIVERGENCES,
     distillation_advantages,
     extrapolated_logprobs,
     gathered,
@@ -87,7 +87,7 @@ class MicroBatch:
             student, teacher = vocabulary_logprobs(logits, self.teacher_logits(rows))
             self._importance(gathered(student.detach(), targets), rows)
         # The divergence is exact at each position: that an engine drew the tokens needs no weight.
-        return DIVERGENCES[self.objective["divergence"]](student, teacher).sum() / self.total_tokens
+        return load("objectives", self.objective["divergence"])(student, teacher).sum() / self.total_tokens
 
     def _importance(self, logprobs: torch.Tensor, rows: slice) -> torch.Tensor:
         weights = truncated_importance_weights(logprobs, self.rollout_logprobs[rows], self.importance_limit)

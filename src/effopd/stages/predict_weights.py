@@ -13,13 +13,14 @@ import torch
 from effopd.artifacts.manifests import Manifest, read_manifest, write_manifest
 from effopd.common.errors import ArtifactError, ConfigError
 from effopd.common.progress import say
+from effopd.common.registry import load
 from effopd.data.prompts import Prompts, load_prompts
 from effopd.data.rollouts import Rollouts
 from effopd.dynamics.kept import Kept
 from effopd.dynamics.reconstruction import along, update
 from effopd.extrapolation.candidates import delta_norms, moving_parameters
 from effopd.extrapolation.gate import decision
-from effopd.extrapolation.predictors import METHODS, Trajectory
+from effopd.extrapolation.predictors import Trajectory
 from effopd.extrapolation.search import search
 from effopd.models.models import Weights, save_tensors
 from effopd.stages.evaluate_candidates import Gate, rollouts_of
@@ -97,7 +98,7 @@ class Predictor:
     """Predicted weights of one trajectory, whatever the coefficient; reads the states a parameter at a time."""
 
     def __init__(self, kept: Kept, method: str, parameters: str, accuracies: dict[int, float] | None) -> None:
-        self.kept, self.method, self.accuracies = kept, METHODS[method], accuracies
+        self.kept, self.method, self.accuracies = kept, load("predictors", method), accuracies
         self.parameters = kept.parameters()
         try:
             self.moving = set(moving_parameters([parameter.name for parameter in self.parameters], parameters))
