@@ -234,6 +234,8 @@ MODULES = {
     "teachers/endpoint.py": {},
     "extrapolation/search.py": BOTH_RUNS_AFTER_A_GATE,
     "extrapolation/gate.py": BOTH_RUNS_AFTER_A_GATE,
+    "extrapolation/driver.py": BOTH_RUNS_AFTER_A_GATE,
+    "evaluation/rollout_gate.py": BOTH_RUNS_AFTER_A_GATE,
     "distillation/every_step.py": {},  # no run of this experiment extrapolates after every step
     "extrapolation/predictors.py": {},  # nothing is predicted in this experiment (test_predictions.py)
     "stages/predict_weights.py": {},

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from effopd.common.errors import ConfigError
 from effopd.extrapolation.schedule import kept_steps, powers_of_two, trigger_steps
-from effopd.extrapolation.search import Outcome, better, search
+from effopd.extrapolation.search import SearchResult, better, search
 
 
 def run(kind, score, current, accept=">="):
@@ -127,7 +127,7 @@ def test_a_decision_that_rests_on_something_has_no_warning_and_one_on_nothing_sa
         assert (asked, outcome.trials, outcome.coefficient) == ([], [], 0)
         assert outcome.reason == "the score of the current weights is not finite"
         assert outcome.warning == f"nothing is extrapolated: {outcome.reason}"
-    assert Outcome([], 0.0, "for no reason").warning == ""
+    assert SearchResult([], 0.0, "for no reason").warning == ""
     flat, _ = run(kind, lambda c: 0.5, 0.5, ">=")
     assert flat.warning == (
         "every candidate scores the same as the current weights (0.5), and `accept` takes ties. Write accept: '>', or have "

@@ -216,7 +216,7 @@ def evaluate_candidates(device: str, threads: int, **arguments: Any) -> None:
 @_stage("evaluate-candidate", _STUDENT, _TEACHER, _PROMPTS, _STATE, _ANCHOR, _ANCHOR_LEDGER, computes=True)
 def evaluate_candidate(device: str, threads: int, **arguments: Any) -> None:
     """Score one extrapolated candidate with the gate."""
-    from effopd.stages.evaluate_candidates import evaluate_candidate as run
+    from effopd.stages.evaluate_candidates import evaluate_candidates as run
 
     run(device=_device(device, threads), **arguments)
 

@@ -60,7 +60,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "gates": {
         "accuracy": "effopd.evaluation.measure:Measurement",
         "reverse_kl": "effopd.teachers.scoring:ReverseKL",
-        **dict.fromkeys(("random", "always"), "effopd.extrapolation.gate:blind_value"),
+        **dict.fromkeys(("random", "always"), "effopd.extrapolation.gate:BlindGate"),
     },
     "predictors": _functions("effopd.extrapolation.predictors", "expo", "relex", "relex_log", "alpha"),
     "parts": {  # of a run's training, where the run has them
@@ -81,7 +81,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         **_functions(
             "effopd.stages.segments", "train_segment", "generate_rollouts", "score_rollouts", "update_policy"
         ),
-        **_functions("effopd.stages.evaluate_candidates", "evaluate_candidate"),
+        "evaluate_candidate": "effopd.stages.evaluate_candidates:evaluate_candidates",
         "make_source_table": "effopd.stages.make_task_table:make_task_table",
     },
 }  # fmt: skip

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -58,13 +58,37 @@ def section_defaults(section: str) -> Any:
 def run_settings(config: Mapping[str, Any], run: str) -> dict[str, Any]:
     """The `training` and `extrapolation` sections of a run: the defaults with its overrides.
 
-    What a mapping that only the run has (`training.lora`) leaves open is filled in.
+    What a mapping that only the run has (`training.lora`) leaves open is filled in; options of what it does not choose
+    are left out.
     """
-    overrides = config["runs"][run]
-    return {
-        section: fill(merged(config[section], overrides.get(section, {})), schema()["properties"][section])
-        for section in RUN_SECTIONS
-    }
+    overrides, settings = config["runs"][run], {}
+    for section in RUN_SECTIONS:
+        node = schema()["properties"][section]
+        settings[section] = fill(merged(config[section], overrides.get(section, {})), node)
+        for *path, name in unchosen(settings[section], node):
+            del below(settings[section], path)[name]
+    return settings
+
+
+def unchosen(value: Mapping[str, Any], node: Mapping[str, Any]) -> list[list[str]]:
+    """Where options of a registered name are, below a filled value, that the key beside them does not choose."""
+    node = branch_of(resolve(node), value)
+    others = node.get("additionalProperties") or {}
+    found = []
+    for key, own in value.items():
+        child = node.get("properties", {}).get(key, others)
+        if value.get(child.get("chosen_by", key)) != key and "chosen_by" in child:
+            found.append([key])
+        elif isinstance(own, Mapping) and key != "runs":
+            found += [[key, *path] for path in unchosen(own, child)]
+    return found
+
+
+def below(section: Any, path: Sequence[str]) -> Any:
+    """What a section holds at the end of a path of keys; None if it does not say."""
+    for part in path:
+        section = section.get(part) if isinstance(section, Mapping) else None
+    return section
 
 
 def merged(base: Any, override: Any) -> Any:
@@ -167,6 +191,8 @@ def fill(value: Any, node: Mapping[str, Any]) -> Any:
         child = resolve(child)
         if key not in value and "default" in child:
             value[key] = copy.deepcopy(child["default"])
+        if "chosen_by" in child and value.get(child["chosen_by"]) == key:
+            value.setdefault(key, {})
         if key in value and key != "runs":  # a run's missing keys come from the sections it overrides, not from here
             value[key] = fill(value[key], child)
     others = node.get("additionalProperties")

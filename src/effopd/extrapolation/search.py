@@ -27,7 +27,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchResult:
     """What a search tried, in order, and the coefficient it ended with (0: keep the current weights)."""
 
     trials: list[Trial]
@@ -49,7 +49,7 @@ def search(
     accept: str,
     start: float = 1.0,
     options: Mapping[str, Any] | None = None,
-) -> Outcome:
+) -> SearchResult:
     """Look for the coefficient to accept, given the score of the current weights.
 
     `kind` names a function of `Trials`, the coefficients, where a line search starts, and `options` as keywords; it
@@ -58,7 +58,7 @@ def search(
     """
     if not math.isfinite(current):
         why = "the score of the current weights is not finite"
-        return Outcome([], 0.0, why, f"nothing is extrapolated: {why}")
+        return SearchResult([], 0.0, why, f"nothing is extrapolated: {why}")
     tracker = Trials(score, current, accept)
     reason = load("searches", kind)(tracker, coefficients, start, **(options or {}))
     warning = ""
@@ -69,7 +69,7 @@ def search(
             f"every candidate scores the same as the current weights ({current:g}), and `accept` takes ties. Write "
             "accept: '>', or have the gate ask more."
         )
-    return Outcome(tracker.trials, tracker.coefficient, reason, warning)
+    return SearchResult(tracker.trials, tracker.coefficient, reason, warning)
 
 
 def first_step(previous: float) -> float:

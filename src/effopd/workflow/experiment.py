@@ -187,7 +187,8 @@ class Outline:
         return f"{settings['student']}-{settings['teacher']}-{digest(settings)[:8]}"
 
     def _preflight_settings(self, run: str) -> dict[str, Any]:
-        return {key: value for key, value in self.runs[run]["training"].items() if key in PREFLIGHT}
+        training = self.runs[run]["training"]
+        return {key: value for key, value in training.items() if key in (*PREFLIGHT, training["engine"])}
 
     def preflights(self) -> dict[str, list[str]]:
         """All checks by name, with the runs that depend on them."""
@@ -304,9 +305,9 @@ class Outline:
     @property
     def several_sources(self) -> bool:
         """Whether the test problems of the task that is trained on come from several sources, by their names."""
-        if self.task_name == "arithmetic":
-            return False
         splits = self.config["task"]["splits"]
+        if not isinstance(splits["test"], Mapping):  # a number of problems that the task makes up
+            return False
         behind = splits["test"] if "sources" in splits["test"] else splits["train"]  # a share is of the training's
         return len({source_name(source) for source in behind["sources"]}) > 1
 
@@ -316,9 +317,7 @@ class Outline:
 
     def data_files(self, task: str | None = None) -> list[str]:
         """The local files that a task's data is made from. Raises ConfigError where one does not exist."""
-        if self.task(task)["name"] == "arithmetic":
-            return []
-        splits = self.task(task)["splits"].values()
+        splits = [split for split in self.task(task)["splits"].values() if isinstance(split, Mapping)]
         sources = [source for split in splits for source in split.get("sources", ())]
         with named_for(task if task in self.other_tasks else None):
             return [str(path) for source in sources for path in local_files(source)]
