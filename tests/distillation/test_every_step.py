@@ -68,7 +68,7 @@ def setting(tmp_path, tokenizer):
 
         def loss(model, _):
             logits = model(input_ids=batch.tokens[:, :-1]).logits[batch.mask]
-            return negative_log_likelihood(token_logprobs(logits, wanted), len(wanted))
+            return negative_log_likelihood(token_logprobs(logits, wanted), len(wanted)), {}
 
         trainer.step([None], loss, 1e-3)
 

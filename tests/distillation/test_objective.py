@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+import objective_steps
 from effopd.common.randomness import epoch_order
-from effopd.distillation.objective import MicroBatch
+from effopd.distillation.objective import distillation_loss
 from effopd.distillation.step import generate_rollouts, rollout_limit
 from effopd.losses import chunked as chunked_loss_module
 from effopd.models import lm_head as logits_module
@@ -84,10 +85,12 @@ def test_chunks_change_nothing_with_tied_embeddings_soft_caps_and_experts(family
 
 def test_chunks_are_really_chunks_and_a_small_batch_is_not_cut(model, other_model, monkeypatch):
     calls = []
-    original = MicroBatch.loss
-    monkeypatch.setattr(
-        MicroBatch, "loss", lambda self, logits, rows: (calls.append(len(logits)), original(self, logits, rows))[1]
-    )
+
+    def counted(training, total_tokens, micro, logits, rows):
+        calls.append(len(logits))
+        return distillation_loss(training, total_tokens, micro, logits, rows)
+
+    monkeypatch.setattr(objective_steps, "distillation_loss", counted)
     rollouts = rollouts_of(model)
     loss_and_gradients(model, other_model, "full", rollouts)
     assert calls == [rollouts.completion_tokens]

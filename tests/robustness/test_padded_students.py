@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from effopd.common.registry import load
-from effopd.distillation.objective import MicroBatch
+from effopd.distillation.objective import ScoredBatch, distillation_loss
 from effopd.distillation.step import update_policy
 from effopd.engines.base import Sampling, build_engine
 from effopd.integrations.gates import ReverseKLGate
@@ -115,8 +116,9 @@ def test_losses_and_gradients_are_those_over_the_known_ids(family, objective, po
     head = Head.of(teacher) if full else None
     if head is not None:
         head = Head(head.weight, head.bias, head.cap, tokens)
-    micro = MicroBatch(rollouts, scorer.score(rollouts), training, rollouts.completion_tokens, 0, CPU, head)
-    loss = chunked_loss(student, micro.batch, micro.loss)
+    micro = ScoredBatch.from_rollouts(rollouts, scorer.score(rollouts), 0, CPU, head)
+    loss_of = partial(distillation_loss, training, rollouts.completion_tokens, micro)
+    loss, _ = chunked_loss(student, micro.batch, loss_of)
     loss.backward()
     found = {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
     student.zero_grad()

@@ -14,7 +14,7 @@ from effopd.training.checkpoints import METRICS, WEIGHTS, Point
 from effopd.training.trainer import Trainer, TrainerSettings
 from small_run import CPU, SmallRun, moved
 from tiny_models import make_model
-from trainer_data import data, loss_of
+from trainer_data import data, loss_and_metrics
 
 GATE = {"metric": "reverse_kl", "examples": 6}
 EVERY_STEP = {
@@ -56,7 +56,7 @@ def test_after_a_trigger_training_goes_on_with_the_moments_that_the_configuratio
     run = SmallRun(tmp_path, extrapolation={"moments": moments, "gate": GATE})
     trained = Trainer(make_model(0), TrainerSettings(1e-3, (0.9, 0.999), 0.0, 1.0))
     for step in range(3):
-        trained.step([data(step)], loss_of, 1e-3)
+        trained.step([data(step)], loss_and_metrics, 1e-3)
     before, accepted = trained.optimizer_state(), moved(trained.weights(), 4)
     run.write_state(2, trained.weights(), before)
     run.write_ledger(2, -4.0 if jumped else 0.0, accepted)

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from effopd.models.models import load_tensors, weights_of
-from trainer_data import SETTINGS, data, loss_of
+from trainer_data import SETTINGS, data, loss_and_metrics
 from trainer_ranks import WAYS, make_trainer
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def results(folder, way, rank=0):
 @pytest.mark.parametrize("way", WAYS)
 def test_two_ranks_train_the_same_model_as_one(trained, way):
     alone = make_trainer(way, 0, SETTINGS)
-    losses = [alone.step([data(step)], loss_of, 1e-3)["loss"] for step in range(4)]
+    losses = [alone.step([data(step)], loss_and_metrics, 1e-3)[0]["loss"] for step in range(4)]
     found = results(trained[0], way)
     exact = not way.startswith("bf16")
     for name, tensor in (weights_of(alone.model) | alone.optimizer_state().moments).items():

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+
+import torch
 
 from effopd.common.randomness import epoch_order, seed_of
 from effopd.data.batching import passes_of
 from effopd.data.rollouts import Rollouts
 from effopd.data.sharding import WHOLE, Share
-from effopd.distillation.objective import MicroBatch
+from effopd.distillation.objective import ScoredBatch, distillation_loss
 from effopd.engines.base import RolloutEngine, Sampling
 from effopd.losses.chunked import chunked_loss
+from effopd.losses.metrics import Metrics, add_up
 from effopd.models.lm_head import Head
 from effopd.teachers.scoring import Scores
 from effopd.training.trainer import Trainer, warmed_up
@@ -72,14 +76,15 @@ def update_policy(
     for chosen in passes_of([lengths[row] for row in share], training.get("micro_batch", size)):
         rows = [share[position] for position in chosen]
         part, scored = rollouts.select(rows), scores.select(rows)
-        micros.append(MicroBatch(part, scored, training, total, pad_id, trainer.model.device, teacher_head))
+        micros.append(ScoredBatch.from_rollouts(part, scored, pad_id, trainer.model.device, teacher_head))
+
+    def loss_of(model: Any, micro: ScoredBatch) -> tuple[torch.Tensor, Metrics]:
+        return chunked_loss(model, micro.batch, partial(distillation_loss, training, total, micro))
 
     lr = warmed_up(training["lr"], step, training["warmup_steps"])
-    facts = trainer.step(micros, lambda model, micro: chunked_loss(model, micro.batch, micro.loss), lr)
-    means = {
-        name: trainer.sum_over_ranks(sum(micro.sums[name].item() for micro in micros)) / total
-        for name in micros[0].sums
-    }
+    facts, metrics = trainer.step(micros, loss_of, lr)
+    sums = add_up([*(micro.metrics for micro in micros), *metrics])
+    means = {name: trainer.sum_over_ranks(value.item()) / total for name, value in sums.items()}
     return {
         "reverse_kl": means.pop("reverse_kl"),
         **facts,

@@ -53,7 +53,8 @@ def pretrain_model(spec: dict[str, Any], data: Path, out: Path, device: torch.de
         progress = step / settings["steps"]
         decay = FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2
         lr = warmed_up(settings["lr"], step, settings["warmup_steps"]) * decay
-        return trainer.step(batches, lambda m, b: _loss(m, b, total), lr)
+        facts, _ = trainer.step(batches, lambda m, b: (_loss(m, b, total), {}), lr)
+        return facts
 
     train_into_folder(
         out,

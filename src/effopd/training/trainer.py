@@ -19,6 +19,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from effopd.common.errors import DivergenceError
+from effopd.losses.metrics import Metrics
 from effopd.models.models import Weights, weights_in
 from effopd.training.master_weights import Masters
 
@@ -182,23 +183,24 @@ class Trainer:
     def step(
         self,
         micro_batches: Sequence[Micro],
-        loss_of: Callable[[PreTrainedModel, Micro], torch.Tensor],
+        loss_of: Callable[[PreTrainedModel, Micro], tuple[torch.Tensor, Metrics]],
         lr: float,
         idle_loss: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = zero_of_logits,
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], list[Metrics]]:
         """Forward, loss and backward of every micro-batch, then one update.
 
-        `loss_of(model, micro_batch)` returns a scalar that is already divided by the size of the whole batch, so that
-        the losses of the micro-batches (and ranks) add up. A rank with fewer micro-batches than another takes
-        `idle_loss(model, token)` where all have to keep step (ZeRO 2 and 3): 0, by way of every parameter that is
-        trained. Returns the summed `loss` and the `gradient_norm` before clipping. Raises DivergenceError where either
-        is not finite, before anything is changed.
+        `loss_of(model, micro_batch)` returns metrics and a scalar that is already divided by the size of the whole
+        batch, so that the losses of the micro-batches (and ranks) add up. A rank with fewer micro-batches than another
+        takes `idle_loss(model, token)` if all have to keep step (ZeRO 2 and 3): 0, by way of every parameter that is
+        trained. Returns the summed `loss` with the `gradient_norm` before clipping, and the metrics of each of this
+        rank's micro-batches. Raises DivergenceError if loss or norm is not finite, before anything is changed.
         """
         self.engine.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with _linear(self._linear):
-            value = self.sum_over_ranks(self._add_up_gradients(micro_batches, loss_of, idle_loss))
+            loss, metrics = self._add_up_gradients(micro_batches, loss_of, idle_loss)
+        value = self.sum_over_ranks(loss)
         if not math.isfinite(value):
             raise DivergenceError(
                 f"the loss of optimizer step {self.optimizer_steps + 1} is {value}. Lower `lr` (now {lr:g}) or tighten "
@@ -218,29 +220,31 @@ class Trainer:
                 "earlier steps are kept."
             )
         self.optimizer_steps += 1
-        return {"loss": value, "gradient_norm": norm}
+        return {"loss": value, "gradient_norm": norm}, metrics
 
     def _add_up_gradients(
         self,
         micro_batches: Sequence[Micro],
-        loss_of: Callable[[PreTrainedModel, Micro], torch.Tensor],
+        loss_of: Callable[[PreTrainedModel, Micro], tuple[torch.Tensor, Metrics]],
         idle_loss: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor],
-    ) -> float:
-        """Forward and backward passes of a step on this rank; returns the sum of its losses."""
+    ) -> tuple[float, list[Metrics]]:
+        """Forward and backward passes of a step on this rank; returns the sum of its losses, and their metrics."""
         total = torch.zeros((), device=self.engine.device)
+        metrics: list[Metrics] = []
         passes = max(1, len(micro_batches))
         if self.settings.zero_stage >= 2:
             passes = max(self.gather(passes))
         for position in range(passes):
             self.engine.set_gradient_accumulation_boundary(position + 1 == passes)
             if position < len(micro_batches):
-                loss = loss_of(self.engine, micro_batches[position])
+                loss, sums = loss_of(self.engine, micro_batches[position])
                 total += loss.detach()
+                metrics.append(sums)
             else:
                 loss = idle_loss(self.engine, torch.zeros((1, 1), dtype=torch.int64, device=self.engine.device))
             # DeepSpeed averages gradients over the ranks; the losses are shares of one sum.
             self.engine.backward(loss * self.ranks, scale_wrt_gas=False)
-        return float(total.item())
+        return float(total.item()), metrics
 
     def weights(self, everywhere: bool = False) -> Weights:
         """A copy of the master weights on the CPU, on the first rank or `everywhere`; nothing on the others.
