@@ -70,8 +70,10 @@ def run_settings(config: Mapping[str, Any], run: str) -> dict[str, Any]:
     return settings
 
 
-def unchosen(value: Mapping[str, Any], node: Mapping[str, Any]) -> list[list[str]]:
+def unchosen(value: Any, node: Mapping[str, Any]) -> list[list[str]]:
     """Where options of a registered name are, below a filled value, that the key beside them does not choose."""
+    if not isinstance(value, Mapping):
+        return []
     node = branch_of(resolve(node), value)
     others = node.get("additionalProperties") or {}
     found = []
@@ -79,7 +81,7 @@ def unchosen(value: Mapping[str, Any], node: Mapping[str, Any]) -> list[list[str
         child = node.get("properties", {}).get(key, others)
         if value.get(child.get("chosen_by", key)) != key and "chosen_by" in child:
             found.append([key])
-        elif isinstance(own, Mapping) and key != "runs":
+        elif key != "runs":
             found += [[key, *path] for path in unchosen(own, child)]
     return found
 

@@ -91,13 +91,18 @@ class ScoredBatch:
 
     def at(self, rows: slice) -> TokenScores:
         """What there is of the completion tokens in `rows`."""
-        per_token = self.reference_logprobs, self.top_ids, self.teacher_buckets
+
+        def there(values: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values is None else values[rows]
+
         return TokenScores(
-            self.targets[rows],
-            self.rollout_logprobs[rows],
-            self.teacher_logprobs[rows],
-            *(None if values is None else values[rows] for values in per_token),
-            None if self.teacher_logits is None else self.teacher_logits(rows),
+            tokens=self.targets[rows],
+            rollout_logprobs=self.rollout_logprobs[rows],
+            teacher_logprobs=self.teacher_logprobs[rows],
+            reference_logprobs=there(self.reference_logprobs),
+            top_ids=there(self.top_ids),
+            teacher_buckets=there(self.teacher_buckets),
+            teacher_logits=None if self.teacher_logits is None else self.teacher_logits(rows),
         )
 
     @property

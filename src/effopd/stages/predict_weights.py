@@ -48,7 +48,7 @@ def predict_weights(
     if list(kept.trained) != spec["states"]:
         raise ArtifactError(f"the states given are of steps {list(kept.trained)}, and {spec['states']} are needed.")
     accuracies, validated = _accuracies(kept, [read_manifest(path, "evaluation") for path in validations])
-    predictor = Predictor(kept, spec["method"], spec["options"], settings["parameters"], accuracies)
+    predictor = Predictor(kept, spec["method"], spec.get("options", {}), settings["parameters"], accuracies)
     prompts_manifest, teacher_manifest = read_manifest(prompts, "prompts"), read_manifest(teacher, "model")
     source = gate_source(spec, prompts_manifest, states)
     with opened_gate(spec, source, base, teacher, device, predictor.weights) as gate:

@@ -123,7 +123,7 @@ class Plan(Outline):
         keys = ("coefficients", "search", "accept", "parameters", "gate", search)
         return {
             "method": method,
-            "options": settings.get(method, {}),
+            **({"options": settings[method]} if method in settings else {}),
             "parts": {"method": _code("predictors", method), **_search(settings)},
             "states": self.states_behind(prediction, int(step)),
             "extrapolation": {key: settings[key] for key in keys if key in settings},
