@@ -1,6 +1,8 @@
 """The registry: this package's entries, those of other packages, and what is wrong with some."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -194,3 +196,16 @@ def test_a_module_that_is_not_python_is_named(losses):
     fingerprints._imports.cache_clear()
     with pytest.raises(ConfigError, match=r"one/loss.py, line 1: this is not Python \(invalid syntax\)"):
         code_digest("one.loss")
+
+
+def test_every_block_of_the_documentation_is_of_the_package_that_is_tested():
+    root = Path(__file__).parents[2]
+    sources = [
+        path.read_text()
+        for path in (root / "tests/helpers/plugin").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    ]
+    blocks = re.findall(r"^```\w+\n(.*?)^```$", (root / "docs/plugins.md").read_text(), flags=re.S | re.M)
+    assert len(blocks) == 8
+    for block in blocks:
+        assert any(block in source for source in sources), block

@@ -8,26 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from workflow_runs import Workflow
 
 pytestmark = pytest.mark.slow
 PLUGIN = Path(__file__).parents[1] / "helpers/plugin"
-
-EXPERIMENT = {
-    "task": {"name": "reversal", "splits": {"train": 200, "validation": 16, "test": 24}, "corpus": {"size": 400}},
-    "seeds": [0],
-    "dynamics": {"enabled": False},
-    "runs": {
-        "opd": {"extrapolation": {"triggers": "none"}},
-        "skewed": {
-            "training": {"objective": {"support": "top_k", "top_k": 5, "divergence": "skewed_kl", "skewed_kl": {"skew": 0.2}}},
-            "extrapolation": {"triggers": "none"},
-        },
-        "surprised": {"extrapolation": {"gate": {"metric": "surprise"}}},
-        "of_rollouts": {"extrapolation": {"gate": {"metric": "surprise", "source": "rollouts"}}},
-    },
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +29,9 @@ def installed(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def done(installed, tmp_path_factory) -> Workflow:
     workflow = Workflow(tmp_path_factory.mktemp("workflow"), environment={"PYTHONPATH": str(installed)})
-    workflow.config = {**workflow.config, **EXPERIMENT}
+    own = yaml.safe_load((PLUGIN / "experiment.yaml").read_text())
+    training = {**workflow.config["training"], **own["training"]}
+    workflow.config |= {**own, "training": training, "seeds": [0], "dynamics": {"enabled": False}}
     workflow.run()
     return workflow
 
@@ -58,20 +46,29 @@ def test_a_workflow_runs_with_them(done):
         assert result["metric"] == "surprise"
         assert result["current"]["score"] == -result["current"]["value"]
         assert len(result["current"]["per_item"]) == 8
-        assert result["trials"]
+        assert result["trials"][0]["coefficient"] == (10 if run == "surprised" else 2)
     assert done.path("report.html").is_file()
     assert done.planned() == {}
 
 
-EVALUATED = {"make_tables": 1, "plot_figure": 6, "write_report": 1}
-ONE_RUN = {"train_segment": 3, "evaluate": 3, "collect_run": 1, **EVALUATED}
-GATES = {"evaluate_candidates": 6, "select_candidate": 6}
+TABLES = {"make_tables": 1, "plot_figure": 5, "write_report": 1}
+FORWARD = {
+    "evaluate_candidates": 3,
+    "select_candidate": 3,
+    "train_segment": 2,
+    "evaluate": 3,
+    "collect_run": 1,
+}  # of a run
+BOTH = {rule: 2 * count for rule, count in FORWARD.items()}
+PREDICTED = {"predict_weights": 2, "evaluate_prediction": 2}
 EDITS = {
-    "gate.py": {**GATES, "train_segment": 4, "evaluate": 6, "collect_run": 2, **EVALUATED},
-    "objective.py": ONE_RUN,
+    "gate.py": {**BOTH, **TABLES},
+    "search.py": {**FORWARD, **TABLES},
+    "objective.py": {"train_segment": 3, "evaluate": 3, "collect_run": 1, **TABLES},
+    "predictor.py": {**PREDICTED, **TABLES},
     "task.py": {
         "make_data": 1, "pretrain_model": 1, "train_rl": 1, "tokenize_prompts": 2, "preflight": 1, "evaluate_model": 2,
-        "train_segment": 12, "evaluate": 12, "collect_run": 4, **GATES, **EVALUATED,
+        **BOTH, "train_segment": 12, "evaluate": 12, "collect_run": 4, **PREDICTED, **TABLES,
     },
     "surprise.schema.yaml": {},
 }  # fmt: skip

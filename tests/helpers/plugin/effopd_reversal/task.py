@@ -10,6 +10,16 @@ class ReversalTask(Task):
     def __init__(self, section):
         self.section = section  # `task` of the configuration; to verify, its name is enough
 
+    def verify(self, problem, completion):
+        right = completion == problem.answer
+        return Verdict(float(right), "right" if right else "another number")
+
+    def right_completion(self, problem: Problem):
+        return problem.answer
+
+    def wrong_completion(self, problem: Problem):
+        return problem.answer + "0"
+
     def make_tables(self):
         import pandas as pd
 
@@ -29,16 +39,6 @@ class ReversalTask(Task):
             answers = [p[:-1] if slip else p[-2::-1] for p, slip in zip(prompts, slips, strict=True)]
             tables["corpus"] = pd.DataFrame({"prompt": prompts, "completion": answers})
         return tables, {}
-
-    def verify(self, problem, completion):
-        right = completion == problem.answer
-        return Verdict(float(right), "right" if right else "another number")
-
-    def right_completion(self, problem: Problem):
-        return problem.answer
-
-    def wrong_completion(self, problem: Problem):
-        return problem.answer + "0"
 
     def make_tokenizer(self):  # for models that are trained from scratch
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
