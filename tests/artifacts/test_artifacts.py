@@ -14,7 +14,8 @@ from effopd.artifacts.locks import claim_results
 from effopd.artifacts.manifests import atomic_path, read_manifest, write_manifest, write_text
 from effopd.common.errors import ArtifactError, UserError, describe_os_error
 from effopd.models.models import save_tensors
-from effopd.training.checkpoints import Point, ResumePoint, save_state
+from effopd.training.checkpoints import Point, save_state
+from effopd.training.resume import ResumePoint
 from effopd.training.trainer import OptimizerState
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}

@@ -109,7 +109,7 @@ def test_a_search_says_why_it_ended(kind, score, reason):
 
 
 def test_a_score_displaces_another_only_where_both_are_numbers_and_a_tie_only_where_ties_are_accepted():
-    assert [better(value, 1.0) for value in (0.5, 1.0, 1.5)] == [False, False, True]
+    assert [better(value, 1.0, ">") for value in (0.5, 1.0, 1.5)] == [False, False, True]
     assert [better(value, 1.0, ">=") for value in (0.5, 1.0, 1.5)] == [False, True, True]
     for broken in (math.nan, math.inf, -math.inf):
         for accept in (">", ">="):

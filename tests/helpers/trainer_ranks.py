@@ -45,9 +45,11 @@ def train(folder: Path, way: str) -> None:
     losses += [trainer.step(share(trainer, step), loss_and_metrics, 1e-3)[0]["loss"] for step in (2, 3)]
     weights, state = trainer.weights(), trainer.optimizer_state()
     assert bool(weights) == bool(state.moments) == trainer.first
-    acting = make_model(2).to(getattr(torch, then.precision))  # what an engine generates with, whole on every rank
-    trainer.copy_weights_into(acting)
-    copied = {f"acting.{name}": parameter.detach() for name, parameter in acting.named_parameters()}
+    policy_model = make_model(2).to(
+        getattr(torch, then.precision)
+    )  # what an engine generates with, whole on every rank
+    trainer.copy_weights_into(policy_model)
+    copied = {f"policy_model.{name}": parameter.detach() for name, parameter in policy_model.named_parameters()}
     save_tensors(
         folder / f"{way}.rank{trainer.rank}.safetensors", weights | state.moments | copied, {"losses": repr(losses)}
     )

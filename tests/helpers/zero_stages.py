@@ -15,7 +15,7 @@ from effopd.distillation.objective import ScoredBatch, distillation_loss
 from effopd.losses.chunked import chunked_loss
 from effopd.models import lm_head as logits
 from effopd.models.models import save_tensors
-from effopd.training.trainer import import_deepspeed
+from effopd.training.deepspeed_compat import import_deepspeed
 from objectives import head_of, rollouts_of, scores_of, training_of
 from tiny_models import make_family
 

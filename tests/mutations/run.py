@@ -85,7 +85,7 @@ def preload() -> None:
     for name in ("sklearn.cross_decomposition", "scipy.stats", "transformers.models.qwen3.modeling_qwen3"):
         importlib.import_module(name)
     importlib.import_module("effopd.stages.segments")
-    importlib.import_module("effopd.training.trainer").import_deepspeed(on_cpu=True)
+    importlib.import_module("effopd.training.deepspeed_compat").import_deepspeed(on_cpu=True)
     for name in [name for name in sys.modules if name.split(".")[0] == "effopd"]:
         del sys.modules[name]
     settings.register_profile("mutations", derandomize=True, database=None, deadline=None, max_examples=30)

@@ -133,7 +133,7 @@ def test_after_a_jump_moments_are_kept_or_weigh_less_or_begin_anew():
     before = trained().optimizer_state()
     for moments, factor, steps in (("kept", 1, 3), ("scaled", 1 / 9, 3), ("reset", 0, 0)):
         trainer = trained()
-        trainer.forget_after_jump(moments, -8.0)
+        trainer.rescale_optimizer_state(moments, -8.0)
         after = trainer.optimizer_state()
         assert after.step == steps
         for name, tensor in before.moments.items():

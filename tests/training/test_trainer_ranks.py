@@ -57,9 +57,9 @@ def test_what_two_ranks_train_is_reproducible_and_whole_where_engines_need_it(tr
     found, again, other = results(trained[0], way), results(trained[1], way), results(trained[0], way, rank=1)
     assert found.keys() == again.keys()
     assert all(torch.equal(found[name], again[name]) for name in found)
-    acting = [name for name in found if name.startswith("acting.")]
-    assert acting
-    assert sorted(other) == sorted(acting), "the second rank keeps nothing but its engine's copy"
-    for name in acting:
+    policy_model = [name for name in found if name.startswith("policy_model.")]
+    assert policy_model
+    assert sorted(other) == sorted(policy_model), "the second rank keeps nothing but its engine's copy"
+    for name in policy_model:
         assert torch.equal(found[name], other[name])
-        assert torch.equal(found[name], found[name.removeprefix("acting.")].to(found[name].dtype))
+        assert torch.equal(found[name], found[name.removeprefix("policy_model.")].to(found[name].dtype))

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from effopd.artifacts.cost import cost_row
 from effopd.data.rollouts import Rollouts
-from effopd.data.sharding import Share
+from effopd.data.sharding import Shard
+from effopd.distillation.step_artifacts import Rows
 from effopd.evaluation.rollout_gate import RolloutGate
 from effopd.extrapolation.candidates import RayInMemory, moving_or_refuse
 from effopd.extrapolation.driver import SearchSettings, extrapolate
@@ -59,8 +60,8 @@ class StepExtrapolation:
             restrict(self.probe, tokens_of(trainer.model))
             self.teacher = teacher()
 
-    def __call__(self, rollouts: Rollouts, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Extrapolate along the update that the trainer has just made of `rollouts`. Returns metrics and a cost row.
+    def __call__(self, rollouts: Rollouts, step: int) -> tuple[dict[str, Any], Rows]:
+        """Extrapolate along the update that the trainer has just made of `rollouts`. Returns metrics and costs.
 
         Metrics: the accepted `coefficient` (0: none), `update_norm` (Frobenius, of the moving parameters), and in the
         order of the search, beginning with the weights as they are (coefficient 0), `trial_coefficients` and
@@ -76,7 +77,7 @@ class StepExtrapolation:
         self.anchor, self.previous = ray.weights(), decision.coefficient
         if decision.coefficient != 0:
             self.trainer.load_weights(self.anchor)
-            self.trainer.forget_after_jump(self.settings["moments"], decision.coefficient)
+            self.trainer.rescale_optimizer_state(self.settings["moments"], decision.coefficient)
         metrics = {
             "coefficient": decision.coefficient,
             "update_norm": ray.update_norm()["moving"],
@@ -89,7 +90,7 @@ class StepExtrapolation:
             metrics["module_trials"] = decision.module_trials
         scored = int(self.trainer.sum_over_ranks(sum(row["scored_tokens"] for row in decision.costs)))
         judged = sum(row["judged_tokens"] for row in decision.costs)
-        return metrics, cost_row("gate: score", step, time.perf_counter() - started, scored=scored, judged=judged)
+        return metrics, [cost_row("gate: score", step, time.perf_counter() - started, scored=scored, judged=judged)]
 
     def _gate(self, ray: RayInMemory, rollouts: Rollouts, step: int) -> Gate:
         settings = self.settings["gate"]
@@ -97,10 +98,10 @@ class StepExtrapolation:
             return BlindGate(settings["metric"], self.seed, step)
         examples = min(settings["examples"], len(rollouts))
         chosen = rollouts.select(gate_rows(self.seed, "rollouts", len(rollouts), examples, 1))
-        share, tokens = Share(self.trainer.rank, self.trainer.ranks), chosen.completion_tokens
+        shard, tokens = Shard(self.trainer.rank, self.trainer.ranks), chosen.completion_tokens
         divergence = ReverseKL(
             self.teacher,
-            chosen.select(share.rows(len(chosen), self.batch_size)),
+            chosen.select(shard.rows(len(chosen), self.batch_size)),
             pad_id=self.pad_id,
             batch_size=self.batch_size,
             temperature=self.temperature,

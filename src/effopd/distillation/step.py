@@ -11,7 +11,7 @@ import torch
 from effopd.common.randomness import epoch_order, seed_of
 from effopd.data.batching import passes_of
 from effopd.data.rollouts import Rollouts
-from effopd.data.sharding import WHOLE, Share
+from effopd.data.sharding import WHOLE, Shard
 from effopd.distillation.objective import ScoredBatch, distillation_loss
 from effopd.engines.base import RolloutEngine, Sampling
 from effopd.losses.chunked import chunked_loss
@@ -27,16 +27,16 @@ def generate_rollouts(
     training: dict[str, Any],
     seed: int,
     step: int,
-    share: Share = WHOLE,
+    shard: Shard = WHOLE,
 ) -> Rollouts:
     """The rollouts of a step (from 1): the next prompts of the seed's shuffled epochs, sampled from the engine.
 
-    The shares of a step, one after the other, are the whole, bitwise where the engine works in fixed batches: each has
+    The shards of a step, one after the other, are the whole, bitwise if the engine works in fixed batches: each has
     whole ones.
     """
     count, samples = training["prompts_per_step"], training["samples_per_prompt"]
     order = epoch_order(seed, "training order", len(prompts), (step - 1) * count, count)
-    positions = share.rows(count * samples, training["batch_size"])
+    positions = shard.rows(count * samples, training["batch_size"])
     rows = [order[position // samples] for position in positions]
     seeds = [seed_of(seed, "rollout", step, position) for position in positions]
     sampling = Sampling(training["temperature"], rollout_limit(training, step))
@@ -65,16 +65,16 @@ def update_policy(
 ) -> dict[str, float]:
     """One optimizer step on the objective at the rollouts' tokens (paper section 1; docs/objectives.md).
 
-    Every rank is given the whole step and works on its share of the fixed batches, in passes of similar length; the
+    Every rank is given the whole step and works on its shard of the fixed batches, in passes of similar length; the
     full vocabulary needs the teacher's head. Returns the step's metrics, means over its tokens: `reverse_kl` is the
     sampled estimate, log pi_student - log pi_teacher in nats; `importance_*` compare the trainer's log-probs with the
     engine's.
     """
     total, size = rollouts.completion_tokens, training["batch_size"]
-    share, lengths = Share(trainer.rank, trainer.ranks).rows(len(rollouts), size), rollouts.lengths
+    shard, lengths = Shard(trainer.rank, trainer.ranks).rows(len(rollouts), size), rollouts.lengths
     micros = []
-    for chosen in passes_of([lengths[row] for row in share], training.get("micro_batch", size)):
-        rows = [share[position] for position in chosen]
+    for chosen in passes_of([lengths[row] for row in shard], training.get("micro_batch", size)):
+        rows = [shard[position] for position in chosen]
         part, scored = rollouts.select(rows), scores.select(rows)
         micros.append(ScoredBatch.from_rollouts(part, scored, pad_id, trainer.model.device, teacher_head))
 

@@ -36,7 +36,7 @@ class SearchResult:
     warning: str = ""  # one line where the decision rests on nothing; else empty
 
 
-def better(value: float, best: float, accept: str = ">") -> bool:
+def better(value: float, best: float, accept: str) -> bool:
     """Whether a score displaces the best so far. One that is not finite, on either side, never does."""
     return math.isfinite(value) and math.isfinite(best) and ACCEPT[accept](value, best)
 

@@ -72,7 +72,10 @@ class Outline:
 
     @classmethod
     def of_results(cls, results: Path) -> Self:
-        """The plan that a results folder was last run with. Raises ConfigError where the folder does not say."""
+        """The plan that a results folder was last run with.
+
+        Raises ConfigError where the folder does not say, PermissionError where its configuration may not be read.
+        """
         path = results / "config.yaml"
         if not path.exists():
             inside = results / "results"
@@ -81,6 +84,8 @@ class Outline:
         try:
             configuration = read_file(path)
         except ConfigError as error:
+            if isinstance(error.__context__, PermissionError):
+                raise error.__context__ from None
             raise ConfigError(f"{path} is damaged ({error}) Delete it and run the workflow again.") from None
         if not configuration.values:
             raise ConfigError(f"{path} is damaged: it is empty. Delete it and run the workflow again.")

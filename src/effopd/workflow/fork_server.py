@@ -253,7 +253,7 @@ def preload() -> None:
     import effopd.cli.commands  # noqa: F401
     from effopd.artifacts.manifests import package_versions
     from effopd.common import registry
-    from effopd.training.trainer import import_deepspeed
+    from effopd.training.deepspeed_compat import import_deepspeed
 
     import_deepspeed(on_cpu=True)
     for kind, names in JOBS.items():
