@@ -12,6 +12,7 @@ from effopd.extrapolation.candidates import RayInMemory, candidate
 from effopd.extrapolation.driver import SearchSettings, extrapolate
 from effopd.extrapolation.gate import GateValue
 from effopd.extrapolation.modules import LINE_BY_MODULE, by_module
+from effopd.extrapolation.search import first_step
 
 CURRENT = {
     "embed_tokens.weight": torch.tensor([0.3, -1.1]),
@@ -114,8 +115,10 @@ def test_the_decision_is_that_of_brute_force_whoever_keeps_the_weights(search, o
         else:
             assert points[decision.coefficient] == max(finite), "no candidate that was judged is better"
             assert score_of(ended, optimum) >= points[decision.coefficient]
-        if search.search == "all" and 0 not in broken:
-            assert list(points) == [0.0, *dict.fromkeys(search.coefficients)], "all were judged"
+            if search.search == "all":
+                assert list(points) == [0.0, *dict.fromkeys(search.coefficients)], "all were judged"
+            if search.search.startswith("line"):
+                assert list(points)[1] == first_step(previous)
         if not search.refines or decision.coefficient == 0:
             assert decision.coefficients == flat(decision.coefficient)
             assert decision.module_trials == 0
@@ -128,7 +131,10 @@ def test_a_search_by_module_asks_about_modules_with_the_draws_of_the_candidate_t
     """Written out: from 4 on attention is better off at 6, the MLP at 8/3, all else where it is."""
     ray = RayInMemory(CURRENT, ANCHOR, MODULES)
     gate = Quadratic(ray, {"attention": 6.0, "mlp": 8 / 3, "other": 4.0})
-    decision = extrapolate(ray, gate, SearchSettings(LINE_BY_MODULE, [], ">"))
+    section = {"search": LINE_BY_MODULE, "coefficients": [3.0], "accept": ">", "anchor": "raw"}
+    search = SearchSettings.from_config(section)
+    assert search == SearchSettings(LINE_BY_MODULE, [3.0], ">")
+    decision = extrapolate(ray, gate, search)
     assert [coefficient for coefficient, _ in gate.asked] == [0.0, 1.0, 2.0, 4.0, 8.0, 6.0] + [4.0] * 5
     assert decision.coefficients == {"attention": 6.0, "mlp": 4 * (2 / 3), "other": 4.0}
     assert str(decision) == "coefficient 4 (8 was rejected)"

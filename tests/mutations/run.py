@@ -46,7 +46,7 @@ MODULES = {  # the test files that are to notice, or single tests of them, the q
     "extrapolation.schedule": ("search", "extrapolation"),
     "extrapolation.gate": ("gate", "triggers"),
     "extrapolation.modules": ("modules", "every_step"),
-    "extrapolation.driver": ("driver", "gate", "callback_gates"),
+    "extrapolation.driver": ("driver", "gate::test_a_decision_holds_what_was_tried_in_order_and_what_was_accepted"),
     "extrapolation.predictors": ("predictors",),
     "teachers.scoring": ("scoring",),
     "evaluation.measure": ("measure",),
