@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from effopd.common.registry import BUILT_IN, load
 from effopd.extrapolation import predictors
-from effopd.extrapolation.predictors import METHODS, Trajectory
+from effopd.extrapolation.predictors import Trajectory
+
+METHODS = {name: load("predictors", name) for name in BUILT_IN["predictors"]}
 
 STEPS = (1, 2, 4, 8)
 RNG = np.random.default_rng(0)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from effopd.common.errors import ConfigError
 from effopd.extrapolation.schedule import kept_steps, powers_of_two, trigger_steps
 from effopd.extrapolation.search import SearchResult, better, search
 
@@ -139,5 +140,5 @@ def test_a_decision_that_rests_on_something_has_no_warning_and_one_on_nothing_sa
 
 def test_a_line_search_that_is_told_nothing_starts_at_one_and_an_unknown_search_is_refused():
     assert run("line", lambda c: -1.0, 0.0)[1] == [1.0, 0.5, -0.25]
-    with pytest.raises(ValueError, match="unknown search 'square'"):
+    with pytest.raises(ConfigError, match="there is no search 'square'. Name one of: first_failure, all, line, "):
         run("square", lambda c: 1.0, 0.0)

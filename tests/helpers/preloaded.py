@@ -133,7 +133,7 @@ def serve(channel: socket.socket) -> None:
 
     warm.preload()
     for path in Path(fingerprints.__file__).parents[1].rglob("*.py"):
-        fingerprints.read_code(path.read_text(encoding="utf-8"))  # by text: what a test edits is read anew
+        fingerprints.read_code(path.read_bytes())  # by content: what a test edits is read anew
     kept = ("effopd.artifacts", "effopd.common", "effopd.workflow.fork_server")  # what this process goes on with
     for name in [name for name in sys.modules if name.split(".")[0] in OURS and not name.startswith(kept)]:
         del sys.modules[name]

@@ -12,12 +12,12 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from effopd.common.registry import load
 from effopd.distillation.objective import ScoredBatch, distillation_loss
 from effopd.distillation.step import update_policy
 from effopd.engines.base import Sampling, build_engine
 from effopd.integrations.gates import ReverseKLGate
 from effopd.losses.chunked import chunked_loss
-from effopd.losses.divergences import DIVERGENCES
 from effopd.models import lm_head as logits_module
 from effopd.models.lm_head import Head, KnownTokens, restricted, tokens_of, vocabulary_of
 from effopd.teachers.scoring import LocalTeacher, WithReference, measure_logprobs, measure_reverse_kl
@@ -86,7 +86,7 @@ def by_hand(objective, student, teacher, reference, known, rollouts):
         places = torch.tensor([known.tolist().index(token) for token in completion])[:, None]
         ours, theirs, base = (values[:, known].log_softmax(-1) for values in raw)
         if section["support"] == "full":
-            total = total + DIVERGENCES[section["divergence"]](ours, theirs.detach()).sum()
+            total = total + load("objectives", section["divergence"])(ours, theirs.detach()).sum()
             continue
         said = ours.gather(1, places)[:, 0]
         goal = raw[1].log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]  # the teacher is as it is

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from effopd.cli.results_commands import COMMANDS, PATH
 from effopd.common.errors import PreflightError, UserError, describe_os_error
 from effopd.common.extras import missing_extra
 from effopd.common.formatting import one_line
+from effopd.common.registry import load
 
 
 class _Spec(dict[str, Any]):
@@ -369,7 +369,7 @@ def _stage_of_results(verb: str, text: str) -> None:
     name = verb.replace("-", "_")
 
     def run(spec: dict[str, Any], out: Path, results: Path) -> None:
-        getattr(importlib.import_module(f"effopd.stages.{name}"), name)(spec, results, out)
+        load("stages", name)(spec, results, out)
 
     run.__doc__ = text
     _stage(verb, _path("results", "The results folder."))(run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -13,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.artifacts.cost import cost_row
+from effopd.common.registry import load
 from effopd.config.runtime_options import endpoint_of
 from effopd.data.rollouts import Rollouts
 from effopd.distillation import step as distillation
@@ -21,7 +21,6 @@ from effopd.distillation.step_artifacts import Rows
 from effopd.engines.base import RolloutEngine, build_engine, longest_context
 from effopd.models.lm_head import Head, KnownTokens, restricted
 from effopd.models.models import dtype_of, load_frozen, load_model, load_tokenizer, model_with, special_ids
-from effopd.teachers import teacher_module
 from effopd.teachers.scoring import LocalTeacher, Scores, Teacher, WithReference
 from effopd.training.trainer import Trainer, TrainerSettings
 
@@ -62,9 +61,7 @@ class Learner:
         model = restricted(model_with(self.student, self.point.weights(), start), self.tokenizer)
         trainer: Trainer
         if "lora" in self.training:
-            # Imported by name so that only LoRA runs depend on this code.
-            kind = importlib.import_module("effopd.training.lora").LoraTrainer
-            trainer = kind(model, settings, self.training["lora"], self.seed, self.device)
+            trainer = load("parts", "lora")(model, settings, self.training["lora"], self.seed, self.device)
         else:
             trainer = Trainer(model, settings, self.device)
         if optimizer := self.point.optimizer():
@@ -95,8 +92,7 @@ class Learner:
         if "gate" not in settings:
             return lambda rollouts, step: ({}, [])
         previous = metrics[-1] if metrics else self.point.manifest.result
-        kind = importlib.import_module("effopd.distillation.every_step").StepExtrapolation  # as of LoRA
-        extrapolate: Extrapolate = kind(
+        extrapolate: Extrapolate = load("parts", "extrapolation")(
             settings,
             self.training,
             trainer=self.trainer,
@@ -128,8 +124,8 @@ def teacher_of(
     top_k = objective["top_k"] if support == "top_k" else 0
     scorer: Teacher
     if training["scored_by"] == "endpoint":
-        kind = importlib.import_module(teacher_module("endpoint")).EndpointTeacher
-        scorer = kind(endpoint_of(training["teacher"]), tokenizer, top_k=top_k, vocabulary=tokens.size)
+        served = endpoint_of(training["teacher"])
+        scorer = load("teachers", "endpoint")(served, tokenizer, top_k=top_k, vocabulary=tokens.size)
     else:
         scorer = LocalTeacher(
             load_frozen(teacher, device),

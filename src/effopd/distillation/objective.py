@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from effopd.common.registry import is_added, load
 from effopd.data.rollouts import PaddedBatch, Rollouts
 from effopd.losses.divergences import (
-    DIVERGENCES,
     distillation_advantages,
     extrapolated_logprobs,
     gather_logprobs,
@@ -29,6 +29,22 @@ from effopd.losses.divergences import (
 from effopd.losses.metrics import Metrics, sums_of
 from effopd.models.lm_head import Head, Logits, logits_of
 from effopd.teachers.scoring import Scores
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What an objective is given of m completion tokens beside the student's logits [m, V] (docs/plugins.md).
+
+    `training.objective.support` says which of the last three there are.
+    """
+
+    tokens: torch.Tensor  # int64 [m]
+    rollout_logprobs: torch.Tensor  # float32 [m], of the policy that was sampled from
+    teacher_logprobs: torch.Tensor  # float32 [m]
+    reference_logprobs: torch.Tensor | None  # float32 [m], of the untrained student, if `lambda` is not 1
+    top_ids: torch.Tensor | None  # int64 [m, K] (top_k)
+    teacher_buckets: torch.Tensor | None  # float32 [m, K + 1], log-probabilities of those tokens and of all others
+    teacher_logits: torch.Tensor | None  # [m, V] (full)
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,22 @@ class ScoredBatch:
         """The completions' tokens, int64 [M]."""
         return self.batch.targets[self.batch.mask]
 
+    def at(self, rows: slice) -> TokenScores:
+        """What there is of the completion tokens in `rows`."""
+
+        def there(values: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values is None else values[rows]
+
+        return TokenScores(
+            tokens=self.targets[rows],
+            rollout_logprobs=self.rollout_logprobs[rows],
+            teacher_logprobs=self.teacher_logprobs[rows],
+            reference_logprobs=there(self.reference_logprobs),
+            top_ids=there(self.top_ids),
+            teacher_buckets=there(self.teacher_buckets),
+            teacher_logits=None if self.teacher_logits is None else self.teacher_logits(rows),
+        )
+
     @property
     def metrics(self) -> Metrics:
         """What rollouts and scores alone say: the sampled reverse KL, and ExOPD's reward."""
@@ -88,7 +120,8 @@ def distillation_loss(
     `total_tokens` counts those of the whole step, on all ranks: losses of chunks, micro-batches and ranks add up to the
     mean over them. The policy is the one that was sampled from, at the rollouts' temperature.
     """
-    objective, targets, rollout_logprobs = training["objective"], micro.targets[rows], micro.rollout_logprobs[rows]
+    objective, divergence = training["objective"], training["objective"]["divergence"]
+    targets, rollout_logprobs = micro.targets[rows], micro.rollout_logprobs[rows]
     logits = logits if training["temperature"] == 1 else logits / training["temperature"]
     metrics: Metrics = {}
     if objective["support"] == "sampled":
@@ -113,9 +146,12 @@ def distillation_loss(
         )
         | metrics
     )
+    if is_added("objectives", divergence):
+        loss, own = load("objectives", divergence)(logits, micro.at(rows), **objective.get(divergence, {}))
+        return loss / total_tokens, metrics | {f"{divergence}_{name}": value for name, value in own.items()}
     if objective["support"] != "sampled":
         # The divergence is exact at each position: that an engine drew the tokens needs no weight.
-        return DIVERGENCES[objective["divergence"]](student, teacher).sum() / total_tokens, metrics
+        return load("objectives", divergence)(student, teacher).sum() / total_tokens, metrics
     target_logprobs = micro.teacher_logprobs[rows]
     if micro.reference_logprobs is not None:
         target_logprobs = extrapolated_logprobs(target_logprobs, micro.reference_logprobs[rows], objective["lambda"])

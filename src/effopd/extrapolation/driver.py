@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from effopd.common.progress import say
@@ -33,10 +33,12 @@ class SearchSettings:
     search: str  # of search.search, or LINE_BY_MODULE
     coefficients: Sequence[float]
     accept: str  # ">=" or ">"
+    options: Mapping[str, Any] = field(default_factory=dict)  # of a search that another package adds
 
     @staticmethod
     def from_config(section: Mapping[str, Any]) -> SearchSettings:
-        return SearchSettings(section["search"], section["coefficients"], section["accept"])
+        kind = section["search"]
+        return SearchSettings(kind, section["coefficients"], section["accept"], section.get(kind, {}))
 
     @property
     def refines(self) -> bool:
@@ -119,8 +121,15 @@ def extrapolate(
 
     values = {0.0: judge(0.0)}
     try:
-        kind = "line" if settings.refines else settings.search
-        result = search(kind, score, score(0.0), settings.coefficients, settings.accept, first_step(previous))
+        result = search(
+            settings.search,
+            score,
+            score(0.0),
+            settings.coefficients,
+            settings.accept,
+            first_step(previous),
+            settings.options,
+        )
         accepted, module_trials = dict.fromkeys(stay, result.coefficient), 0
         if settings.refines:
             accepted, module_trials = refine(score_by_module, result, stay, settings.accept)

@@ -59,11 +59,9 @@ def js_divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return (kl_divergence(first, mixture) + kl_divergence(second, mixture)) / 2
 
 
-DIVERGENCES = {  # of the student from the teacher
-    "reverse_kl": kl_divergence,
-    "forward_kl": lambda student, teacher: kl_divergence(teacher, student),
-    "js": js_divergence,
-}
+def forward_kl_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student), as `kl_divergence`."""
+    return kl_divergence(teacher, student)
 
 
 def top_k_with_tail(logits: torch.Tensor, top_ids: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from effopd.artifacts.manifests import Manifest, fingerprint_of, read_manifest, write_manifest
 from effopd.common.errors import ArtifactError, ConfigError
 from effopd.common.progress import say
+from effopd.common.registry import is_added
 from effopd.data.prompts import Prompts, load_prompts
 from effopd.data.rollouts import Rollouts
 from effopd.distillation.step_artifacts import ROLLOUTS
 from effopd.engines.base import RolloutEngine, Sampling, build_engine, longest_context
+from effopd.evaluation.added_gate import AddedGate
 from effopd.evaluation.measure import measure
 from effopd.evaluation.rollout_gate import RolloutGate
 from effopd.extrapolation.candidates import RayInMemory, moving_or_refuse
@@ -124,7 +127,15 @@ def opened_gate(
     rows = _draw(spec, source)
     chosen, task, tokenizer = source.select(rows), build_task(spec["task"]), load_tokenizer(student.parent)
     model = restricted(load_model(student.parent, device, dtype_of(spec["precision"])), tokenizer)
-    scorer = load_frozen(teacher.parent, device) if settings["metric"] == "reverse_kl" else None
+    load_scorer = partial(load_frozen, teacher.parent, device)
+    added: Callable[..., Gate] | None = None
+    if is_added("gates", settings["metric"]):
+        place = spec["seed"], spec["step"], Sampling(**sampling)
+        added = partial(AddedGate, settings, *place, chosen, weights, model, tokenizer, task, load_scorer)
+        if isinstance(chosen, Rollouts):
+            yield added()
+            return
+    scorer = load_scorer() if settings["metric"] == "reverse_kl" else None
     if isinstance(chosen, Rollouts):
         assert scorer is not None  # the configuration's check lets nothing else judge rollouts
         asking = {"pad_id": special_ids(tokenizer)[1], "batch_size": len(rows), "temperature": sampling["temperature"]}
@@ -133,7 +144,8 @@ def opened_gate(
         return
     context = longest_context(chosen.tokens, sampling["max_new_tokens"])
     with closing(build_engine(spec["engine"], model, tokenizer, batch_size=len(rows), context=context)) as engine:
-        yield ProblemGate(spec, chosen, rows, weights, engine, task, tokenizer, model, scorer)
+        own = ProblemGate(spec, chosen, rows, weights, engine, task, tokenizer, model, scorer)
+        yield own if added is None else added(engine)
 
 
 def _draw(spec: dict[str, Any], source: Prompts | Rollouts) -> list[int]:

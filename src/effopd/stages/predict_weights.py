@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from effopd.artifacts.manifests import Manifest, read_manifest, write_manifest
 from effopd.common.errors import ArtifactError
 from effopd.common.progress import say
+from effopd.common.registry import load
 from effopd.dynamics.kept import Kept
 from effopd.dynamics.reconstruction import along, update
 from effopd.extrapolation.candidates import delta_norms, moving_or_refuse
 from effopd.extrapolation.driver import SearchSettings, extrapolate
-from effopd.extrapolation.predictors import METHODS, Trajectory
+from effopd.extrapolation.predictors import Trajectory
 from effopd.models.models import Weights, save_tensors
 from effopd.stages.evaluate_candidates import gate_source, opened_gate
 from effopd.training.checkpoints import WEIGHTS
@@ -46,7 +48,7 @@ def predict_weights(
     if list(kept.trained) != spec["states"]:
         raise ArtifactError(f"the states given are of steps {list(kept.trained)}, and {spec['states']} are needed.")
     accuracies, validated = _accuracies(kept, [read_manifest(path, "evaluation") for path in validations])
-    predictor = Predictor(kept, spec["method"], settings["parameters"], accuracies)
+    predictor = Predictor(kept, spec["method"], spec.get("options", {}), settings["parameters"], accuracies)
     prompts_manifest, teacher_manifest = read_manifest(prompts, "prompts"), read_manifest(teacher, "model")
     source = gate_source(spec, prompts_manifest, states)
     with opened_gate(spec, source, base, teacher, device, predictor.weights) as gate:
@@ -76,8 +78,16 @@ class Predictor:
 
     modules = ("all",)
 
-    def __init__(self, kept: Kept, method: str, parameters: str, accuracies: dict[int, float] | None) -> None:
-        self.kept, self.method, self.accuracies = kept, METHODS[method], accuracies
+    def __init__(
+        self,
+        kept: Kept,
+        method: str,
+        options: dict[str, Any],
+        parameters: str,
+        accuracies: dict[int, float] | None,
+    ) -> None:
+        self.kept, self.accuracies = kept, accuracies
+        self.predict = partial(load("predictors", method).predict, **options)
         self.parameters = kept.parameters()
         names = [parameter.name for parameter in self.parameters]
         self.moving = set(moving_or_refuse(names, parameters, "`parameters` of a prediction"))
@@ -94,7 +104,7 @@ class Predictor:
             if self.coefficient != 0 and parameter.name in self.moving:
                 base = self.kept.read(0, parameter)
                 updates = {step: update(base, self.kept.read(step, parameter)).numpy() for step in self.kept.trained}
-                predicted = self.method.predict(Trajectory.of(updates, self.accuracies), self.coefficient)
+                predicted = self.predict(Trajectory.of(updates, self.accuracies), self.coefficient)
                 last = along(base, torch.from_numpy(predicted))
             found[parameter.name] = last
         return found
