@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertLMHeadModel
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MATRIX = "model.layers.0.mlp.up_proj.weight"
@@ -283,6 +284,12 @@ def _indices() -> list[Damage]:
     return [*damages, Damage("linked_shard", place("shard", _to_outside), True, fine=ALL)]
 
 
+def _bert_encoder(folder: Path) -> None:
+    """Another model in the place of the Llama, which sees what follows."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertLMHeadModel(BertConfig(vocab_size=258, **sizes)).save_pretrained(folder)
+
+
 def _configs() -> list[Damage]:
     """Configurations that are not JSON, no configuration, or not that of these weights."""
     path = "config.json"
@@ -317,6 +324,20 @@ def _configs() -> list[Damage]:
     }
     for key, values in others.items():
         damages += [Damage(f"config_{key}_{value!r}", entry(path, **{key: value})) for value in values]
+    rope = {"rope_type": "default", "rope_theta": "x"}
+    stated: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
+        ({"rope_theta": "x", "rope_parameters": ...}, ALL, "config.json: `rope_theta` is 'x', not a number above 0"),
+        ({"rope_theta": 0}, ALL, "config.json: `rope_theta` is 0, not a number above 0. Correct it"),
+        ({"rope_parameters": rope}, ALL, "config.json: `rope_parameters.rope_theta` is 'x', not a number"),
+        ({"max_position_embeddings": 0}, ALL, "config.json: `max_position_embeddings` is 0, not a whole number above"),
+        ({"torch_dtype": "float8_e4m3fn", "dtype": ...}, ALL, "`torch_dtype` is 'float8_e4m3fn', not one of float32"),
+        ({"dtype": "float8"}, ALL, "config.json: `dtype` is 'float8', not one of float32"),
+        ({"vocab_size": 100}, ("fetch",), "config.json: `vocab_size` is 100, and the tokenizer's ids go up to 257"),
+        ({"architectures": ["BertModel"]}, ("load", "fetch"), "config.json: `architectures` is ['BertModel'], which"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, ("load", "fetch"), "such as to LlamaForCausalLM"),
+    ]
+    damages += [Damage(f"stated_{changes!r}", entry(path, **changes), refusing=refusing, words=words)
+                for changes, refusing, words in stated]  # fmt: skip
     quantized = ({"quant_method": "gptq", "bits": 4}, {"quant_method": "of-tomorrow"}, {"load_in_8bit": True}, [1], "x")
     damages += [
         Damage(f"quantized_{value!r}", entry(path, quantization_config=value), refusing=ALL, words="quantized")
@@ -332,6 +353,7 @@ def _configs() -> list[Damage]:
     damages += [
         Damage("config_of_more_layers", more_layers, refusing=READERS, words="layers.1."),
         Damage("config_ties_another_head", entry(path, tie_word_embeddings=True), refusing=READERS, words="tie"),
+        Damage("bert_encoder", _bert_encoder, refusing=("load", "fetch"), words="`is_decoder` is not true: an encoder"),
         Damage("config_names_weights", entry(path, transformers_weights="other.safetensors"), refusing=ALL),
         Damage("config_absent", place(path, lambda path: None), refusing=unknown),
         Damage("config_directory", place(path, Path.mkdir), refusing=unknown),

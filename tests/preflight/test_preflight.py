@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from effopd.artifacts.manifests import read_json, write_manifest
-from effopd.common.errors import ConfigError, PreflightError
+from effopd.common.errors import ConfigError, PreflightError, UserError
 from effopd.config.runtime_options import VARIABLE
 from effopd.config.schema import schema
 from effopd.engines.base import Sampling
@@ -511,6 +512,18 @@ def test_a_server_must_say_what_the_teachers_folder_does(workplace, tokenizer, m
             else:
                 workplace.check(*pair, scored_by="endpoint")
         assert workplace.outcomes()["endpoint"] == outcome
+
+
+@pytest.mark.parametrize(("allowed", "said"), [(2, "Serve it with `--max-logprobs 3`"), (3, None)])
+def test_a_server_is_asked_for_as_many_likeliest_tokens_as_the_run_will(
+    workplace, tokenizer, monkeypatch, allowed, said
+):
+    pair = workplace.model("student", 0), workplace.model("teacher", 1)
+    with serving(Behaviour(make_model(1), tokenizer, max_logprobs=allowed)) as url:
+        where = {"url": url, "model": "teacher", "timeout": 10, "retries": 0, "backoff": 0.01, "concurrency": 2}
+        monkeypatch.setenv(VARIABLE, json.dumps({"endpoints": {"teacher": where}}))
+        with pytest.raises(UserError, match=said) if said else nullcontext():
+            workplace.check(*pair, top_k=3, scored_by="endpoint")
 
 
 def test_every_failure_is_a_line_and_nothing_lets_training_begin(workplace, capsys):

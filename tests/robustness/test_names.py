@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from effopd.artifacts.manifests import write_text
 from effopd.common.errors import ArtifactError
-from effopd.report.tables import NAMES, read_csv, read_parquet, write_csv
+from effopd.report.table_columns import NAMES
+from effopd.report.tables import read_csv, read_parquet, write_csv
 from effopd.stages.collect_run import collect_run
 from effopd.stages.make_tables import make_tables
 from effopd.stages.plot_figure import plot_figure

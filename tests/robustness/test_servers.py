@@ -74,7 +74,7 @@ def test_every_status_ends_well(server, name, status, body):
         assert "not today" in line
 
 
-@pytest.mark.parametrize("status", [404, 405, 501])
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 501])
 def test_a_server_that_cannot_show_its_tokenizer_is_believed(server, status):
     server.answer = at("/detokenize", saying(http(status, "{}")))
     assert_right(teacher_at(server).score(ROLLOUTS), 2)

@@ -17,7 +17,7 @@ if sys.platform != "linux":
     pytest.skip("the sandbox needs Linux", allow_module_level=True)
 
 SANDBOX = {
-    "isolation": "auto", "max_tests": 20, "cpu_seconds": 2, "wall_seconds": 10, "memory_mb": 256, "file_mb": 4,
+    "isolation": "auto", "max_tests": 20, "cpu_seconds": 2, "wall_seconds": 120, "memory_mb": 256, "file_mb": 4,
     "processes": 8, "open_files": 32, "output_kb": 256,
 }  # fmt: skip
 COLUMNS = {"problem": "question", "tests": "tests"}

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from effopd.artifacts.fingerprints import digest
 from effopd.common.errors import ArtifactError
 from effopd.common.formatting import shortened
 
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
+
 FORMAT = 2  # under `recorded`, with a digest; manifests of the first format have neither
 WHEN = "%Y-%m-%dT%H:%M:%SZ"  # UTC
 _LONGEST_NAME = 255
+_ANY_KIND, _RECORD, _CHECKS = " any kind", " record", " checks"  # forms beside those of the kinds in `_RESULTS`
 
 
 def seal(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +42,8 @@ def check_manifest(entry: Any, path: Path) -> None:
     remedy = "Delete it and run the workflow again."
     if not isinstance(entry, dict) or set(entry) != _FIELDS.keys():
         raise ArtifactError(f"{path} is not a manifest. {remedy}")
-    check_form(entry, path, _manifest_of(str(entry["kind"])))
+    kind = str(entry["kind"])
+    _check_form(entry, path, kind if kind in _RESULTS else _ANY_KIND)
     for name in entry["files"]:
         if not is_plain(name) or name == path.name:
             raise ArtifactError(f"{path} is damaged (it lists a file {name!r}, which is no plain name). {remedy}")
@@ -47,20 +53,39 @@ def check_manifest(entry: Any, path: Path) -> None:
         raise ArtifactError(f"{path} is damaged (its `recorded.finished` is no time). {remedy}") from None
 
 
-def check_form(entry: Any, path: Path, schema: Mapping[str, Any]) -> None:
-    """Raise ArtifactError, which names the field, unless the JSON value of the file `path` has the form of a schema."""
-    from jsonschema import Draft202012Validator
-
-    if (error := next(Draft202012Validator(schema).iter_errors(entry), None)) is not None:
+def _check_form(entry: Any, path: Path, form: str) -> None:
+    """Raise ArtifactError, which names the field, unless the JSON value of the file `path` has a form of `_schema`."""
+    if (error := next(_validator(form).iter_errors(entry), None)) is not None:
         field, found = ".".join(map(str, error.absolute_path)), shortened(repr(error.instance), 60)
         why = error.message if error.validator == "required" else f"it is {found}"
         place = f"its `{field}`: " if field else ""
         raise ArtifactError(f"{path} is damaged ({place}{shortened(why, 200)}). Delete it and run the workflow again.")
 
 
-def _manifest_of(kind: str) -> dict[str, Any]:
-    """The schema of a manifest of a kind."""
-    return _object(**{**_FIELDS, "result": _RESULTS.get(kind, _FIELDS["result"])})
+@cache
+def _validator(form: str) -> Draft202012Validator:
+    """Of what has a form: made once, since commands read thousands of manifests."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    types = Draft202012Validator.TYPE_CHECKER.redefine("values", lambda _, found: _are_values(found))
+    validator: Draft202012Validator = extend(Draft202012Validator, type_checker=types)(_schema(form))
+    return validator
+
+
+def _are_values(found: Any) -> bool:
+    """Whether it is a list of numbers and nulls. As a schema of its items that would take longer than all the rest."""
+    return isinstance(found, list) and all(value is None or type(value) in (int, float) for value in found)
+
+
+def _schema(form: str) -> dict[str, Any]:
+    """The schema of a record, of what a preflight found, or of a manifest of a kind."""
+    if form == _RECORD:
+        return _object(fingerprint=_STRING, files=_all(_object(policy=_STRING)), recorded=_all(_STRING))
+    if form == _CHECKS:
+        row = _object(check=_STRING, outcome=_STRING, measured=_STRING, why=_STRING, remedy=_STRING)
+        return _object(recorded=_object(checks={"type": "array", "items": row}))
+    return _object(**{**_FIELDS, "result": _RESULTS.get(form, _FIELDS["result"])})
 
 
 def check_seal(entry: Mapping[str, Any], path: Path) -> None:
@@ -92,7 +117,7 @@ def _all(values: Any, **options: Any) -> dict[str, Any]:
 _STRING, _NUMBER, _MAYBE = {"type": "string"}, {"type": "number"}, {"type": ["number", "null"]}
 _COUNT = {"type": "integer", "minimum": 0}
 _NORMS = _object(moving=_NUMBER)
-_TRIAL = _object(coefficient=_NUMBER, value=_MAYBE, per_item={"type": "array", "items": _MAYBE})
+_TRIAL = _object(coefficient=_NUMBER, value=_MAYBE, per_item={"type": "values"})
 _TRIALS = {"type": "array", "items": _TRIAL}
 _DECISION = _object(
     False, step=_COUNT, coefficient=_NUMBER, metric=_STRING, current=_TRIAL, trials=_TRIALS, update_norm=_NORMS
@@ -127,12 +152,11 @@ _FIELDS = {
 
 def check_record(entry: Any, path: Path) -> None:
     """Raise ArtifactError unless a JSON value has the form of a record of files that were deleted on purpose."""
-    check_form(entry, path, _object(fingerprint=_STRING, files=_all(_object(policy=_STRING)), recorded=_all(_STRING)))
+    _check_form(entry, path, _RECORD)
     if not entry["files"].keys() <= entry["recorded"].keys():
         raise ArtifactError(f"{path} is damaged (a file's time is missing). Delete it and run the command again.")
 
 
 def check_checks(entry: Any, path: Path) -> None:
     """Raise ArtifactError unless a JSON value has the form of what a preflight found."""
-    row = _object(check=_STRING, outcome=_STRING, measured=_STRING, why=_STRING, remedy=_STRING)
-    check_form(entry, path, _object(recorded=_object(checks={"type": "array", "items": row})))
+    _check_form(entry, path, _CHECKS)

@@ -15,7 +15,7 @@ import torch
 from transformers import TrainerState
 
 from effopd.common.errors import UserError
-from effopd.data.checked_numbers import NumberError, number
+from effopd.data.checked_numbers import NumberError, number, shown
 
 LEFT_OUT = ("prompt", "completion", "completion_ids")  # columns of a data set that TRL gives to no reward function
 TAKEN = ("prompts", "completions")  # names of arguments that no column can have
@@ -36,13 +36,9 @@ class RewardFunctions:
                     "list of them; one that asks a reward model can be written around it."
                 )
         self.names = [_name_of(function) for function in self.functions]
-        weights = [1.0] * len(self.functions) if weights is None else weights
-        self.weights = [number(weight, f"the gate's weight {place}") for place, weight in enumerate(weights)]
-        if len(self.weights) != len(self.functions) or not self.functions:
-            raise UserError(
-                f"the gate has {len(self.functions)} reward functions and {len(self.weights)} weights. Give one weight "
-                "for each function."
-            )
+        if not self.functions:
+            raise UserError("the gate has 0 reward functions. Give it at least one.")
+        self.weights = _weights(weights, len(self.functions))
         if taken := [name for name in columns if name in TAKEN]:
             raise UserError(f"the gate's column {taken[0]!r} has a name that TRL gives something else. Rename it.")
         self.columns = {name: column for name, column in columns.items() if name not in LEFT_OUT}
@@ -92,6 +88,26 @@ class RewardFunctions:
         if not math.isfinite(total):
             raise UserError(f"the weighted sum of the rewards of {', '.join(self.names)} is {total}.")
         return total if there else math.nan
+
+
+def _weights(given: Any, count: int) -> list[float]:
+    """The weights of so many functions as finite floats: each 1 where none are given. Raises UserError."""
+    remedy = "Give a list with one finite number for each function."
+    if given is None:
+        return [1.0] * count
+    try:
+        found = list(given)
+    except TypeError:  # a number, or a tensor or array of one
+        found = None
+    if found is None or isinstance(given, str | bytes | Mapping | Set):
+        raise UserError(f"the gate's weights are {shown(given)}, not a list. {remedy}")
+    if len(found) != count:
+        raise UserError(f"the gate has {count} reward functions and {len(found)} weights, {shown(given)}. {remedy}")
+    weights = [number(weight, f"the gate's weight {place}") for place, weight in enumerate(found)]
+    for place, weight in enumerate(weights):
+        if not math.isfinite(weight):
+            raise UserError(f"the gate's weight {place} is {weight}. {remedy}")
+    return weights
 
 
 def _checked(given: Any, name: str, count: int) -> list[float]:

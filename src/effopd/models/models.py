@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,11 @@ from effopd.artifacts.manifests import atomic_path, read_manifest
 from effopd.common.errors import ArtifactError
 from effopd.models.checkpoint_files import check_permission, read_object
 from effopd.models.completeness import whole_tensors
+from effopd.models.config_files import check_config, check_generates
 from effopd.models.frozen import frozen_dtype
 from effopd.models.hugging_face import quiet, reading
 
 Weights = dict[str, torch.Tensor]
-MOST_MODULES = 10_000
-_COUNT = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|experts)")
 
 
 def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -69,29 +67,12 @@ def model_config(folder: str | Path, trust: bool | None = None) -> PretrainedCon
     """The architecture of a model folder. Raises ArtifactError if transformers does not know it, or it is quantized."""
     path = Path(folder) / "config.json"
     if path.is_file():
-        _check_config(path)
+        check_config(path)
     with reading(folder, "a model that transformers knows"):
         config: PretrainedConfig = AutoConfig.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=_trusts(folder) if trust is None else trust
         )
     return config
-
-
-def _check_config(path: Path) -> None:
-    entry = read_object(path)
-    parts = [entry, *(part for part in entry.values() if isinstance(part, dict))]
-    if any(part.get("quantization_config") or part.get("compression_config") for part in parts):
-        raise ArtifactError(
-            f"{path} describes a quantized model, which cannot be trained or analyzed. Save it unquantized."
-        )
-    for key, value in entry.items():
-        if _COUNT.fullmatch(key) and isinstance(value, int) and value > MOST_MODULES:  # one after the other is made
-            raise ArtifactError(f"{path}: `{key}` is {value}, which no model has. Correct it.")
-    if "transformers_weights" in entry:
-        raise ArtifactError(
-            f"{path} names its weights by `transformers_weights`, which other programs ignore. Name the file "
-            "model.safetensors and delete the key."
-        )
 
 
 def model_with(
@@ -114,6 +95,7 @@ def without_weights(folder: str | Path, trust: bool | None = None) -> PreTrained
     config = model_config(folder, trust)
     with reading(folder, "a causal language model"), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    check_generates(Path(folder) / "config.json", model)
     return model
 
 

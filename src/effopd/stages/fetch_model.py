@@ -7,7 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
 
 from effopd.artifacts.fingerprints import file_sha256
 from effopd.artifacts.folders import check_own, filled
@@ -112,14 +115,26 @@ def _hub_files(model: dict[str, Any]) -> list[Path]:
 def _facts(model: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a model is, from its files' headers. Raises UserError where it could not be used later on."""
     architecture = without_weights(folder, trust=model["trust_remote_code"])
-    checkpoint = Checkpoint.open(folder, architecture)
     names = [path.name for path in folder.iterdir()]
     if not any(fnmatch.filter(names, pattern) for pattern in VOCABULARIES):  # transformers would make up an empty one
         raise ArtifactError(f"{model['path']} has no tokenizer ({' or '.join(VOCABULARIES)}). Save one with the model.")
-    special_ids(load_tokenizer(folder, trust=model["trust_remote_code"]))
+    tokenizer = load_tokenizer(folder, trust=model["trust_remote_code"])
+    special_ids(tokenizer)
+    _check_rows(folder / "config.json", architecture, max(tokenizer.get_vocab().values(), default=0))
+    checkpoint = Checkpoint.open(folder, architecture)
     sizes = {name: _product(stored.shape) for name, stored in checkpoint.tensors.items()}
     dtypes = sorted({stored.dtype for stored in checkpoint.tensors.values()})
     return {"parameters": sum(sizes.values()), "stored_as": dtypes, "architecture": architecture.config.model_type}
+
+
+def _check_rows(path: Path, architecture: PreTrainedModel, last: int) -> None:
+    """Raise ArtifactError unless the embedding of a model without storage has a row for every id up to `last`."""
+    rows = len(cast(torch.nn.Embedding, architecture.get_input_embeddings()).weight)
+    if rows <= last:
+        raise ArtifactError(
+            f"{path}: `vocab_size` is {rows}, and the tokenizer's ids go up to {last}. Correct it, resize the "
+            "embedding (`resize_token_embeddings`), or take the tokenizer that belongs to the model."
+        )
 
 
 @contextmanager

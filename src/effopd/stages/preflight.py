@@ -23,7 +23,7 @@ from effopd.data.prompts import Prompts, load_prompts
 from effopd.data.rollouts import Rollouts
 from effopd.data.verification import verify_rollouts
 from effopd.engines.base import Sampling, build_engine, longest_context
-from effopd.models.lm_head import LOGITS_AT_ONCE, restricted
+from effopd.models.lm_head import LOGITS_AT_ONCE, KnownTokens, restricted
 from effopd.models.models import dtype_of, load_frozen, load_model, load_tokenizer, model_config, special_ids
 from effopd.preflight.agreement import (
     check_determinism,
@@ -226,7 +226,8 @@ def _check_models(
     scorer: Teacher = LocalTeacher(model, pad_id=pad_id, batch_size=size)
     scores = scorer.score(student.rollouts).logprobs
     if training["scored_by"] == "endpoint":
-        scorer, here = EndpointTeacher(endpoint_of(training["teacher"]), tokenizer), scores
+        served, size = endpoint_of(training["teacher"]), KnownTokens.of(tokenizer).size
+        scorer, here = EndpointTeacher(served, tokenizer, top_k=spec.get("top_k", 0), vocabulary=size), scores
         scores = scorer.score(student.rollouts).logprobs
         checks.run("endpoint", check_endpoint, scores, here, str(model.dtype).removeprefix("torch."))
     teacher = answers(model, "teacher", TEACHERS_ENGINE)  # between the two scorings, as in training

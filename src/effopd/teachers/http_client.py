@@ -38,7 +38,7 @@ LONGEST_BACKOFF_SECONDS = 60.0
 LARGEST_ANSWER = 2**24  # bytes, unless a request allows more
 LONGEST_REMARK = 2**16  # bytes that are read of an answer which says why not
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses of a server that may answer later
-UNKNOWN = (404, 405, 501)  # statuses of an address that a server does not have
+LACKING = (401, 403, 404, 405, 501)  # statuses of an address that a server does not have, or not for this client
 UNUSABLE = {"InvalidURL", "InvalidSchema", "MissingSchema", "LocationValueError", "URLSchemeUnknown", "UnicodeError"}
 REASONS = {
     "NameResolutionError": "its host name is not known",
@@ -108,7 +108,7 @@ class JsonClient:
         optional: bool = False,
         hints: Mapping[str, str] = MappingProxyType({}),
     ) -> Read | None:
-        """What `read` makes of the JSON that the server answers with; None if `optional` and it knows no such address.
+        """What `read` makes of the JSON that the server answers with; None if `optional` and it lacks the address.
 
         `read` raises a UserError for an answer that is not what was asked for: such a one is asked for again. `hints`
         are remedies by a word of the refusal that they are for. Raises UserError if the server refuses, or has not
@@ -160,7 +160,7 @@ class JsonClient:
                 stream=True,
                 allow_redirects=False,
             ) as answer:
-                if optional and answer.status_code in UNKNOWN:
+                if optional and answer.status_code in LACKING:
                     return None
                 if not 200 <= answer.status_code < 300:
                     raise self._refusal(answer, hints)
