@@ -21,7 +21,7 @@ from effopd.artifacts.fingerprints import digest, file_sha256
 from effopd.artifacts.manifest_format import WHEN, check_manifest, check_record, check_seal, is_sealed, seal
 from effopd.artifacts.own_files import delete_own, is_own, numbered
 from effopd.common.errors import ArtifactError, PrunedError
-from effopd.common.strict_json import read_json
+from effopd.common.strict_json import read_json as read_json
 
 # Files up to this size are hashed whenever they are read; larger ones only by size (`effopd verify` hashes all).
 HASH_ON_READ_BYTES = 256 * 2**20

@@ -26,7 +26,7 @@ from effopd.common.extras import missing_extra
 from effopd.common.formatting import one_line
 
 
-class _Spec(click.ParamType):
+class _Spec(click.ParamType[dict[str, Any]]):
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

@@ -93,7 +93,8 @@ def judge() -> None:
 
     def ask() -> dict[str, Any]:
         os.write(RESULT, b"\n")
-        return json.loads(read())
+        value: dict[str, Any] = json.loads(read())
+        return value
 
     report = judged(json.loads(read()), ask)
     os.write(RESULT, json.dumps(report).encode())

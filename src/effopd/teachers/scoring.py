@@ -274,7 +274,7 @@ class ReverseKL:
 def _places(passes: list[list[int]]) -> list[int]:
     """Where each row stands among the results of the passes, one after the other."""
     order = [row for rows in passes for row in rows]
-    return np.argsort(order).tolist()
+    return [int(row) for row in np.argsort(order)]
 
 
 def _split(values: torch.Tensor, rollouts: Rollouts) -> list[np.ndarray]:
