@@ -14,10 +14,12 @@ from effopd.training.master_weights import has_own_master, read_masters, shape_o
 
 
 def rank() -> int:
+    """The rank of this process; 0 if training is not distributed."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def ranks() -> int:
+    """The number of training processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

@@ -117,6 +117,7 @@ class Head:
 
 
 def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Logits of any shape, softly limited to plus or minus `cap` if there is one."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 

@@ -66,6 +66,7 @@ def load(code: str, preamble: str = "") -> dict[str, Any]:
 
 
 def preloaded() -> dict[str, Any]:
+    """The names that a program finds without importing them."""
     names: dict[str, Any] = {}
     for module in PRELOADED:
         public = getattr(module, "__all__", None) or [n for n in dir(module) if not n.startswith("_")]
