@@ -25,6 +25,7 @@ wildcard_constraints:
     figure=r"[a-z][a-z0-9_]*",
 
 
+include: "workflow/rules/jobs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/preflight.smk"
@@ -59,16 +60,16 @@ localrules:
 
 rule all:
     input:
-        "results/config.yaml",
-        "results/report.html",
-        kept_artifacts(),
-        rules.make_tables.output,
-        source_table(),
-        task_table(),
-        rules.make_dynamics_tables.output,
-        dynamics_pages(),
-        expand("results/figures/{figure}.{kind}", figure=PLAN.figures(), kind=["svg", "png"]),
-        expand(rules.collect_run.output, run=PLAN.runs, seed=PLAN.seeds),
+        paths.CONFIG,
+        paths.REPORT,
+        INPUTS.kept_artifacts(),
+        INPUTS.tables(),
+        INPUTS.source_table(),
+        INPUTS.task_table(),
+        INPUTS.dynamics_tables(),
+        INPUTS.dynamics_pages(),
+        INPUTS.figures("svg", "png"),
+        INPUTS.collected("cost", "metrics"),
 
 
 onstart:
@@ -76,8 +77,8 @@ onstart:
 
 
 onsuccess:
-    end_run()
+    session.end()
 
 
 onerror:
-    end_run()
+    session.end()

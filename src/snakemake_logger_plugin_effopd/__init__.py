@@ -5,20 +5,24 @@ Enabled by profiles/default; `snakemake --workflow-profile none ...` gives Snake
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
-from logging import ERROR, WARNING, LogRecord
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from logging import ERROR, WARNING, FileHandler, LogRecord
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from snakemake.logging import logger as snakemake_logger
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from effopd.common.progress import as_error, errors_at_the_end, last_said, lines_of
 from effopd.workflow.snakemake_loader import read_strictly_what_snakemake_cannot
+from effopd.workflow.snakemake_log import Job, events_beside
 
 HEARTBEAT_SECONDS, LONGEST_SILENCE_SECONDS = 10.0, 320.0
 SHOWN = 4  # running jobs that a heartbeat names
@@ -79,12 +83,17 @@ MILESTONES = {
 class _Job:
     rule: str
     wildcards: dict[str, str]
+    outputs: list[str]
     logs: list[str]
     slurm: str = ""  # the job's number in SLURM
     stale: dict[str, int] = field(default_factory=dict)  # logs that an earlier attempt left, with their times
 
     def name(self, names: dict[str, str]) -> str:
         return names[self.rule].format(**self.wildcards)
+
+    def facts(self) -> dict[str, Any]:
+        """The job as it is written for `effopd status`."""
+        return asdict(Job(self.rule, [value for value in self.wildcards.values() if value], self.outputs, self.logs))
 
     def title(self) -> str:
         return f"{self.rule} {' '.join(self.wildcards.values())}".strip()
@@ -129,6 +138,7 @@ class LogHandler(LogHandlerBase):
         self.running: dict[int, _Job] = {}
         self.done = self.total = 0
         self.failed = False
+        self.events: IO[str] | None = None
         self.spoke = time.monotonic()
         self.guard = threading.Lock()
         self.stopping = threading.Event()
@@ -148,10 +158,12 @@ class LogHandler(LogHandlerBase):
                 self._job_info(record)
             elif event == LogEvent.JOB_FINISHED:
                 self._job_finished(record.job_id)  # type: ignore[attr-defined]
+                self._record(finished=record.job_id)  # type: ignore[attr-defined]
             elif event == LogEvent.JOB_ERROR:
                 self._job_error(record)
             elif event == LogEvent.PROGRESS:
                 self.done, self.total = record.done, record.total  # type: ignore[attr-defined]
+                self._record(done=self.done, total=self.total)
             elif event == LogEvent.SHELLCMD and self.common_settings.printshellcmds:
                 print(f"    {record.shellcmd}", file=sys.stderr, flush=True)  # type: ignore[attr-defined]
             elif event == LogEvent.RUN_INFO:
@@ -194,12 +206,15 @@ class LogHandler(LogHandlerBase):
         self.total = stats.pop("total", sum(stats.values()))
         counts = ", ".join(f"{count} {rule}" for rule, count in stats.items() if rule != "all")
         self._say(f"{self.total} jobs: {counts}")
+        self._record(done=self.done, total=self.total)
 
     def _job_info(self, record: LogRecord) -> None:
         values = record.__dict__
         wildcards = {key: str(value) for key, value in dict(values.get("wildcards") or {}).items()}
-        job = _Job(values["rule_name"], wildcards, [str(log) for log in values.get("log") or []])
+        outputs, logs = ([str(path) for path in values.get(key) or []] for key in ("output", "log"))
+        job = _Job(values["rule_name"], wildcards, outputs, logs)
         self.jobs[values["jobid"]] = self.running[values["jobid"]] = job
+        self._record(started=values["jobid"], **job.facts())
         if self.common_settings.dryrun:
             reasons = [part.split(":")[0].strip().lower() for part in str(values.get("reason") or "").split(";")]
             self._say(f"{job.title()} ({', '.join(reasons)})")
@@ -222,6 +237,7 @@ class LogHandler(LogHandlerBase):
         facts = [f"SLURM job {job.slurm}"] * bool(job.slurm) + [f"log: {', '.join(logs)}"] * bool(logs)
         where = f" ({'; '.join(facts)})" if facts else ""
         cause = job.cause(record.__dict__.get("rule_msg") or "", logs)
+        self._record(failed=number, **job.facts())
         for line in [error for error in errors_at_the_end(job.logs) if error != cause]:
             self._say(f"{job.title()}: {line}", error=True)
         self._say(f"{job.title()}: {cause}{where}", error=True)
@@ -260,8 +276,24 @@ class LogHandler(LogHandlerBase):
         line = f"{clock} {text}"
         print(f"\033[31m{line}\033[0m" if colour else line, file=sys.stderr, flush=True)
 
+    def _record(self, **event: Any) -> None:
+        """Write an event for `effopd status`, beside Snakemake's own log where it keeps one (it does not in a dry run).
+
+        What cannot be written is missing there, and nowhere else.
+        """
+        with suppress(OSError):
+            if self.events is None:
+                logs = [Path(h.baseFilename) for h in snakemake_logger.handlers if isinstance(h, FileHandler)]
+                self.events = events_beside(logs[0]).open("a", encoding="utf-8") if logs else None
+            if self.events is not None:
+                self.events.write(json.dumps(event) + "\n")
+                self.events.flush()
+
     def close(self) -> None:
         self.stopping.set()
+        if self.events is not None:
+            with suppress(OSError):
+                self.events.close()
         super().close()
 
     @property

@@ -3,25 +3,20 @@
 # (results/runs/<run>/seed<s>/).
 
 
-rule train_segment:
+use rule model_job as train_segment with:
     input:
-        unpack(start_of),
-        student=model_of("student"),
-        teacher=model_of("teacher"),
-        prompts=prompts_of,
+        INPUTS.permission,
+        unpack(INPUTS.start),
+        student=INPUTS.student,
+        teacher=INPUTS.teacher,
+        prompts=INPUTS.prompts,
     output:
-        state=STATE,
+        state=paths.STATE,
     log:
         "logs/train_segment/{run}.seed{seed}.{step}.log",
-    conda:
-        "../../envs/effopd.yaml"
-    threads: ranks_of_run
+    threads: PARAMS.ranks_of_run
     params:
-        spec=spec("train_segment"),
-        launch=launch(ranks_of_run),
-        ledger=optional("--ledger", "ledger"),
-        run_folder=RUN,
-    shell:
-        "{params.launch} train-segment --student {input.student} --teacher {input.teacher} --prompts {input.prompts}"
-        " --state {input.state} {params.ledger} --run-folder {params.run_folder}"
-        " --spec {params.spec:q} --out {output.state} 2> {log}"
+        command="train-segment",
+        spec=PARAMS.spec("train_segment"),
+        launch=launch(PARAMS.ranks_of_run),
+        extra=f"--run-folder {paths.RUN}",

@@ -3,40 +3,33 @@
 # evaluated on: of that the test split alone, without problems of the data that is trained on.
 
 
-rule make_data:
+use rule job as make_data with:
     input:
-        unpack(trained_on),
-        files=data_files_of,
+        INPUTS.data_files,
+        unpack(INPUTS.training_data),
     output:
-        data=TASK_DATA,
+        data=paths.DATA,
     log:
         "logs/make_data/{task}.log",
     wildcard_constraints:
-        task="|".join(DATA_FILES),
+        task=one_of(INPUTS.tasks),
     priority: 1  # first, so that data that cannot be had is known before anything is trained
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("make_data"),
-        training=optional("--training", "training"),
-    shell:
-        "effopd make-data {params.training} --spec {params.spec:q} --out {output.data} {input.files:q} 2> {log}"
+        command="make-data",
+        spec=PARAMS.spec("make_data"),
+        extra=quoted(INPUTS.data_files),
 
 
-rule tokenize_prompts:
+use rule job as tokenize_prompts with:
     input:
-        data=TASK_DATA,
-        model=MODEL,
+        data=paths.DATA,
+        model=paths.MODEL,
     output:
-        prompts=TASK_PROMPTS,
+        prompts=paths.PROMPTS,
     log:
         "logs/tokenize_prompts/{task}.{model}.log",
     wildcard_constraints:
-        task="|".join(DATA_FILES),
-    conda:
-        "../../envs/effopd.yaml"
+        task=one_of(INPUTS.tasks),
     params:
-        spec=spec("tokenize_prompts"),
-    shell:
-        "effopd tokenize-prompts --data {input.data} --model {input.model}"
-        " --spec {params.spec:q} --out {output.prompts} 2> {log}"
+        command="tokenize-prompts",
+        spec=PARAMS.spec("tokenize_prompts"),

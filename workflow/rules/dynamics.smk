@@ -3,60 +3,42 @@
 # and tables of all subjects.
 
 
-rule analyze_weights:
+use rule model_job as analyze_weights with:
     input:
-        unpack(kept_of),
-        base=training_of("student"),
+        unpack(INPUTS.kept),
+        base=INPUTS.student,
     output:
-        analysis=WEIGHTS_ANALYSIS,
+        analysis=paths.WEIGHT_ANALYSIS,
     log:
         "logs/analyze_weights/{subject}.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("analyze_weights"),
-        launch=launch(),
-        states=repeated("--states", "states"),
-        ledgers=repeated("--ledgers", "ledgers"),
-    shell:
-        "{params.launch} analyze-weights --base {input.base} {params.states} {params.ledgers}"
-        " --spec {params.spec:q} --out {output.analysis} 2> {log}"
+        command="analyze-weights",
+        spec=PARAMS.spec("analyze_weights"),
 
 
-rule evaluate_interventions:
+use rule model_job as evaluate_interventions with:
     input:
-        unpack(kept_of),
-        base=training_of("student"),
-        teacher=training_of("teacher"),
-        prompts=subject_prompts_of,
+        unpack(INPUTS.kept),
+        base=INPUTS.student,
+        teacher=INPUTS.teacher,
+        prompts=INPUTS.prompts,
     output:
-        interventions=INTERVENTIONS,
+        interventions=paths.INTERVENTIONS,
     log:
         "logs/evaluate_interventions/{subject}.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("evaluate_interventions"),
-        launch=launch(),
-        states=repeated("--states", "states"),
-        ledgers=repeated("--ledgers", "ledgers"),
-    shell:
-        "{params.launch} evaluate-interventions --base {input.base} --teacher {input.teacher}"
-        " --prompts {input.prompts} {params.states} {params.ledgers}"
-        " --spec {params.spec:q} --out {output.interventions} 2> {log}"
+        command="evaluate-interventions",
+        spec=PARAMS.spec("evaluate_interventions"),
 
 
-rule make_dynamics_tables:
+use rule results_job as make_dynamics_tables with:
     input:
-        subjects=dynamics_artifacts,
+        INPUTS.dynamics(),
     output:
-        expand("results/tables/{table}.csv", table=PLAN.dynamics_tables()),
+        INPUTS.dynamics_tables(),
     log:
         "logs/make_dynamics_tables.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("make_dynamics_tables"),
-        folder=folder_of_tables,
-    shell:
-        "effopd make-dynamics-tables --results results --spec {params.spec:q} --out {params.folder} 2> {log}"
+        command="make-dynamics-tables",
+        spec=PARAMS.spec("make_dynamics_tables"),
+        out=folder_of_outputs,

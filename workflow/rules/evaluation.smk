@@ -2,61 +2,46 @@
 # outcomes (results/evaluation/), and each run's metrics and costs in one table (results/runs/<run>/seed<s>/).
 
 
-rule evaluate:
+use rule model_job as evaluate with:
     input:
-        unpack(end_of),
-        student=model_of("student"),
-        teacher=model_of("teacher"),
-        prompts=prompts_of,
+        unpack(INPUTS.end),
+        student=INPUTS.student,
+        teacher=INPUTS.teacher,
+        prompts=INPUTS.prompts,
     output:
-        evaluation="results/evaluation/{run}/seed{seed}/{step}.json",
+        evaluation=paths.EVALUATION,
     log:
         "logs/evaluate/{run}.seed{seed}.{step}.log",
     wildcard_constraints:
-        run="|".join(PLAN.runs),
-    conda:
-        "../../envs/effopd.yaml"
+        run=one_of(PLAN.runs),
     params:
-        spec=evaluation_spec,
-        launch=launch(),
-        ledger=optional("--ledger", "ledger"),
-    shell:
-        "{params.launch} evaluate --student {input.student} --teacher {input.teacher} --prompts {input.prompts}"
-        " --state {input.state} {params.ledger} --spec {params.spec:q} --out {output.evaluation} 2> {log}"
+        command="evaluate",
+        spec=PARAMS.evaluation_spec(),
 
 
-rule evaluate_model:
+use rule evaluate as evaluate_model with:
     input:
-        model=MODEL,
-        teacher=expand(MODEL, model=PLAN.reference_teacher()),
-        prompts=PROMPTS,
+        student=paths.MODEL,
+        teacher=INPUTS.reference_teacher(),
+        prompts=INPUTS.prompts_pattern,
     output:
-        evaluation=MODEL_EVALUATION,
+        evaluation=paths.MODEL_EVALUATION,
     log:
         "logs/evaluate_model/{model}.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=PLAN.evaluate_model_spec(),
-        launch=launch(),
-    shell:
-        "{params.launch} evaluate --student {input.model} --teacher {input.teacher} --prompts {input.prompts}"
-        " --state {input.model} --spec {params.spec:q} --out {output.evaluation} 2> {log}"
+        extra=f"--state {paths.MODEL}",
 
 
-rule collect_run:
+use rule job as collect_run with:
     input:
-        states=states_of,
-        ledgers=ledgers_of,
+        unpack(INPUTS.history),
     output:
-        metrics="results/runs/{run}/seed{seed}/metrics.parquet",
-        cost="results/runs/{run}/seed{seed}/cost.parquet",
+        metrics=expand(paths.COLLECTED, table="metrics", allow_missing=True),
+        cost=expand(paths.COLLECTED, table="cost", allow_missing=True),
     log:
         "logs/collect_run/{run}.seed{seed}.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("collect_run"),
-        run_folder=RUN,
-    shell:
-        "effopd collect-run --run-folder {params.run_folder} --spec {params.spec:q}" " --out {output.metrics} 2> {log}"
+        command="collect-run",
+        inputs="",
+        spec=PARAMS.spec("collect_run"),
+        extra=f"--run-folder {paths.RUN}",

@@ -2,67 +2,41 @@
 # ledger that says how far training jumps (results/runs/<run>/seed<s>/extrapolation/<step>/).
 
 
-rule evaluate_candidates:
+use rule model_job as evaluate_candidates with:
     input:
-        unpack(anchor_of),
-        state=STATE,
-        student=model_of("student"),
-        teacher=model_of("teacher"),
-        prompts=prompts_of,
+        unpack(INPUTS.anchor),
+        state=paths.STATE,
+        student=INPUTS.student,
+        teacher=INPUTS.teacher,
+        prompts=INPUTS.prompts,
     output:
-        candidates="results/runs/{run}/seed{seed}/extrapolation/{step}/candidates.json",
+        candidates=paths.CANDIDATES,
     log:
         "logs/evaluate_candidates/{run}.seed{seed}.{step}.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("evaluate_candidates"),
-        launch=launch(),
-        anchor_ledger=optional("--anchor-ledger", "anchor_ledger"),
-    shell:
-        "{params.launch} evaluate-candidates --student {input.student} --teacher {input.teacher} --prompts {input.prompts}"
-        " --state {input.state} --anchor {input.anchor} {params.anchor_ledger}"
-        " --spec {params.spec:q} --out {output.candidates} 2> {log}"
+        command="evaluate-candidates",
+        spec=PARAMS.spec("evaluate_candidates"),
 
 
-rule evaluate_candidate:
-    input:
-        unpack(anchor_of),
-        state=STATE,
-        student=model_of("student"),
-        teacher=model_of("teacher"),
-        prompts=prompts_of,
+use rule evaluate_candidates as evaluate_candidate with:
     output:
-        candidate="results/runs/{run}/seed{seed}/extrapolation/{step}/candidates/{coefficient}.json",
+        candidate=paths.CANDIDATE,
     log:
         "logs/evaluate_candidate/{run}.seed{seed}.{step}.{coefficient}.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("evaluate_candidate"),
-        launch=launch(),
-        anchor_ledger=optional("--anchor-ledger", "anchor_ledger"),
-    shell:
-        "{params.launch} evaluate-candidate --student {input.student} --teacher {input.teacher} --prompts {input.prompts}"
-        " --state {input.state} --anchor {input.anchor} {params.anchor_ledger}"
-        " --spec {params.spec:q} --out {output.candidate} 2> {log}"
+        command="evaluate-candidate",
+        spec=PARAMS.spec("evaluate_candidate"),
 
 
-rule select_candidate:
+use rule job as select_candidate with:
     input:
-        unpack(anchor_of),
-        state=STATE,
-        candidates=candidates_of,
+        unpack(INPUTS.anchor),
+        state=paths.STATE,
+        candidates=INPUTS.candidates,
     output:
-        ledger=LEDGER,
+        ledger=paths.LEDGER,
     log:
         "logs/select_candidate/{run}.seed{seed}.{step}.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("select_candidate"),
-        anchor_ledger=optional("--anchor-ledger", "anchor_ledger"),
-        candidates=repeated("--candidates", "candidates"),
-    shell:
-        "effopd select-candidate --state {input.state} --anchor {input.anchor} {params.anchor_ledger}"
-        " {params.candidates} --spec {params.spec:q} --out {output.ledger} 2> {log}"
+        command="select-candidate",
+        spec=PARAMS.spec("select_candidate"),

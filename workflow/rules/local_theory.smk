@@ -3,64 +3,47 @@
 # predict (results/dynamics/<run>/seed<s>/local_theory.json), and tables of both.
 
 
-rule linearize_student:
+use rule model_job as linearize_student with:
     input:
-        student=expand(MODEL, model="{student}"),
-        teacher=expand(MODEL, model="{teacher}"),
-        prompts=expand(PROMPTS, model="{student}"),
+        student=expand(paths.MODEL, model="{student}"),
+        teacher=expand(paths.MODEL, model="{teacher}"),
+        prompts=expand(INPUTS.prompts_pattern, model="{student}"),
     output:
-        manifest=LINEARIZATION,
+        manifest=paths.LINEARIZATION,
     log:
         "logs/linearize_student/{student}.{teacher}.log",
     wildcard_constraints:
         student=r"[a-z][a-z0-9_]*",
         teacher=r"[a-z][a-z0-9_]*",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("linearize_student"),
-        launch=launch(),
-    shell:
-        "{params.launch} linearize-student --student {input.student} --teacher {input.teacher}"
-        " --prompts {input.prompts} --spec {params.spec:q} --out {output.manifest} 2> {log}"
+        command="linearize-student",
+        spec=PARAMS.spec("linearize_student"),
 
 
-rule compare_local_theory:
+use rule model_job as compare_local_theory with:
     input:
-        student=model_of("student"),
-        teacher=model_of("teacher"),
-        linearization=linearization_of,
-        states=states_of,
-        ledgers=ledgers_of,
+        unpack(INPUTS.history),
+        student=INPUTS.student,
+        teacher=INPUTS.teacher,
+        linearization=INPUTS.linearization,
     output:
-        manifest="results/dynamics/{run}/seed{seed}/local_theory.json",
+        manifest=paths.LOCAL_THEORY,
     log:
         "logs/compare_local_theory/{run}.seed{seed}.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("compare_local_theory"),
-        launch=launch(),
-        states=repeated("--states", "states"),
-        ledgers=repeated("--ledgers", "ledgers"),
-    shell:
-        "{params.launch} compare-local-theory --student {input.student} --teacher {input.teacher}"
-        " --linearization {input.linearization} {params.states} {params.ledgers}"
-        " --spec {params.spec:q} --out {output.manifest} 2> {log}"
+        command="compare-local-theory",
+        spec=PARAMS.spec("compare_local_theory"),
 
 
-rule make_local_theory_tables:
+use rule results_job as make_local_theory_tables with:
     input:
-        linearizations=[LINEARIZATION.format(student=s, teacher=t) for s, t in PLAN.linearized],
-        comparisons=local_theories,
+        INPUTS.linearizations(),
+        INPUTS.local_theories(),
     output:
-        expand("results/tables/{table}.csv", table=LOCAL_THEORY_TABLES),
+        expand(paths.TABLE, table=LOCAL_THEORY_TABLES),
     log:
         "logs/make_local_theory_tables.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("make_local_theory_tables"),
-        folder=folder_of_tables,
-    shell:
-        "effopd make-local-theory-tables --results results --spec {params.spec:q} --out {params.folder} 2> {log}"
+        command="make-local-theory-tables",
+        spec=PARAMS.spec("make_local_theory_tables"),
+        out=folder_of_outputs,

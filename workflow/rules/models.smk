@@ -2,58 +2,43 @@
 # (results/models/<name>/).
 
 
-rule fetch_model:
+use rule job as fetch_model with:
     input:
-        files=model_files_of,
+        INPUTS.model_files,
     output:
-        manifest=MODEL,
+        manifest=paths.MODEL,
     log:
         "logs/fetch_model/{model}.log",
     wildcard_constraints:
-        model=names_of("fetch_model"),
-    conda:
-        "../../envs/effopd.yaml"
+        model=one_of(INPUTS.made_by("fetch_model")),
     params:
-        spec=spec("fetch_model"),
-    shell:
-        "effopd fetch-model --spec {params.spec:q} --out {output.manifest} 2> {log}"
+        command="fetch-model",
+        spec=PARAMS.spec("fetch_model"),
 
 
-rule pretrain_model:
+use rule model_job as pretrain_model with:
     input:
-        data=DATA,
+        data=INPUTS.data,
     output:
-        manifest=MODEL,
+        manifest=paths.MODEL,
     log:
         "logs/pretrain_model/{model}.log",
     wildcard_constraints:
-        model=names_of("pretrain_model"),
-    conda:
-        "../../envs/effopd.yaml"
-    threads: ranks_of_model
+        model=one_of(INPUTS.made_by("pretrain_model")),
+    threads: PARAMS.ranks_of_model
     params:
-        spec=spec("pretrain_model"),
-        launch=launch(ranks_of_model),
-    shell:
-        "{params.launch} pretrain-model --data {input.data} --spec {params.spec:q} --out {output.manifest} 2> {log}"
+        command="pretrain-model",
+        spec=PARAMS.spec("pretrain_model"),
+        launch=launch(PARAMS.ranks_of_model),
 
 
-rule train_rl:
+use rule pretrain_model as train_rl with:
     input:
-        prompts=parent_prompts_of,
-        init=parent_of,
-    output:
-        manifest=MODEL,
+        unpack(INPUTS.parent),
     log:
         "logs/train_rl/{model}.log",
     wildcard_constraints:
-        model=names_of("train_rl"),
-    conda:
-        "../../envs/effopd.yaml"
-    threads: ranks_of_model
+        model=one_of(INPUTS.made_by("train_rl")),
     params:
-        spec=spec("train_rl"),
-        launch=launch(ranks_of_model),
-    shell:
-        "{params.launch} train-rl --prompts {input.prompts} --init {input.init}"
-        " --spec {params.spec:q} --out {output.manifest} 2> {log}"
+        command="train-rl",
+        spec=PARAMS.spec("train_rl"),

@@ -3,60 +3,40 @@
 # (results/tables/tasks.csv).
 
 
-rule evaluate_on_task:
+use rule evaluate as evaluate_on_task with:
     input:
-        unpack(end_of),
-        student=model_of("student"),
-        prompts=task_prompts_of,
+        unpack(INPUTS.end),
+        student=INPUTS.student,
+        prompts=INPUTS.task_prompts,
     output:
-        evaluation=TASK_EVALUATION,
+        evaluation=paths.TASK_EVALUATION,
     log:
         "logs/evaluate_on_task/{task}.{run}.seed{seed}.{step}.log",
     wildcard_constraints:
-        task="|".join(PLAN.other_tasks) or "(?!)",
-        run="|".join(PLAN.runs),
-    conda:
-        "../../envs/effopd.yaml"
-    params:
-        spec=task_evaluation_spec,
-        launch=launch(),
-        ledger=optional("--ledger", "ledger"),
-    shell:
-        "{params.launch} evaluate --student {input.student} --prompts {input.prompts}"
-        " --state {input.state} {params.ledger} --spec {params.spec:q} --out {output.evaluation} 2> {log}"
+        task=one_of(PLAN.other_tasks),
+        run=one_of(PLAN.runs),
 
 
-rule evaluate_model_on_task:
+use rule evaluate_model as evaluate_model_on_task with:
     input:
-        model=MODEL,
-        prompts=TASK_PROMPTS,
+        student=paths.MODEL,
+        prompts=paths.PROMPTS,
     output:
-        evaluation=TASK_MODEL_EVALUATION,
+        evaluation=paths.TASK_MODEL_EVALUATION,
     log:
         "logs/evaluate_model_on_task/{task}.{model}.log",
     wildcard_constraints:
-        task="|".join(PLAN.other_tasks) or "(?!)",
-    conda:
-        "../../envs/effopd.yaml"
-    params:
-        spec=model_task_evaluation_spec,
-        launch=launch(),
-    shell:
-        "{params.launch} evaluate --student {input.model} --prompts {input.prompts}"
-        " --state {input.model} --spec {params.spec:q} --out {output.evaluation} 2> {log}"
+        task=one_of(PLAN.other_tasks),
 
 
-rule make_task_table:
+use rule results_job as make_task_table with:
     input:
-        evaluations=task_evaluations,
-        prompts=expand(TASK_PROMPTS, task=PLAN.other_tasks, model=PLAN.config["models"]),
+        INPUTS.task_evaluations(),
+        INPUTS.every_prompts(PLAN.other_tasks),
     output:
         table="results/tables/tasks.csv",
     log:
         "logs/make_task_table.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("make_task_table"),
-    shell:
-        "effopd make-task-table --results results --spec {params.spec:q} --out {output.table} 2> {log}"
+        command="make-task-table",
+        spec=PARAMS.spec("make_task_table"),

@@ -3,66 +3,43 @@
 # methods that ask for it, the states' accuracy on the validation split (results/validation/<run>/).
 
 
-rule validate_state:
+use rule evaluate as validate_state with:
     input:
-        unpack(end_of),
-        student=model_of("student"),
-        prompts=prompts_of,
+        unpack(INPUTS.end),
+        student=INPUTS.student,
+        prompts=INPUTS.prompts,
     output:
-        evaluation=VALIDATION,
+        evaluation=paths.VALIDATION,
     log:
         "logs/validate_state/{run}.seed{seed}.{step}.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=validation_spec,
-        launch=launch(),
-        ledger=optional("--ledger", "ledger"),
-    shell:
-        "{params.launch} evaluate --student {input.student} --prompts {input.prompts} --state {input.state}"
-        " {params.ledger} --spec {params.spec:q} --out {output.evaluation} 2> {log}"
+        spec=PARAMS.evaluation_spec("validation"),
 
 
-rule predict_weights:
+use rule model_job as predict_weights with:
     input:
-        unpack(behind),
-        base=model_behind("student"),
-        teacher=model_behind("teacher"),
-        prompts=prompts_behind,
+        unpack(INPUTS.behind),
+        base=INPUTS.student,
+        teacher=INPUTS.teacher,
+        prompts=INPUTS.prompts,
     output:
-        prediction=PREDICTION,
+        prediction=paths.PREDICTION,
     log:
         "logs/predict_weights/{prediction}.seed{seed}.{step}.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("predict_weights"),
-        launch=launch(),
-        states=repeated("--states", "states"),
-        ledgers=repeated("--ledgers", "ledgers"),
-        validations=repeated("--validations", "validations"),
-    shell:
-        "{params.launch} predict-weights --base {input.base} --teacher {input.teacher} --prompts {input.prompts}"
-        " {params.states} {params.ledgers} {params.validations} --spec {params.spec:q} --out {output.prediction} 2> {log}"
+        command="predict-weights",
+        spec=PARAMS.spec("predict_weights"),
 
 
-rule evaluate_prediction:
+use rule evaluate as evaluate_prediction with:
     input:
-        prediction=PREDICTION,
-        student=model_behind("student"),
-        teacher=model_behind("teacher"),
-        prompts=prompts_behind,
+        state=paths.PREDICTION,
+        student=INPUTS.student,
+        teacher=INPUTS.teacher,
+        prompts=INPUTS.prompts,
     output:
-        evaluation="results/evaluation/{prediction}/seed{seed}/{step}.json",
+        evaluation=paths.PREDICTION_EVALUATION,
     log:
         "logs/evaluate_prediction/{prediction}.seed{seed}.{step}.log",
     wildcard_constraints:
-        prediction="|".join(PLAN.predictions) or "(?!)",
-    conda:
-        "../../envs/effopd.yaml"
-    params:
-        spec=prediction_evaluation_spec,
-        launch=launch(),
-    shell:
-        "{params.launch} evaluate --student {input.student} --teacher {input.teacher} --prompts {input.prompts}"
-        " --state {input.prediction} --spec {params.spec:q} --out {output.evaluation} 2> {log}"
+        prediction=one_of(PLAN.predictions),

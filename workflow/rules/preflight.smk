@@ -6,21 +6,16 @@
 # checked. The rest (code, `preflight`, the states still to be written) reaches the job without being tracked.
 
 
-rule preflight:
+use rule model_job as preflight with:
     input:
-        student=models_of_pair("student"),
-        teacher=models_of_pair("teacher"),
-        prompts=prompts_of_pair,
+        student=INPUTS.student,
+        teacher=INPUTS.teacher,
+        prompts=INPUTS.prompts,
     output:
-        passed=PREFLIGHT,
+        passed=paths.PREFLIGHT,
     log:
         "logs/preflight/{pair}.log",
     retries: 0  # a second look finds the same
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=untracked_spec("preflight"),
-        launch=launch(),
-    shell:
-        "{params.launch} preflight --student {input.student} --teacher {input.teacher} --prompts {input.prompts}"
-        " --spec {params.spec:q} --out {output.passed} 2> {log}"
+        command="preflight",
+        spec=PARAMS.untracked_spec("preflight"),

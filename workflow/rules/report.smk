@@ -2,144 +2,112 @@
 # results/figures/, results/report.html, the interactive page results/dynamics.html, and results/config.yaml.
 
 
-rule write_config:
+use rule job as write_config with:
     output:
-        "results/config.yaml",
+        paths.CONFIG,
     log:
         "logs/write_config.log",
     priority: 1  # first, so that `effopd status` knows the plan
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("write_config"),
-    shell:
-        "effopd write-config --spec {params.spec:q} --out {output} 2> {log}"
+        command="write-config",
+        spec=PARAMS.spec("write_config"),
 
 
-rule make_tables:
+use rule results_job as make_tables with:
     input:
-        evaluations=evaluations,
-        models=expand([MODEL, MODEL_EVALUATION], model=PLAN.config["models"]),
-        ledgers=all_ledgers,
-        predictions=predictions,
-        costs=expand(
-            "results/runs/{run}/seed{seed}/{table}.parquet", run=PLAN.runs, seed=PLAN.seeds, table=["cost", "metrics"]
-        ),
+        INPUTS.evaluations(),
+        INPUTS.models(),
+        INPUTS.ledgers(),
+        INPUTS.predictions(),
+        INPUTS.collected("cost", "metrics"),
     output:
-        expand("results/tables/{table}.csv", table=TABLES),
+        INPUTS.tables(),
     log:
         "logs/make_tables.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("make_tables"),
-        folder=folder_of_tables,
-    shell:
-        "effopd make-tables --results results --spec {params.spec:q} --out {params.folder} 2> {log}"
+        command="make-tables",
+        spec=PARAMS.spec("make_tables"),
+        out=folder_of_outputs,
 
 
-rule make_source_table:
+use rule results_job as make_source_table with:
     input:
-        evaluations=evaluations,
-        models=expand(MODEL_EVALUATION, model=PLAN.config["models"]),
-        prompts=expand(PROMPTS, model=PLAN.config["models"]),
+        INPUTS.evaluations(),
+        INPUTS.model_evaluations(),
+        INPUTS.every_prompts([PLAN.task_name]),
     output:
         table="results/tables/sources.csv",
     log:
         "logs/make_source_table.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("make_source_table"),
-    shell:
-        "effopd make-task-table --results results --spec {params.spec:q} --out {output.table} 2> {log}"
+        command="make-task-table",
+        spec=PARAMS.spec("make_source_table"),
 
 
-rule plot_figure:
+use rule results_job as plot_figure with:
     input:
-        tables=rules.make_tables.output,
+        INPUTS.tables(),
     output:
         svg="results/figures/{figure}.svg",
         png="results/figures/{figure}.png",
     log:
         "logs/plot_figure/{figure}.log",
     wildcard_constraints:
-        figure="|".join(FIGURES),
-    conda:
-        "../../envs/effopd.yaml"
+        figure=one_of(FIGURES),
     params:
-        spec=spec("plot_figure"),
-    shell:
-        "effopd plot-figure --results results --spec {params.spec:q} --out {output.svg} 2> {log}"
+        command="plot-figure",
+        spec=PARAMS.spec("plot_figure"),
 
 
-rule plot_weight_figure:
+use rule plot_figure as plot_weight_figure with:
     input:
-        data=weight_figure_data,
-    output:
-        svg="results/figures/{figure}.svg",
-        png="results/figures/{figure}.png",
+        INPUTS.figure_of_weights,
     log:
         "logs/plot_weight_figure/{figure}.log",
     wildcard_constraints:
-        figure="|".join(PLAN.weight_figures()) or "(?!)",
-    conda:
-        "../../envs/effopd.yaml"
-    params:
-        spec=spec("plot_figure"),
-    shell:
-        "effopd plot-figure --results results --spec {params.spec:q} --out {output.svg} 2> {log}"
+        figure=one_of(PLAN.weight_figures()),
 
 
-rule compare_with_paper:
+use rule results_job as compare_with_paper with:
     input:
-        tables=rules.make_dynamics_tables.output,
+        INPUTS.dynamics_tables(),
     output:
         table="results/tables/paper_claims.csv",
     log:
         "logs/compare_with_paper.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("compare_with_paper"),
-    shell:
-        "effopd compare-with-paper --results results --spec {params.spec:q} --out {output.table} 2> {log}"
+        command="compare-with-paper",
+        spec=PARAMS.spec("compare_with_paper"),
 
 
-rule write_explorer:
+use rule results_job as write_explorer with:
     input:
-        analyses=expand(WEIGHTS_ANALYSIS, subject=PLAN.dynamics_subjects()),
+        INPUTS.weight_analyses(),
     output:
-        page=EXPLORER,
+        page=paths.EXPLORER,
     log:
         "logs/write_explorer.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("write_explorer"),
-    shell:
-        "effopd write-explorer --results results --spec {params.spec:q} --out {output.page} 2> {log}"
+        command="write-explorer",
+        spec=PARAMS.spec("write_explorer"),
 
 
-rule write_report:
+use rule results_job as write_report with:
     input:
-        tables=rules.make_tables.output,
-        sources=source_table(),
-        tasks=task_table(),
-        dynamics=dynamics_pages,
-        figures=expand("results/figures/{figure}.svg", figure=PLAN.figures()),
-        metrics=expand("results/runs/{run}/seed{seed}/metrics.parquet", run=PLAN.runs, seed=PLAN.seeds),
+        INPUTS.tables(),
+        INPUTS.source_table(),
+        INPUTS.task_table(),
+        INPUTS.dynamics_pages(),
+        INPUTS.figures("svg"),
+        INPUTS.collected("metrics"),
     output:
         report(
-            "results/report.html",
+            paths.REPORT,
             caption="../report/report.rst",
             category="Report",
         ),
     log:
         "logs/write_report.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("write_report"),
-    shell:
-        "effopd write-report --results results --spec {params.spec:q} --out {output} 2> {log}"
+        command="write-report",
+        spec=PARAMS.spec("write_report"),

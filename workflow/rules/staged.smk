@@ -3,69 +3,52 @@
 # rollouts and scores beside it (results/runs/<run>/seed<s>/).
 
 
-rule generate_rollouts:
+use rule model_job as generate_rollouts with:
     input:
-        unpack(start_of),
-        student=model_of("student"),
-        teacher=model_of("teacher"),
-        prompts=prompts_of,
+        INPUTS.permission,
+        unpack(INPUTS.start),
+        student=INPUTS.student,
+        teacher=INPUTS.teacher,
+        prompts=INPUTS.prompts,
     output:
-        rollouts=ROLLOUTS,
+        rollouts=paths.ROLLOUTS,
     log:
         "logs/generate_rollouts/{run}.seed{seed}.{step}{part}.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("generate_rollouts"),
-        launch=launch(),
-        ledger=optional("--ledger", "ledger"),
-    shell:
-        "{params.launch} generate-rollouts --student {input.student} --teacher {input.teacher} --prompts {input.prompts}"
-        " --state {input.state} {params.ledger} --spec {params.spec:q} --out {output.rollouts} 2> {log}"
+        command="generate-rollouts",
+        spec=PARAMS.spec("generate_rollouts"),
 
 
-rule score_rollouts:
+use rule model_job as score_rollouts with:
     input:
-        student=model_of("student"),
-        teacher=model_of("teacher"),
-        rollouts=ROLLOUTS,
+        student=INPUTS.student,
+        teacher=INPUTS.teacher,
+        rollouts=paths.ROLLOUTS,
     output:
-        scores=SCORES,
+        scores=paths.SCORES,
     log:
         "logs/score_rollouts/{run}.seed{seed}.{step}{part}.log",
-    conda:
-        "../../envs/effopd.yaml"
     params:
-        spec=spec("score_rollouts"),
-        launch=launch(),
-    shell:
-        "{params.launch} score-rollouts --student {input.student} --teacher {input.teacher} --rollouts {input.rollouts}"
-        " --spec {params.spec:q} --out {output.scores} 2> {log}"
+        command="score-rollouts",
+        spec=PARAMS.spec("score_rollouts"),
 
 
-rule update_policy:
+use rule model_job as update_policy with:
     input:
-        unpack(start_of),
-        student=model_of("student"),
-        teacher=model_of("teacher"),
-        prompts=prompts_of,
-        rollouts=expand(ROLLOUTS, part=PLAN.parts, allow_missing=True),
-        scores=expand(SCORES, part=PLAN.parts, allow_missing=True),
+        INPUTS.permission,
+        unpack(INPUTS.start),
+        student=INPUTS.student,
+        teacher=INPUTS.teacher,
+        prompts=INPUTS.prompts,
+        rollouts=expand(paths.ROLLOUTS, part=PLAN.parts, allow_missing=True),
+        scores=expand(paths.SCORES, part=PLAN.parts, allow_missing=True),
     output:
-        state=STATE,
+        state=paths.STATE,
     log:
         "logs/update_policy/{run}.seed{seed}.{step}.log",
-    conda:
-        "../../envs/effopd.yaml"
-    threads: ranks_of_run
+    threads: PARAMS.ranks_of_run
     params:
-        spec=spec("update_policy"),
-        launch=launch(ranks_of_run),
-        ledger=optional("--ledger", "ledger"),
-        rollouts=repeated("--rollouts", "rollouts"),
-        scores=repeated("--scores", "scores"),
-        run_folder=RUN,
-    shell:
-        "{params.launch} update-policy --student {input.student} --teacher {input.teacher} --prompts {input.prompts}"
-        " --state {input.state} {params.ledger} {params.rollouts} {params.scores} --run-folder {params.run_folder}"
-        " --spec {params.spec:q} --out {output.state} 2> {log}"
+        command="update-policy",
+        spec=PARAMS.spec("update_policy"),
+        launch=launch(PARAMS.ranks_of_run),
+        extra=f"--run-folder {paths.RUN}",

@@ -17,6 +17,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from effopd.artifacts.fingerprints import code_digest
+from effopd.artifacts.folders import check_own
 from effopd.artifacts.locks import exclusive
 from effopd.artifacts.manifests import atomic_path, fingerprint_of, read_manifest, write_manifest
 from effopd.artifacts.resume_log import Journal
@@ -30,7 +31,7 @@ from effopd.dynamics.trajectory import align_signs, neighbour_map, principal_pat
 from effopd.models.weight_files import Checkpoint, Parameter, blocks, shared_parameters
 
 TABLES = ("norms", "sparsity", "spectra", "alignment", "trajectory", "embeddings")
-KIND, MANIFEST = "analysis", "analysis.json"
+KIND, MANIFEST, JOURNAL = "analysis", "analysis.json", "partial.jsonl"
 Rows = dict[str, list[dict[str, Any]]]
 Pairs = Callable[[int], Iterator[tuple[torch.Tensor, torch.Tensor]]]
 
@@ -130,8 +131,12 @@ def analyse_checkpoints(
     """Compare the checkpoints `trained` (step -> path) with `base`; write <table>.parquet in `out`, and return them.
 
     A killed analysis goes on after its last finished parameter; a finished one of the same files, code and tolerance is
-    read back. Raises UserError where the checkpoints cannot be compared.
+    read back. Raises UserError where the checkpoints cannot be compared, or `out` is somebody else's folder.
     """
+    for path in (base, *trained.values()):
+        if out.resolve() in (path.resolve(), path.resolve().parent if path.is_file() else None):
+            raise UserError(f"--out is {out}, which holds the checkpoint {path}. Choose another folder.")
+    check_own(out, (MANIFEST, JOURNAL), "tables would replace those of the same names")
     first = Checkpoint.open(base)
     by_step = {step: Checkpoint.open(trained[step]) for step in sorted(trained)}
     parents = {"base": first.fingerprint} | {f"step {step}": by_step[step].fingerprint for step in by_step}
@@ -164,7 +169,7 @@ def analyse(
         if tables := _finished(out, fingerprint):
             say(f"{out.parent} holds this analysis already")
             return tables
-        journal = Journal(work / "partial.jsonl", fingerprint)
+        journal = Journal(work / JOURNAL, fingerprint)
         left = [parameter for parameter in parameters if parameter.name not in journal.parts]
         progress = Progress("parameters", len(parameters), len(journal.parts))
         for parameter in left:

@@ -1,13 +1,17 @@
-"""What the jobs of a workflow do, from the log that Snakemake itself keeps of it."""
+"""What the jobs of a workflow do: from what our logger plugin writes of it, or else from Snakemake's own log."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from effopd.common.progress import lines_of
 
+# Of Snakemake's own log, which is all there is where another logger ran (and was, in earlier versions).
 _JOB = re.compile(r"(?:local)?rule (\w+):")
 _ERROR = re.compile(r"Error in rule (\w+):")
 _FINISHED = re.compile(r"Finished jobid: (\d+)")
@@ -39,18 +43,61 @@ class Jobs:
 
     done: int = 0
     total: int = 0
-    running: dict[str, Job] = field(default_factory=dict)
-    failed: dict[str, Job] = field(default_factory=dict)
+    running: dict[int, Job] = field(default_factory=dict)
+    failed: dict[int, Job] = field(default_factory=dict)
+
+    def start(self, number: int, job: Job) -> None:
+        self.failed.pop(number, None)
+        self.running[number] = job
+
+    def fail(self, number: int, job: Job) -> None:
+        self.failed[number] = self.running.pop(number, job)
 
 
 def jobs_of(log: Path | None) -> Jobs:
-    """Read Snakemake's log. A job that failed and was started again counts as running. Empty where there is no log."""
-    jobs = Jobs()
+    """The jobs of the workflow whose own log Snakemake keeps at `log`; what the plugin wrote beside it is preferred.
+
+    A job that failed and was started again counts as running. Empty where there is no log.
+    """
     if log is None:
-        return jobs
+        return Jobs()
+    events = events_beside(log)
+    return _from_events(lines_of(events)) if events.exists() else _from_text(lines_of(log))
+
+
+def events_beside(log: Path) -> Path:
+    """Where the plugin writes what jobs do, beside the log that Snakemake keeps of the workflow, as JSON lines.
+
+    Each is one of {"started": number of a job, **its Job}, {"failed": number, **its Job}, {"finished": number} and
+    {"done": number of jobs, "total": number of jobs}.
+    """
+    return log.with_suffix(".jsonl")
+
+
+def _from_events(lines: Iterable[str]) -> Jobs:
+    jobs = Jobs()
+    for line in lines:
+        try:
+            event: dict[str, Any] = json.loads(line)
+        except ValueError:  # torn, as by a kill
+            continue
+        match event:
+            case {"started": number, **job}:
+                jobs.start(number, Job(**job))
+            case {"failed": number, **job}:
+                jobs.fail(number, Job(**job))
+            case {"finished": number}:
+                jobs.running.pop(number, None)
+            case {"done": done, "total": total}:
+                jobs.done, jobs.total = done, total
+    return jobs
+
+
+def _from_text(lines: Iterable[str]) -> Jobs:
+    jobs = Jobs()
     job: Job | None = None
-    failing = False
-    for line in lines_of(log):
+    begin = jobs.start
+    for line in lines:
         if found := _FIELD.fullmatch(line):
             key, value = found.groups()
             if job is None:
@@ -61,19 +108,16 @@ def jobs_of(log: Path | None) -> Jobs:
                 job.outputs = value.split(", ")
             elif key == "wildcards":
                 job.wildcards = [value for value in re.findall(r"\w+=([^,]*)", value) if value]
-            elif failing:
-                jobs.failed[value] = jobs.running.pop(value, job)
             else:
-                jobs.failed.pop(value, None)
-                jobs.running[value] = job
+                begin(int(value), job)
             continue
         if line.startswith("    "):
             continue
         job = None
         if found := _JOB.fullmatch(line) or _ERROR.fullmatch(line):
-            job, failing = Job(found[1]), line.startswith("Error")
+            job, begin = Job(found[1]), jobs.fail if line.startswith("Error") else jobs.start
         elif found := _FINISHED.match(line):
-            jobs.running.pop(found[1], None)
+            jobs.running.pop(int(found[1]), None)
         elif found := _PROGRESS.fullmatch(line):
             jobs.done, jobs.total = int(found[1]), int(found[2])
         elif found := _COUNT.fullmatch(line):
