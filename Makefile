@@ -10,6 +10,8 @@ CORES ?= all
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
 PIP_OPTIONS := --quiet --disable-pip-version-check
+# Several processes, each of which keeps the tests that share a fixture.
+PYTEST := python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: setup run quick test test-fast test-exhaustive mutations setup-vllm test-vllm lint lint-python lint-types lint-workflow format clean
 setup: .venv/.ready
@@ -21,13 +23,13 @@ quick: .venv/.ready
 	$(BIN)/snakemake --cores $(CORES) --configfile config/config.yaml config/quick.yaml --directory quick
 
 test: .venv/.ready-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not exhaustive"
+	$(BIN)/$(PYTEST) -m "not exhaustive"
 
 test-fast: .venv/.ready-dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/$(PYTEST) -m "not slow"
 
 test-exhaustive: .venv/.ready-dev
-	$(BIN)/python -m pytest -n 2 -m exhaustive
+	$(BIN)/$(PYTEST) -m exhaustive
 
 mutations: .venv/.ready-dev
 	$(BIN)/python tests/mutations/run.py $(MODULES)
@@ -35,7 +37,7 @@ mutations: .venv/.ready-dev
 setup-vllm: .venv-vllm/.ready
 
 test-vllm: .venv-vllm/.ready
-	EFFOPD_REQUIRE_VLLM=1 $(VLLM)/python -m pytest -n 2 --dist loadgroup -m vllm
+	EFFOPD_REQUIRE_VLLM=1 $(VLLM)/$(PYTEST) -m vllm
 
 lint: lint-python lint-types lint-workflow
 

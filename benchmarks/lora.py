@@ -32,9 +32,9 @@ def make_model() -> Qwen3ForCausalLM:
     return random_student(0, width=512, layers=8, heads=8, vocabulary=VOCABULARY, tie_word_embeddings=True)
 
 
-def loss_of(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def loss_of(model: torch.nn.Module, tokens: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     logits = model(input_ids=tokens[:, :-1], use_cache=False).logits.flatten(0, 1)
-    return negative_log_likelihood(token_logprobs(logits, tokens[:, 1:].flatten()), tokens[:, 1:].numel())
+    return negative_log_likelihood(token_logprobs(logits, tokens[:, 1:].flatten()), tokens[:, 1:].numel()), {}
 
 
 def turn(side: str, options: argparse.Namespace, answers: multiprocessing.Queue) -> None:

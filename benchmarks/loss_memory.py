@@ -20,7 +20,7 @@ import torch
 from shared import resident_bytes
 
 from effopd.data.rollouts import Rollouts
-from effopd.distillation.objective import MicroBatch
+from effopd.distillation.objective import ScoredBatch, distillation_loss
 from effopd.losses.chunked import HeadAndLoss
 from effopd.models.lm_head import Head, KnownTokens
 from effopd.teachers.scoring import Scores
@@ -45,27 +45,29 @@ class Case:
         zeros = np.zeros(positions, np.float32)
         self.rollouts = Rollouts([[0]], [tokens], [zeros], [True])
         teacher_states = random(positions, hidden)
-        self.scores = Scores(
-            [zeros],
-            top_ids=[torch.randperm(vocabulary, generator=generator)[:64].int().repeat(positions, 1).numpy()],
-            top_logprobs=[np.full((positions, 64), np.log(0.9 / 64), np.float32)],
-            hidden_states=[teacher_states.numpy()],
-        )
+        top_ids = torch.randperm(vocabulary, generator=generator)[:64].int().repeat(positions, 1).numpy()
+        top_logprobs = np.full((positions, 64), np.log(0.9 / 64), np.float32)
+        self.scores = {
+            "sampled": Scores([zeros]),
+            "top_k": Scores([zeros], top_ids=[top_ids], top_logprobs=[top_logprobs]),
+            "full": Scores([zeros], hidden_states=[teacher_states.numpy()]),
+        }
 
     def plain(self) -> torch.Tensor:
         """All logits of both models at once."""
-        teacher_logits = self.teacher(torch.from_numpy(self.scores.hidden_states[0]))
+        teacher_logits = self.teacher(torch.from_numpy(self.scores["full"].hidden_states[0]))
         student = torch.log_softmax(torch.nn.functional.linear(self.states, self.weight), -1)
         teacher = torch.log_softmax(teacher_logits, -1)
         return torch.nn.functional.kl_div(teacher, student, log_target=True, reduction="batchmean")
 
     def chunked(self, support: str) -> torch.Tensor:
-        objective = {"support": support, "divergence": "reverse_kl", "lambda": 1}
-        micro = MicroBatch(
-            self.rollouts, self.scores, {**TRAINING, "objective": objective}, len(self.states), 0,
-            torch.device("cpu"), self.teacher,
-        )  # fmt: skip
-        loss: torch.Tensor = HeadAndLoss.apply(self.states, self.weight, None, len(self.weight), micro.loss)
+        training = {**TRAINING, "objective": {"support": support, "divergence": "reverse_kl", "lambda": 1}}
+        micro = ScoredBatch.from_rollouts(self.rollouts, self.scores[support], 0, torch.device("cpu"), self.teacher)
+
+        def loss_of(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+            return distillation_loss(training, len(self.states), micro, logits, rows)[0]
+
+        loss: torch.Tensor = HeadAndLoss.apply(self.states, self.weight, None, len(self.weight), loss_of)
         return loss
 
     def run(self, side: str) -> float:

@@ -3,6 +3,7 @@
 import errno
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from effopd.artifacts.locks import claim_results
 from effopd.artifacts.manifests import atomic_path, read_manifest, write_manifest, write_text
 from effopd.common.errors import ArtifactError, UserError, describe_os_error
 from effopd.models.models import save_tensors
-from effopd.training.checkpoints import Point, ResumePoint, save_state
+from effopd.training.checkpoints import Point, save_state
+from effopd.training.resume import ResumePoint
 from effopd.training.trainer import OptimizerState
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
@@ -180,9 +182,7 @@ def test_the_code_digest_sees_code_and_not_its_explanation(monkeypatch):
         "effopd.b": "def f():\n    return 2\n",
     }
     monkeypatch.setattr(fingerprints, "_source", lambda module: sources[module])
-    monkeypatch.setattr(
-        fingerprints, "_module_path", lambda module: type("P", (), {"is_file": lambda s: module in sources})()
-    )
+    monkeypatch.setattr(fingerprints, "module_file", lambda name: Path(f"{name}.py") if name in sources else None)
 
     def digest():
         for cached in (fingerprints.code_digest, fingerprints._closure, fingerprints._tree_digest):

@@ -11,10 +11,10 @@ from snakemake.utils import update_config
 from config_overlays import GOOD, LONGER, ROOT, edited, with_other
 from effopd.artifacts.fingerprints import _closure, code_digest
 from effopd.common.errors import ConfigError
+from effopd.common.registry import find
 from effopd.config.load import complete
 from effopd.config.schema import fill, merged, run_settings, schema
 from effopd.config.table import parameter_table
-from effopd.tasks.base import task_module
 from effopd.workflow.job_specs import Plan
 
 
@@ -321,8 +321,8 @@ def test_only_the_code_of_the_task_in_use_counts(tmp_path):
     assert json.loads(used)["task"] == {"name": "arithmetic", "code": code_digest("effopd.tasks.arithmetic")}
     for stage in ("make_data", "evaluate", "train_rl"):
         assert not {name for name in _closure(f"effopd.stages.{stage}") if "sandbox" in name or "programming" in name}
-    assert "effopd.sandbox.supervisor" in _closure(task_module("code"))
-    assert "effopd.tasks.math_worker" in _closure(task_module("math"))
+    assert "effopd.sandbox.supervisor" in _closure(find("tasks", "code").module)
+    assert "effopd.tasks.math_worker" in _closure(find("tasks", "math").module)
 
 
 def test_local_files_are_known_before_anything_runs(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from effopd.data import batching as passes
 from effopd.data.batching import passes_of
 from effopd.data.rollouts import Rollouts
-from effopd.data.sharding import Share
+from effopd.data.sharding import Shard
 from effopd.engines.base import Sampling
 from effopd.models.models import load_model, weights_of
 from effopd.stages.make_data import make_data
@@ -102,8 +102,8 @@ def test_shares_of_a_step_are_scored_as_the_whole_bit_for_bit(rollouts, other_mo
     monkeypatch.setattr(passes, "FEWEST_POSITIONS", 1)
     teacher = LocalTeacher(other_model, pad_id=0, batch_size=4, top_k=3)
     whole = teacher.score(rollouts)
-    shares = [Share(index, 2).rows(len(rollouts), 4) for index in range(2)]
-    parts = Scores.concatenate([teacher.score(rollouts.select(rows)) for rows in shares])
+    shards = [Shard(index, 2).rows(len(rollouts), 4) for index in range(2)]
+    parts = Scores.concatenate([teacher.score(rollouts.select(rows)) for rows in shards])
     for name in ("logprobs", "top_ids", "top_logprobs"):
         for mine, theirs in zip(getattr(parts, name), getattr(whole, name), strict=True):
             np.testing.assert_array_equal(mine, theirs)

@@ -3,17 +3,17 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effopd.data.sharding import WHOLE, Share, batches_of
+from effopd.data.sharding import WHOLE, Shard, batches_of
 
 
 @given(rollouts=st.integers(1, 200), batch_size=st.integers(1, 40), count=st.integers(1, 9))
 def test_shares_are_the_whole_in_order(rollouts, batch_size, count):
-    shares = [Share(index, count) for index in range(count)]
-    assert [row for share in shares for row in share.rows(rollouts, batch_size)] == list(range(rollouts))
-    batches = [share.batches(rollouts, batch_size) for share in shares]
+    shards = [Shard(index, count) for index in range(count)]
+    assert [row for shard in shards for row in shard.rows(rollouts, batch_size)] == list(range(rollouts))
+    batches = [shard.batches(rollouts, batch_size) for shard in shards]
     assert max(map(len, batches)) - min(map(len, batches)) <= 1
-    for share in shares:
-        rows = share.rows(rollouts, batch_size)
+    for shard in shards:
+        rows = shard.rows(rollouts, batch_size)
         assert not rows or (rows.start % batch_size == 0 and (rows.stop % batch_size == 0 or rows.stop == rollouts))
 
 

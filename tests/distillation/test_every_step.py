@@ -68,7 +68,7 @@ def setting(tmp_path, tokenizer):
 
         def loss(model, _):
             logits = model(input_ids=batch.tokens[:, :-1]).logits[batch.mask]
-            return negative_log_likelihood(token_logprobs(logits, wanted), len(wanted))
+            return negative_log_likelihood(token_logprobs(logits, wanted), len(wanted)), {}
 
         trainer.step([None], loss, 1e-3)
 
@@ -83,7 +83,7 @@ def test_the_accepted_candidate_of_the_steps_own_update_is_what_training_goes_on
         before = trainer.weights()
         update()
         current, moments = trainer.weights(), trainer.optimizer_state().moments
-        facts, cost = extrapolation(rollouts, step)
+        facts, (cost,) = extrapolation(rollouts, step)
         moving = moving_parameters(current, "attention_mlp")
         chosen = rollouts.select(gate_rows(0, "rollouts", len(rollouts), 5, 1))
         for coefficient, value in zip(facts["trial_coefficients"], facts["trial_values"], strict=True):
@@ -114,7 +114,7 @@ def test_by_module_each_part_of_the_update_gets_the_coefficient_that_is_best_for
     before = trainer.weights()
     update()
     current = trainer.weights()
-    facts, cost = extrapolation(rollouts, 1)
+    facts, (cost,) = extrapolation(rollouts, 1)
     line = facts["coefficient"]
     assert facts["trial_coefficients"][1] == 1.0
     modules = by_module(current)
@@ -141,7 +141,7 @@ def test_where_no_candidate_is_better_the_step_stays_as_it_is(setting):
     extrapolation.settings["coefficients"] = [0.0]  # as good as the current weights, and no better
     update()
     current = trainer.weights()
-    facts, cost = extrapolation(rollouts, 1)
+    facts, (cost,) = extrapolation(rollouts, 1)
     assert facts["coefficient"] == 0
     assert all(torch.equal(tensor, current[name]) for name, tensor in trainer.weights().items())
     assert (cost["scored_tokens"], cost["judged_tokens"]) == (0, 0), "a control looks at no tokens"
@@ -203,7 +203,7 @@ def test_a_teacher_whose_logits_are_large_is_asked_once(setting, monkeypatch):
     teacher.model.register_forward_hook(lambda *_: calls.append(1))
     extrapolation = make(teacher=teacher)
     update()
-    facts, cost = extrapolation(rollouts, 1)
+    facts, (cost,) = extrapolation(rollouts, 1)
     chosen = rollouts.select(gate_rows(0, "rollouts", len(rollouts), 5, 1))
     assert len(facts["trial_values"]) > 2
     assert len(calls) == len(chosen.passes(TRAINING["batch_size"]))

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+import objective_steps
 from effopd.common.randomness import epoch_order
-from effopd.distillation.objective import MicroBatch
+from effopd.distillation.objective import ScoredBatch, distillation_loss
 from effopd.distillation.step import generate_rollouts, rollout_limit
 from effopd.losses import chunked as chunked_loss_module
+from effopd.losses.metrics import add_up
 from effopd.models import lm_head as logits_module
 from losses_by_hand import by_hand
 from objective_steps import loss_and_gradients, step
-from objectives import OBJECTIVES, rollouts_of, scores_of, training_of
+from objectives import OBJECTIVES, head_of, rollouts_of, scores_of, training_of
 from small_engine import PROMPTS, engine_of
 from tiny_models import FAMILIES, make_family, make_model
 
@@ -82,12 +84,32 @@ def test_chunks_change_nothing_with_tied_embeddings_soft_caps_and_experts(family
     assert student.config.final_logit_softcapping == 2.0 if family == "gemma2" else True
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_losses_and_metrics_add_up_over_chunks_and_are_the_same_when_asked_again(objective, model, other_model):
+    training, rollouts = training_of(objective), rollouts_of(model)
+    scores, total = scores_of(other_model, rollouts, training), rollouts.completion_tokens
+    micro = ScoredBatch.from_rollouts(rollouts, scores, 0, torch.device("cpu"), head_of(other_model, training))
+    logits = torch.randn(total, 16, generator=torch.Generator().manual_seed(0))
+
+    def asked(start, stop):
+        loss, metrics = distillation_loss(training, total, micro, logits[start:stop], slice(start, stop))
+        return loss.item(), {name: value.item() for name, value in metrics.items()}
+
+    loss, metrics = asked(0, total)
+    parts = [asked(0, 5), asked(5, 6), asked(6, total)]
+    assert sum(part for part, _ in parts) == pytest.approx(loss, rel=1e-5)
+    assert add_up(part for _, part in parts) == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+    assert asked(0, total) == (loss, metrics)
+
+
 def test_chunks_are_really_chunks_and_a_small_batch_is_not_cut(model, other_model, monkeypatch):
     calls = []
-    original = MicroBatch.loss
-    monkeypatch.setattr(
-        MicroBatch, "loss", lambda self, logits, rows: (calls.append(len(logits)), original(self, logits, rows))[1]
-    )
+
+    def counted(training, total_tokens, micro, logits, rows):
+        calls.append(len(logits))
+        return distillation_loss(training, total_tokens, micro, logits, rows)
+
+    monkeypatch.setattr(objective_steps, "distillation_loss", counted)
     rollouts = rollouts_of(model)
     loss_and_gradients(model, other_model, "full", rollouts)
     assert calls == [rollouts.completion_tokens]

@@ -12,6 +12,11 @@ import yaml
 from workflow_runs import Workflow
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These tests first: they last longest, and what is short then fills the processes to the end."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Callable[[str, Callable[[Path], Workflow]], Workflow]:
     """A function: the workflow that `make` sets up in a folder, run there once without disturbance; by its name.

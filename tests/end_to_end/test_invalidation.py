@@ -200,6 +200,7 @@ MODULES = {
     "workflow/estimates/memory.py": {},
     "workflow/estimates/parts.py": {},
     "stages/segments.py": EVERY_RUN,
+    "distillation/segment.py": EVERY_RUN,
     "stages/evaluate_candidates.py": BOTH_RUNS_AFTER_A_GATE,
     "stages/select_candidate.py": {**BOTH_RUNS_AFTER_A_GATE, "evaluate_candidates": 8},  # at step 1 nothing precedes it
     "stages/evaluate.py": {"evaluate_model": 2, **EVERY_STATE},
@@ -227,6 +228,8 @@ MODULES = {
     "report/templates/report.html.jinja": REPORT,
     "losses/divergences.py": EVERY_MODEL,
     "training/master_weights.py": EVERY_MODEL,
+    "training/deepspeed_compat.py": EVERY_MODEL,
+    "training/resume.py": EVERY_MODEL,
     "training/lora.py": {},  # no run of this experiment
     "engines/transformers_engine.py": {**EVERY_TEACHER, "evaluate_model": 2},
     "engines/decoders.py": {**EVERY_TEACHER, "evaluate_model": 2},
@@ -234,6 +237,8 @@ MODULES = {
     "teachers/endpoint.py": {},
     "extrapolation/search.py": BOTH_RUNS_AFTER_A_GATE,
     "extrapolation/gate.py": BOTH_RUNS_AFTER_A_GATE,
+    "extrapolation/driver.py": BOTH_RUNS_AFTER_A_GATE,
+    "evaluation/rollout_gate.py": BOTH_RUNS_AFTER_A_GATE,
     "distillation/every_step.py": {},  # no run of this experiment extrapolates after every step
     "extrapolation/predictors.py": {},  # nothing is predicted in this experiment (test_predictions.py)
     "stages/predict_weights.py": {},

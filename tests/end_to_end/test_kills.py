@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import segments
-from preloaded import Process
+from preloaded import Process, start_ranks
 from workflow_runs import Workflow
 
 pytestmark = pytest.mark.slow
@@ -171,7 +170,7 @@ def strike(kill: Kill, workflow: Workflow, process: Process, wait: float) -> boo
     """Wait for the job and `wait` seconds more, then kill the victim. Whether it was there."""
     folder = workflow.folder
     while process.poll() is None and not next(jobs_in(folder, kill.verb), None):
-        time.sleep(0.005)
+        time.sleep(0.02)
     if kill.victim == "writer":
         while process.poll() is None and not is_writing(folder):
             pass
@@ -207,7 +206,13 @@ def lose(workflow: Workflow, patterns: str) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-KILLS = [pytest.param(mode, kill, id=f"{mode}-{kill}") for mode, kills in CASES.items() for kill in kills]
+# Those that modes have in common are killed in either: every other one here, the rest in `make test-exhaustive`.
+REST = {"colocated": SHARED[1::2], "staged": SHARED[::2]}
+KILLS = [
+    pytest.param(mode, kill, id=f"{mode}-{kill}", marks=[pytest.mark.exhaustive] * (kill in REST.get(mode, ())))
+    for mode, kills in CASES.items()
+    for kill in kills
+]
 
 
 @pytest.mark.parametrize(("reference", "kill"), KILLS, indirect=["reference"])
@@ -251,20 +256,25 @@ def test_what_a_job_finished_that_outlived_its_killed_workflow_is_used(reference
     assert workflow.contents() == reference.contents()
 
 
-def start_segment(inputs: Path, run: Path, origin: Path) -> subprocess.Popen:
+@pytest.fixture(scope="module")
+def long_segment(tmp_path_factory) -> tuple[Path, Path]:
+    """Inputs, and an undisturbed run of the long segment."""
+    inputs, whole = (tmp_path_factory.mktemp(name) for name in ("inputs", "whole"))
+    segments.make_inputs(inputs)
+    segments.train(inputs, whole, "zero1-bfloat16", "first")
+    start_segment(inputs, whole, whole).communicate(timeout=300)
+    return inputs, whole
+
+
+def start_segment(inputs: Path, run: Path, origin: Path) -> Process:
     """Two ranks that train the long segment in bfloat16 under ZeRO 1, with a resume point after every step."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", segments.__file__]
-    arguments = ["train", str(inputs), str(run), "zero1-bfloat16", "long", str(origin)]
-    return subprocess.Popen([*launch, *arguments], start_new_session=True, stderr=subprocess.DEVNULL)
+    return start_ranks(segments.__file__, "train", inputs, run, "zero1-bfloat16", "long", origin)
 
 
 @pytest.mark.parametrize("victim", ["rank", "group"])
-def test_a_segment_killed_at_random_moments_goes_on_bitwise_from_its_resume_points(tmp_path, victim):
+def test_a_segment_killed_at_random_moments_goes_on_bitwise_from_its_resume_points(long_segment, tmp_path, victim):
     """Killed again and again while it does steps: each life starts from what the last one saved."""
-    inputs, whole, run = (tmp_path / name for name in ("inputs", "whole", "run"))
-    segments.make_inputs(inputs)
-    segments.train(inputs, whole, "zero1-bfloat16", "first")
-    assert start_segment(inputs, whole, whole).wait(timeout=300) == 0
+    (inputs, whole), run = long_segment, tmp_path
     moments, last = random.Random(victim), segments.SEGMENTS["long"][1]
     resume, state = run / f"state/{last}/resume.safetensors", run / f"state/{last}/state.json"
     for _ in range(3):
@@ -278,7 +288,7 @@ def test_a_segment_killed_at_random_moments_goes_on_bitwise_from_its_resume_poin
             os.killpg(process.pid, signal.SIGKILL)
         else:
             os.kill(children_of(process.pid)[moments.randrange(2)], signal.SIGKILL)
-        process.wait(timeout=120)
+        process.communicate(timeout=120)
         assert not state.exists()
-    assert start_segment(inputs, run, whole).wait(timeout=300) == 0
+    start_segment(inputs, run, whole).communicate(timeout=300)
     assert segments.differences(segments.left(whole, "long"), segments.left(run, "long")) == []

@@ -1,6 +1,7 @@
 """The gate: what is drawn for whom, and what its metrics say."""
 
 import math
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -11,15 +12,31 @@ from effopd.data.prompts import Prompts
 from effopd.data.verification import encode_prompts
 from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
-from effopd.extrapolation.gate import GateValue, blind_value, decision, gate_rows, gate_seeds, score_of
+from effopd.extrapolation.driver import Decision, SearchSettings
+from effopd.extrapolation.gate import BlindGate, GateValue, gate_rows, gate_seeds
 from effopd.extrapolation.search import search
 from effopd.models.models import save_model, special_ids, weights_of
-from effopd.stages.evaluate_candidates import Gate
+from effopd.stages.evaluate_candidates import opened_gate
 from effopd.tasks.base import Problem
 from effopd.teachers.scoring import ReverseKL
 from tiny_models import make_model
 
 PROBLEMS = [Problem(f"{a}+{b}+{c}=", f"{a + b + c}", c) for a in range(3) for b in range(4) for c in range(5)]
+
+
+class Asked:
+    """A gate that is asked about given weights, and what it said."""
+
+    def __init__(self, opened):
+        self.gate = opened(lambda: self.weights)
+        self.values, self.costs = [], []
+
+    def score(self, weights, coefficient):
+        self.weights = weights
+        value = self.gate.judge(coefficient)
+        self.values.append(value.entry(coefficient))
+        self.costs += value.costs(coefficient)
+        return value.usable_score
 
 
 @pytest.fixture
@@ -29,7 +46,7 @@ def gate_of(tmp_path, tokenizer):
         model = make_model(seed)
         save_model(model.config, weights_of(model), tokenizer, tmp_path / name)
 
-    def make(rollouts=None, temperature=1.0, **settings):
+    def make(rollouts=None, temperature=1.0, step=4, **settings):
         gate = {
             "metric": "reverse_kl",
             "examples": 12,
@@ -41,7 +58,7 @@ def gate_of(tmp_path, tokenizer):
         gate |= settings
         spec = {
             "seed": 0,
-            "step": 4,
+            "step": step,
             "extrapolation": {"gate": gate},
             "sampling": {"temperature": temperature, "max_new_tokens": 8},
             "engine": {"engine": "transformers", "engine_dtype": "float32"},
@@ -50,9 +67,11 @@ def gate_of(tmp_path, tokenizer):
         }
         manifests = (tmp_path / "student/manifest.json", tmp_path / "teacher/manifest.json")
         prompts = Prompts(encode_prompts(tokenizer, [problem.text for problem in PROBLEMS]), PROBLEMS)
-        return Gate(spec, rollouts or prompts, *manifests, torch.device("cpu"))
+        source, device = rollouts or prompts, torch.device("cpu")
+        return Asked(lambda weights: opened.enter_context(opened_gate(spec, source, *manifests, device, weights)))
 
-    return make
+    with ExitStack() as opened:
+        yield make
 
 
 def test_paired_candidates_meet_the_same_random_numbers_and_unpaired_ones_their_own(gate_of):
@@ -65,10 +84,10 @@ def test_paired_candidates_meet_the_same_random_numbers_and_unpaired_ones_their_
 
 
 def test_a_gate_draws_from_problems_of_the_difficulty_asked_for(gate_of):
-    drawn = gate_of(difficulty={"min": 2, "max": 3}).rows
+    drawn = gate_of(difficulty={"min": 2, "max": 3}).gate.rows
     assert len(drawn) == 12
     assert {PROBLEMS[row].difficulty for row in drawn} == {2, 3}
-    assert {PROBLEMS[row].difficulty for row in gate_of(difficulty={"max": 0}).rows} == {0}
+    assert {PROBLEMS[row].difficulty for row in gate_of(difficulty={"max": 0}).gate.rows} == {0}
     with pytest.raises(ConfigError, match="is 13, and the train split holds 12 problems of the `difficulty` asked for"):
         gate_of(difficulty={"min": 4}, examples=13)
     with pytest.raises(ConfigError, match="holds 0 problems of"):
@@ -93,9 +112,10 @@ def test_more_examples_than_the_split_holds_is_one_line(gate_of):
 
 
 def test_the_examples_are_drawn_once_without_repeats_and_samples_multiply_them(gate_of):
-    assert gate_of().rows == gate_of(metric="accuracy").rows
-    assert len(set(gate_of().rows)) == 12
-    assert gate_of(samples=3).rows == [row for row in gate_of().rows for _ in range(3)]
+    rows = gate_of().gate.rows
+    assert rows == gate_of(metric="accuracy").gate.rows
+    assert len(set(rows)) == 12
+    assert gate_of(samples=3).gate.rows == [row for row in rows for _ in range(3)]
 
 
 def test_the_seeds_of_a_gates_completions_differ_by_run_step_and_position_and_by_candidate_only_where_unpaired():
@@ -122,25 +142,28 @@ def test_what_a_gate_draws_is_named_by_seed_purpose_and_place_alone():
     chosen = sorted(generator(5, "gate examples", "train").choice(60, 12, replace=False).tolist())
     assert gate_rows(5, "train", 60, 12, 2) == [row for row in chosen for _ in range(2)]
     assert gate_rows(5, "train", 12, 12, 1) == list(range(12)), "without repeats"
-    assert blind_value("random", 5, 4, 2.0).value == generator(5, "random gate", 4, "2").random()
+    assert BlindGate("random", 5, 4).judge(2.0).value == generator(5, "random gate", 4, "2").random()
 
 
 def test_a_value_that_is_not_finite_leaves_nothing_but_its_coefficient_and_scores_nothing():
     whole = GateValue(0.5, -0.5, [0.25, 0.25]).entry(2.0)
     assert whole == {"coefficient": 2.0, "value": 0.5, "score": -0.5, "per_item": [0.25, 0.25]}
-    assert score_of(whole) == -0.5
+    assert GateValue.from_entry(whole) == GateValue(0.5, -0.5, [0.25, 0.25])
     nothing = {"coefficient": 2.0, "value": None, "score": None, "per_item": []}
     for broken in (math.nan, math.inf, -math.inf):
         for value in (GateValue(broken, 0.5), GateValue(0.5, broken), GateValue(0.5, 0.5, [0.5, broken])):
             assert value.entry(2.0) == nothing
-    assert math.isnan(score_of(nothing))
+            assert math.isnan(value.usable_score)
+    assert GateValue.from_entry(nothing).entry(2.0) == nothing
 
 
 def test_a_decision_holds_what_was_tried_in_order_and_what_was_accepted():
-    values = {c: GateValue(v, -v, [v]).entry(c) for c, v in ((0.0, 3.0), (2.0, 1.0), (4.0, 2.0))}
-    outcome = search("first_failure", lambda c: values[c]["score"], -3.0, [2.0, 4.0], ">")
-    found = decision(8, outcome, values, accept=">", metric="reverse_kl", update_norm={"all": 2.0, "moving": 1.0})
-    assert found == {
+    said = {c: GateValue(v, -v, [v]) for c, v in ((0.0, 3.0), (2.0, 1.0), (4.0, 2.0))}
+    values = {c: value.entry(c) for c, value in said.items()}
+    settings = SearchSettings("first_failure", [2.0, 4.0], ">")
+    result = search("first_failure", lambda c: said[c].score, -3.0, [2.0, 4.0], ">")
+    decision = Decision(settings, result, said, {"all": 2.0}, 0, [])
+    assert decision.ledger(8, metric="reverse_kl", update_norm={"all": 2.0, "moving": 1.0}) == {
         "step": 8,
         "coefficient": 2.0,
         "reason": "4 was rejected",
@@ -154,21 +177,21 @@ def test_a_decision_holds_what_was_tried_in_order_and_what_was_accepted():
 
 def test_a_later_trigger_draws_other_answers_to_the_same_problems(gate_of):
     weights = weights_of(make_model(0))
-    first, again, later = gate_of(), gate_of(), gate_of()
-    later.spec = {**later.spec, "step": 8}
+    first, again, later = gate_of(), gate_of(), gate_of(step=8)
     for gate in (first, again, later):
         gate.score(weights, 0.0)
-    assert first.rows == later.rows
+    assert first.gate.rows == later.gate.rows
     assert first.values == again.values
     assert first.values[0]["per_item"] != later.values[0]["per_item"]
 
 
 @pytest.mark.parametrize(("step", "seed", "coefficient"), [(8, 0, 2.0), (4, 1, 2.0), (4, 0, 2.5)])
 def test_the_random_control_draws_anew_for_each_trigger_run_and_candidate(step, seed, coefficient):
-    assert blind_value("random", 0, 4, 2.0) == blind_value("random", 0, 4, 2.0)
-    assert 0 <= blind_value("random", 0, 4, 2.0).value < 1
-    assert blind_value("random", seed, step, coefficient).value != blind_value("random", 0, 4, 2.0).value
-    assert blind_value("always", seed, step, -coefficient).score == coefficient
+    random = BlindGate("random", 0, 4)
+    assert random.judge(2.0) == random.judge(2.0)
+    assert 0 <= random.judge(2.0).value < 1
+    assert BlindGate("random", seed, step).judge(coefficient).value != random.judge(2.0).value
+    assert BlindGate("always", seed, step).judge(-coefficient).score == coefficient
 
 
 @pytest.mark.parametrize("metric", ["reverse_kl", "accuracy"])
@@ -200,7 +223,7 @@ def test_on_the_steps_own_rollouts_nothing_is_generated_and_the_current_weights_
     gate = gate_of(rollouts, source="rollouts")
     gate.score(weights_of(student), 0.0)
     total, tokens = 0.0, 0
-    for row in gate.rows:
+    for row in gate_rows(0, "rollouts", 16, 12, 1):
         ids = torch.tensor([rollouts.prompts[row] + rollouts.completions[row]])
         start = len(rollouts.prompts[row]) - 1
         with torch.no_grad():
@@ -238,11 +261,11 @@ def test_a_gate_on_rollouts_with_large_logits_pays_for_one_question_to_the_teach
     prompts = encode_prompts(tokenizer, [problem.text for problem in PROBLEMS[:16]])
     gate = gate_of(engine.generate(prompts, list(range(16)), Sampling(1.0, 8)), source="rollouts")
     calls = []
-    gate.teacher.model.register_forward_hook(lambda *_: calls.append(1))
+    gate.gate.divergence.teacher.model.register_forward_hook(lambda *_: calls.append(1))
     for coefficient in (0.0, 2.0, 4.0):
         gate.score(weights_of(make_model(0)), coefficient)
     assert len(calls) == 1
-    assert [row["scored_tokens"] for row in gate.costs] == [gate.source.completion_tokens, 0, 0]
+    assert [row["scored_tokens"] for row in gate.costs] == [gate.gate.tokens, 0, 0]
 
 
 @pytest.mark.parametrize("accept", [">=", ">"])

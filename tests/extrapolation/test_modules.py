@@ -5,7 +5,7 @@ import math
 import pytest
 
 from effopd.extrapolation.modules import by_module, refine
-from effopd.extrapolation.search import Outcome, Trial
+from effopd.extrapolation.search import SearchResult, Trial
 
 
 def test_parameters_are_of_attention_of_an_mlp_or_other():
@@ -16,7 +16,7 @@ def test_parameters_are_of_attention_of_an_mlp_or_other():
 
 def ended(coefficient, score):
     """A line search that ended with this coefficient, after one that was no better."""
-    return Outcome([Trial(coefficient, score, True), Trial(2 * coefficient, score - 1, False)], coefficient, "")
+    return SearchResult([Trial(coefficient, score, True), Trial(2 * coefficient, score - 1, False)], coefficient, "")
 
 
 def distance(best):
@@ -50,7 +50,7 @@ def test_a_longer_step_is_tried_before_a_shorter_one_and_the_first_that_is_bette
 
 @pytest.mark.parametrize(("accept", "taken"), [(">", 6.0), (">=", 4.0)])
 def test_a_tie_with_the_last_accepted_score_shortens_a_step_only_where_ties_are_accepted(accept, taken):
-    line = Outcome([Trial(3.0, 0.5, True), Trial(6.0, 1.0, True), Trial(12.0, 0.0, False)], 6.0, "")
+    line = SearchResult([Trial(3.0, 0.5, True), Trial(6.0, 1.0, True), Trial(12.0, 0.0, False)], 6.0, "")
     assert refine(lambda trial: 1.0, line, ["mlp"], accept)[0] == {"mlp": taken}
 
 
@@ -72,5 +72,5 @@ def test_a_step_back_is_scaled_like_a_step_forward():
 
 
 def test_where_the_line_search_accepted_nothing_no_module_is_tried():
-    none = Outcome([Trial(1.0, -2.0, False)], 0.0, "no candidate was accepted")
+    none = SearchResult([Trial(1.0, -2.0, False)], 0.0, "no candidate was accepted")
     assert refine(lambda trial: 9.0, none, ["mlp"], ">") == ({"mlp": 0.0}, 0)

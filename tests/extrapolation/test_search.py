@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from effopd.common.errors import ConfigError
 from effopd.extrapolation.schedule import kept_steps, powers_of_two, trigger_steps
-from effopd.extrapolation.search import Outcome, better, search
+from effopd.extrapolation.search import SearchResult, better, search
 
 
 def run(kind, score, current, accept=">="):
@@ -108,7 +109,7 @@ def test_a_search_says_why_it_ended(kind, score, reason):
 
 
 def test_a_score_displaces_another_only_where_both_are_numbers_and_a_tie_only_where_ties_are_accepted():
-    assert [better(value, 1.0) for value in (0.5, 1.0, 1.5)] == [False, False, True]
+    assert [better(value, 1.0, ">") for value in (0.5, 1.0, 1.5)] == [False, False, True]
     assert [better(value, 1.0, ">=") for value in (0.5, 1.0, 1.5)] == [False, True, True]
     for broken in (math.nan, math.inf, -math.inf):
         for accept in (">", ">="):
@@ -126,7 +127,7 @@ def test_a_decision_that_rests_on_something_has_no_warning_and_one_on_nothing_sa
         assert (asked, outcome.trials, outcome.coefficient) == ([], [], 0)
         assert outcome.reason == "the score of the current weights is not finite"
         assert outcome.warning == f"nothing is extrapolated: {outcome.reason}"
-    assert Outcome([], 0.0, "for no reason").warning == ""
+    assert SearchResult([], 0.0, "for no reason").warning == ""
     flat, _ = run(kind, lambda c: 0.5, 0.5, ">=")
     assert flat.warning == (
         "every candidate scores the same as the current weights (0.5), and `accept` takes ties. Write accept: '>', or have "
@@ -139,5 +140,5 @@ def test_a_decision_that_rests_on_something_has_no_warning_and_one_on_nothing_sa
 
 def test_a_line_search_that_is_told_nothing_starts_at_one_and_an_unknown_search_is_refused():
     assert run("line", lambda c: -1.0, 0.0)[1] == [1.0, 0.5, -0.25]
-    with pytest.raises(ValueError, match="unknown search 'square'"):
+    with pytest.raises(ConfigError, match="there is no search 'square'. Name one of: first_failure, all, line, "):
         run("square", lambda c: 1.0, 0.0)

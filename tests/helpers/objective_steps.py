@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
-from effopd.distillation.objective import MicroBatch
+from effopd.distillation.objective import ScoredBatch, distillation_loss
 from effopd.distillation.step import update_policy
 from effopd.losses.chunked import chunked_loss
 from effopd.models.models import weights_of
@@ -21,12 +23,13 @@ def loss_and_gradients(model, teacher, objective, rollouts=None, **others):
     rollouts = rollouts or rollouts_of(model)
     scores = scores_of(teacher, rollouts, training)
     head = head_of(teacher, training)
-    micro = MicroBatch(rollouts, scores, training, rollouts.completion_tokens, 0, CPU, head)
+    micro = ScoredBatch.from_rollouts(rollouts, scores, 0, CPU, head)
     model.zero_grad()
-    loss = chunked_loss(model, micro.batch, micro.loss)
+    loss_of = partial(distillation_loss, training, rollouts.completion_tokens, micro)
+    loss, metrics = chunked_loss(model, micro.batch, loss_of)
     loss.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    return loss.item(), gradients, {name: value.item() for name, value in micro.sums.items()}
+    return loss.item(), gradients, {name: value.item() for name, value in (micro.metrics | metrics).items()}
 
 
 def step(objective, rollouts, batch_size, **others):

@@ -3,14 +3,18 @@
 A workflow from here is `snakemake` on the command line but for where its imports come from: a process of its own with
 its own session, environment, folder and output. Its warm process is its child as ever, dies with it, and forks its
 jobs; it too starts with torch and the rest loaded. Libraries alone are shared: this package is imported anew.
+
+A script that two ranks run starts here, too, as `torch.distributed.run` would start it.
 """
 
 from __future__ import annotations
 
 import array
+import functools
 import gc
 import json
 import os
+import runpy
 import selectors
 import signal
 import socket
@@ -20,6 +24,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from effopd.artifacts import fingerprints
 from effopd.common.processes import die_with_parent
 from effopd.workflow import fork_server as warm
 
@@ -84,6 +89,7 @@ class Starter:
         theirs.close()
 
     def start(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> Process:
+        """Start `snakemake` with arguments, or a Python script with its own on two ranks."""
         output, its_output = os.pipe()
         ending, its_ending = socket.socketpair()
         request = json.dumps({"arguments": arguments, "folder": str(folder), "environment": environment})
@@ -96,6 +102,28 @@ class Starter:
         return Process(int(self._channel.recv(16)), output, ending)
 
 
+@functools.cache
+def starter() -> Starter:
+    """The one of this process."""
+    return Starter()
+
+
+def start_ranks(*command: str | Path) -> Process:
+    """Start a Python script and its arguments on two ranks."""
+    return starter().start([str(word) for word in command], Path.cwd(), dict(os.environ))
+
+
+def run_ranks(*command: str | Path, timeout: float = 400) -> None:
+    """Run a Python script with its arguments on two ranks, to an end without an error."""
+    process = start_ranks(*command)
+    try:
+        output, _ = process.communicate(timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, output
+
+
 def serve(channel: socket.socket) -> None:
     """Fork a workflow for each request."""
     from snakemake.cli import get_argument_parser
@@ -104,11 +132,10 @@ def serve(channel: socket.socket) -> None:
     import snakemake.storage  # noqa: F401  (not before the command line)
 
     warm.preload()
-    for name in [
-        name
-        for name in sys.modules
-        if name.split(".")[0] in OURS and not name.startswith(("effopd.workflow", "effopd.common"))
-    ]:
+    for path in Path(fingerprints.__file__).parents[1].rglob("*.py"):
+        fingerprints.read_code(path.read_bytes())  # by content: what a test edits is read anew
+    kept = ("effopd.artifacts", "effopd.common", "effopd.workflow.fork_server")  # what this process goes on with
+    for name in [name for name in sys.modules if name.split(".")[0] in OURS and not name.startswith(kept)]:
         del sys.modules[name]
     gc.collect()
     gc.freeze()  # collections in the forks then pass over all of it
@@ -138,7 +165,7 @@ def serve(channel: socket.socket) -> None:
 
 
 def become_workflow(request: dict[str, object], output: int) -> NoReturn:
-    """What a fork does: make the process that may turn into its warm one, then be `snakemake`."""
+    """What a fork does: be the ranks of a script, or make the process that may turn into its warm one and be `snakemake`."""
     os.setsid()
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -149,6 +176,8 @@ def become_workflow(request: dict[str, object], output: int) -> NoReturn:
     sys.argv = request["arguments"]
     sys.path[:] = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *sys.path]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.argv[0].endswith(".py"):
+        be_ranks()
 
     mine, its = socket.socketpair()
     parent = os.getpid()
@@ -163,6 +192,30 @@ def become_workflow(request: dict[str, object], output: int) -> NoReturn:
 
     main()
     sys.exit(0)
+
+
+def be_ranks() -> NoReturn:
+    """Fork two ranks that run the script, and end when both have; if one fails, end the other."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    parent, ranks = os.getpid(), set[int]()
+    for rank in ("0", "1"):
+        if (child := os.fork()) == 0:
+            die_with_parent(parent)
+            os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            os._exit(0)
+        ranks.add(child)
+    failed = False
+    while ranks:
+        child, status = os.wait()
+        ranks.discard(child)
+        if status and not failed:
+            failed = True
+            for other in ranks:
+                os.kill(other, signal.SIGKILL)
+    os._exit(failed)
 
 
 class Server:

@@ -1,4 +1,4 @@
-"""Run by test_two_ranks.py under torch.distributed.run: reinforcement learning on this rank's share of the prompts."""
+"""Run by test_two_ranks.py on two ranks: reinforcement learning on this rank's share of the prompts."""
 
 import os
 import sys

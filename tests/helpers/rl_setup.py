@@ -52,30 +52,30 @@ class Setup:
 
     def __init__(self, way, tokenizer, task=None, **changes):
         self.settings = settings_of(way, **changes)
-        self.model, acting = (make_model(0, vocabulary=len(tokenizer)) for _ in range(2))
+        self.model, policy_model = (make_model(0, vocabulary=len(tokenizer)) for _ in range(2))
         self.reference = make_model(5, vocabulary=len(tokenizer))
         if self.settings["kind"] == "ppo":
-            for model in (self.model, acting):
+            for model in (self.model, policy_model):
                 attach_value_head(model, self.settings["value_scale"])
-        self.acting = acting if self.settings["zero_stage"] == 3 else self.model
+        self.policy_model = policy_model if self.settings["zero_stage"] == 3 else self.model
         problems = [Problem(f"{a}+{b}=", "") for a in range(1, 8) for b in range(1, 8)]
         prompts = Prompts([tokenizer(problem.text)["input_ids"] for problem in problems], problems)
-        engine = TransformersEngine.of(self.acting, tokenizer, batch_size=16, context=32, dtype="float32")
+        engine = TransformersEngine.of(self.policy_model, tokenizer, batch_size=16, context=32, dtype="float32")
         self.source = Source(self.settings, prompts, task or FirstTokenTask(), tokenizer, engine)
-        self.updates = Updates(self.settings, self.acting, self.reference, special_ids(tokenizer)[1], CPU)
+        self.updates = Updates(self.settings, self.policy_model, self.reference, special_ids(tokenizer)[1], CPU)
         self.trainer = Trainer(self.model, TrainerSettings.of(self.settings))
 
     def step(self, number, minibatches=None):
         drawn = {}
-        if self.acting is not self.model:
-            self.trainer.copy_weights_into(self.acting)
+        if self.policy_model is not self.model:
+            self.trainer.copy_weights_into(self.policy_model)
         if minibatches is None:
             minibatches, drawn = draw_minibatches(self.trainer, self.source, number)
         return {**drawn, **self.updates(self.trainer, minibatches, self.settings["lr"])}
 
     def accuracy(self, problems=7):
         """Of the policy as it is, on prompts that stand for the validation split's; on all ranks together."""
-        if self.acting is not self.model:
-            self.trainer.copy_weights_into(self.acting)
+        if self.policy_model is not self.model:
+            self.trainer.copy_weights_into(self.policy_model)
         self.source.engine.sync_weights()
         return Validation(self.source, self.source.prompts, problems).accuracy(self.trainer)

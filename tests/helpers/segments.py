@@ -1,6 +1,6 @@
 """Training segments of a tiny experiment, trained in this process: undisturbed, or stopped before a step.
 
-Run by test_resume.py and test_kills.py under torch.distributed.run as well: `compare` or `train`, and where.
+Run by test_resume.py and test_kills.py on two ranks as well: `compare` or `train`, and where.
 """
 
 from __future__ import annotations

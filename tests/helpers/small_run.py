@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from effopd.artifacts.manifests import Manifest, read_manifest, write_manifest
+from effopd.distillation.segment import Inputs
 from effopd.models.models import Weights, save_model, save_tensors, weights_of
 from effopd.stages.evaluate_candidates import evaluate_candidates
 from effopd.stages.make_data import make_data
@@ -61,6 +62,10 @@ class SmallRun:
     @property
     def folder(self) -> Path:
         return self.root / f"runs/{NAME}/seed0"
+
+    def open(self, step: int) -> Inputs:
+        """What a job reads that goes on after a step."""
+        return Inputs.open(step, **self.inputs, state=self.state(step), ledger=self.ledger(step))
 
     @property
     def inputs(self) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Run by test_trainer_ranks.py under torch.distributed.run: trains on this rank's share in several ways, one file each."""
+"""Run by test_trainer_ranks.py on two ranks: trains on this rank's share in several ways, one file each."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from effopd.training.lora import LoraTrainer
 from effopd.training.trainer import Trainer, TrainerSettings
 from lora_settings import LORA
 from tiny_models import make_model
-from trainer_data import SETTINGS, data, loss_of
+from trainer_data import SETTINGS, data, loss_and_metrics
 
 WAYS = {  # the settings of steps 0 and 1, and of steps 2 and 3, which another trainer does from what was saved
     "zero0": ({}, {}),
@@ -37,17 +37,19 @@ def share(trainer: Trainer, step: int) -> list[torch.Tensor]:
 def train(folder: Path, way: str) -> None:
     first, then = (replace(SETTINGS, **changes) for changes in WAYS[way])
     trainer = make_trainer(way, 0, first)
-    losses = [trainer.step(share(trainer, step), loss_of, 1e-3)["loss"] for step in (0, 1)]
+    losses = [trainer.step(share(trainer, step), loss_and_metrics, 1e-3)[0]["loss"] for step in (0, 1)]
     weights, moments = trainer.broadcast(trainer.weights()), trainer.broadcast(trainer.optimizer_state())
     trainer = make_trainer(way, 1, then)
     trainer.load_weights(weights)
     trainer.load_optimizer_state(moments)
-    losses += [trainer.step(share(trainer, step), loss_of, 1e-3)["loss"] for step in (2, 3)]
+    losses += [trainer.step(share(trainer, step), loss_and_metrics, 1e-3)[0]["loss"] for step in (2, 3)]
     weights, state = trainer.weights(), trainer.optimizer_state()
     assert bool(weights) == bool(state.moments) == trainer.first
-    acting = make_model(2).to(getattr(torch, then.precision))  # what an engine generates with, whole on every rank
-    trainer.copy_weights_into(acting)
-    copied = {f"acting.{name}": parameter.detach() for name, parameter in acting.named_parameters()}
+    policy_model = make_model(2).to(
+        getattr(torch, then.precision)
+    )  # what an engine generates with, whole on every rank
+    trainer.copy_weights_into(policy_model)
+    copied = {f"policy_model.{name}": parameter.detach() for name, parameter in policy_model.named_parameters()}
     save_tensors(
         folder / f"{way}.rank{trainer.rank}.safetensors", weights | state.moments | copied, {"losses": repr(losses)}
     )

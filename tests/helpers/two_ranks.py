@@ -1,4 +1,4 @@
-"""Run by test_two_ranks.py under torch.distributed.run: trains on this rank's share and writes what came out."""
+"""Run by test_two_ranks.py on two ranks: trains on this rank's share and writes what came out."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from effopd.training.trainer import Trainer
 from objective_steps import step
 from objectives import rollouts_of
 from tiny_models import make_model
-from trainer_data import SETTINGS, data, loss_of
+from trainer_data import SETTINGS, data, loss_and_metrics
 
 torch.set_num_threads(1)
 trainer = Trainer(make_model(0), SETTINGS)
@@ -23,7 +23,7 @@ losses = []
 for number in range(4):
     # an uneven share, in two micro-batches on one rank and one on the other
     share = [data(number)[:2], data(number)[2:5]] if rank == 0 else [data(number)[5:]]
-    losses.append(trainer.step(share, loss_of, 1e-3)["loss"])
+    losses.append(trainer.step(share, loss_and_metrics, 1e-3)[0]["loss"])
 assert trainer.sum_over_ranks(rank + 1.0) == 3.0
 state = trainer.optimizer_state()
 save_tensors(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import io
 import json
 import os
 import signal
@@ -21,9 +22,9 @@ import pytest
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
-from preloaded import Process, Starter
+from preloaded import Process, starter
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).parents[1] / "end_to_end/tiny.yaml"
@@ -36,11 +37,6 @@ def _without_times(columns: list[str]) -> list[str]:
 
 # What a workflow has before it trains students: with a copy of it, another that differs in them alone starts there.
 BEFORE_STUDENTS = ("results/data", "results/models", "results/evaluation/models", ".snakemake")
-
-
-@functools.cache
-def starter() -> Starter:
-    return Starter()
 
 
 @dataclass
@@ -136,27 +132,32 @@ def environments(folder: Path) -> dict[int, dict[str, str]]:
 
 
 def _digest(path: Path) -> str:
-    if path.suffix == ".json":
-        entry = json.loads(path.read_text())
+    return _digest_of(path.suffix, path.read_bytes())
+
+
+@functools.lru_cache(maxsize=2000)
+def _digest_of(suffix: str, written: bytes) -> str:
+    """A digest of what a file says; of tens of copies of an experiment most files are the same."""
+    content: Any = written
+    if suffix == ".json":
+        entry = json.loads(written)
         if isinstance(entry, dict):
             entry.pop("recorded", None)
-        content: Any = json.dumps(entry, sort_keys=True).encode()
-    elif path.suffix == ".safetensors":
+        content = json.dumps(entry, sort_keys=True).encode()
+    elif suffix == ".safetensors":
         try:
-            tensors = load_file(path)
+            tensors = load(written)
         except SafetensorError:  # torn on purpose
-            return hashlib.sha256(path.read_bytes()).hexdigest()
+            return hashlib.sha256(written).hexdigest()
         content = b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors))
-    elif path.suffix == ".parquet":
-        table = pq.read_table(path)
+    elif suffix == ".parquet":
+        table = pq.read_table(io.BytesIO(written))
         content = repr(table.select(_without_times(table.column_names)).to_pydict()).encode()
-    elif path.suffix == ".csv":
+    elif suffix == ".csv":
         import pandas as pd
 
-        table = pd.read_csv(path)
+        table = pd.read_csv(io.BytesIO(written))
         content = table[_without_times(list(table))].to_csv().encode()
-    else:
-        content = path.read_bytes()
     return hashlib.sha256(content).hexdigest()
 
 

@@ -16,7 +16,7 @@ from effopd.integrations.master_weights import MasterWeights
 from effopd.integrations.transformers import EffOPDCallback
 from effopd.models.models import save_tensors
 from effopd.tasks.base import build_task
-from effopd.training.trainer import import_deepspeed
+from effopd.training.deepspeed_compat import import_deepspeed
 from tiny_models import TASK_SECTION, make_model
 
 torch.set_num_threads(1)

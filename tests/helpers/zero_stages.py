@@ -1,20 +1,21 @@
-"""Run by test_two_ranks.py under torch.distributed.run: a step of plain gradient descent in each ZeRO stage.
+"""Run by test_two_ranks.py on two ranks: a step of plain gradient descent in each ZeRO stage.
 
 Each rank has its share of the rollouts, and every batch is cut into chunks. Written are the weights after the step.
 """
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from effopd.distillation.objective import MicroBatch
+from effopd.distillation.objective import ScoredBatch, distillation_loss
 from effopd.losses.chunked import chunked_loss
 from effopd.models import lm_head as logits
 from effopd.models.models import save_tensors
-from effopd.training.trainer import import_deepspeed
+from effopd.training.deepspeed_compat import import_deepspeed
 from objectives import head_of, rollouts_of, scores_of, training_of
 from tiny_models import make_family
 
@@ -27,10 +28,10 @@ for family in ("qwen3", "gemma2"):
     rollouts, training = rollouts_of(student), training_of("full")
     scores = scores_of(teacher, rollouts, training)
     mine = range(0, 3) if rank == 0 else range(3, 10)
-    micro = MicroBatch(
-        rollouts.select(mine), scores.select(mine), training, rollouts.completion_tokens, 0, student.device,
-        head_of(teacher, training),
-    )  # fmt: skip
+    micro = ScoredBatch.from_rollouts(
+        rollouts.select(mine), scores.select(mine), 0, student.device, head_of(teacher, training)
+    )
+    loss_of = partial(distillation_loss, training, rollouts.completion_tokens, micro)
     logits.LOGITS_AT_ONCE = 7 * 24
     for stage in range(4):
         model = make_family(family, 0)
@@ -44,7 +45,7 @@ for family in ("qwen3", "gemma2"):
                 "zero_force_ds_cpu_optimizer": False,
             },
         )
-        loss = chunked_loss(engine, micro.batch, micro.loss)
+        loss, _ = chunked_loss(engine, micro.batch, loss_of)
         engine.backward(loss * 2)  # DeepSpeed averages over the ranks
         engine.step()
         with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=stage == 3):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from effopd.common.registry import BUILT_IN, load
 from effopd.losses.divergences import (
-    DIVERGENCES,
     distillation_advantages,
     extrapolated_logprobs,
     negative_log_likelihood,
@@ -17,6 +17,8 @@ from effopd.losses.divergences import (
     with_tail,
 )
 from losses_by_hand import by_hand
+
+DIVERGENCES = {name: load("objectives", name) for name in BUILT_IN["objectives"]}
 
 
 def softmax(logits):

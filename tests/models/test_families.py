@@ -28,7 +28,7 @@ def rollouts_of(model, tokens=20):
 
 def loss_of(model, batch):
     logits = model(input_ids=batch.tokens[:, :-1], use_cache=False).logits[batch.mask]
-    return negative_log_likelihood(token_logprobs(logits, batch.targets[batch.mask]), int(batch.mask.sum()))
+    return negative_log_likelihood(token_logprobs(logits, batch.targets[batch.mask]), int(batch.mask.sum())), {}
 
 
 @pytest.fixture(params=FAMILIES)

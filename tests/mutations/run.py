@@ -42,10 +42,11 @@ MODULES = {  # the test files that are to notice, or single tests of them, the q
     "reinforcement.losses": ("rl_losses",),
     "reinforcement.updates": ("updates", "reinforcement"),
     "extrapolation.search": ("search", "extrapolation"),
-    "extrapolation.candidates": ("extrapolation",),
+    "extrapolation.candidates": ("extrapolation", "driver"),
     "extrapolation.schedule": ("search", "extrapolation"),
     "extrapolation.gate": ("gate", "triggers"),
     "extrapolation.modules": ("modules", "every_step"),
+    "extrapolation.driver": ("driver", "gate::test_a_decision_holds_what_was_tried_in_order_and_what_was_accepted"),
     "extrapolation.predictors": ("predictors",),
     "teachers.scoring": ("scoring",),
     "evaluation.measure": ("measure",),
@@ -84,7 +85,7 @@ def preload() -> None:
     for name in ("sklearn.cross_decomposition", "scipy.stats", "transformers.models.qwen3.modeling_qwen3"):
         importlib.import_module(name)
     importlib.import_module("effopd.stages.segments")
-    importlib.import_module("effopd.training.trainer").import_deepspeed(on_cpu=True)
+    importlib.import_module("effopd.training.deepspeed_compat").import_deepspeed(on_cpu=True)
     for name in [name for name in sys.modules if name.split(".")[0] == "effopd"]:
         del sys.modules[name]
     settings.register_profile("mutations", derandomize=True, database=None, deadline=None, max_examples=30)

@@ -26,6 +26,7 @@ from effopd.stages.tokenize_prompts import tokenize_prompts
 from effopd.stages.train_rl import train_rl
 from effopd.training import model_folder
 from effopd.training.early_stopping import METRIC, EarlyStopping, best_step
+from effopd.training.resume import ResumePoint
 from effopd.training.trainer import Trainer, TrainerSettings
 from effopd.workflow.job_specs import Plan
 from rl_setup import CPU, SMALL, WAYS, FirstTokenTask, Setup
@@ -316,7 +317,7 @@ def test_a_resumed_training_never_takes_weights_that_the_dead_attempt_found_bett
     """On engines that are not bitwise a replayed evaluation can differ: here it is the best no more."""
     settings = {**WAYS["grpo"], "steps": 8, "early_stopping": {"every": 1, "patience": 2, "problems": 5}}
     monkeypatch.setattr(model_folder, "RESUME_EVERY_SECONDS", 0.0)
-    save = model_folder.ResumePoint.save
+    save = ResumePoint.save
 
     def save_after_the_first_step_alone(self, weights, optimizer, rows):
         if len(rows) > 1:
@@ -326,7 +327,7 @@ def test_a_resumed_training_never_takes_weights_that_the_dead_attempt_found_bett
     with monkeypatch.context() as patch:
         told = iter([0.3, 0.9])
         patch.setattr(Validation, "accuracy", lambda validation, trainer: next(told))
-        patch.setattr(model_folder.ResumePoint, "save", save_after_the_first_step_alone)
+        patch.setattr(ResumePoint, "save", save_after_the_first_step_alone)
         with pytest.raises(KeyboardInterrupt):
             base(tmp_path, **settings)
     assert (tmp_path / "best/step2.safetensors").is_file()

@@ -47,6 +47,14 @@ EQUAL = [  # reference, answer
     ("A, B", r"\text{A,B}"), (r"\log_2 3", r"\frac{\ln 3}{\ln 2}"), (r"\log_2 3", r"\log_{2}(3)"), ("2516_8", "2516_{8}"), ("2516_8", "2516"),
     ("2^{100}+1", "1267650600228229401496703205377"), ("90", "90°"), ("6", "2·3"), ("1/2", "1⁄2"), (r"\infty", "∞"),
     (r"\sqrt{2}+\sqrt{3}", r"\sqrt{5+2\sqrt{6}}"), ("5", r"\text{5}"), ("0.5", r"\text{0.5}"),
+    # repeating decimals, units without \\text, and signs as they are typed
+    ("1/3", r"0.\overline{3}"), (r"0.\overline{3}", r"\frac13"), (r"\frac16", r"0.1\overline{6}"), ("4/33", r"0.\overline{12}"), ("4/3", r"1.\bar 3"),
+    ("-1/3", r"-0.\bar{3}"), ("1/3", "0.(3)"), ("5", "5 cm"), ("12", "12 dollars"), ("12 dollars", "12"), ("5", "5 cm^2"), ("60", "60 km/h"), ("1", "1 dollar"),
+    ("60", "60 miles per hour"), ("9", "9 square feet"), ("1.5", "1.5 hours"), ("1/2", "1/2 mile"), ("1000", "1,000 km"), ("-5", "–5"), ("-5", "‑5"),
+    ("(-1,2)", "(–1, 2)"), (r"\sqrt{2}", "√2"), (r"12\sqrt{3}", "12√3"), (r"\sqrt{x+1}", "√(x+1)"), ("6", "2×3"), ("2000", "2 × 10^3"), (r"\frac{3\pi}{4}", "3π/4"),
+    # relations
+    ("> 204", ">204"), ("> 204", r"\gt 204"), (r"\geq 3", "≥ 3"), ("> 5", "5 <"), ("x < 5", "5 > x"), ("x > 204", "x>204"), (r"x \le 5", "x≤5"), ("204", "= 204"),
+    ("5!", "120"), (r"\left(1,2\right)", "(1,2)"),
 ]  # fmt: skip
 DIFFERENT = [
     ("11/2", "1 1/2"), ("23/4", "2 3/4"), ("12", "1 2"), ("3", "1 2"), ("6", "1 2 3"), ("123", "1 2 3"), ("2", "1 1/2"),
@@ -63,6 +71,9 @@ DIFFERENT = [
     ("(1,2)", "(2,1)"), ("[0,1)", "[0,1]"), ("1" * 4301, "1" * 4300), ("5", "\x00"), ("5", "\ud800"), ("5", "((((((("),
     ("5", r"\frac{"), ("5", "{" * 5 + "5" + "}" * 5 + "+1"), ("5", "9" * 300), ("5", "5" * 4301), ("2", "1+1="), ("1e400", "inf"),
     ("nan", "1"), ("5", "__import__('os')"), ("2^{100}", "2^{100}+1"), ("100!", "100!+1"), ("10^{100}+1/3", "10^{100}"), ("2516_8", "2516_7"),
+    ("204", "> 204"), ("204", "$> 204$"), ("204", "< 204"), ("204", r"\geq 204"), ("204", "≤ 204"), ("204", r"\ne 204"), ("204", "204 >"), ("> 204", "204"), ("> 204", "< 204"),
+    ("≥ 3", "> 3"), ("204", "x > 204"), ("1/3", "0.3"), ("0.3", r"0.\overline{3}"), ("33.3", r"33.\overline{3}"), ("4/33", r"0.1\overline{2}"), ("5", "–5"),
+    ("-2", "3–5"), ("12", "12 million"), ("13", "12 dollars"), ("5", "5 or 6 cm"), ("5", "5 x"), (r"\sqrt{2}", "√3"), ("5x", "5 cm"),
     (r"\text{June 20}", "June 21"), (r"\log_2 3", "6"), (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"),
 ]  # fmt: skip
 
@@ -102,6 +113,10 @@ RIGHT = [
     "The answer is C and D is wrong.", "Answer: C (D is a distractor)", "Answer\nC", "The correct answer is:\n\n**C. three**",
     "Answer: D. Wait. Answer: C", "Answer: C. Answer: E", "Answer: C\nD is wrong", "Answer: C) three",
     r"\boxed{\text{C}: three}", r"\boxed{C\text{. three}}",
+    'Answer: "C"', "Answer: “C”", "Answer: 'C'", 'The answer is "C".', r'\boxed{"C"}', r"\boxed{'C'}", "Option C is correct", "So option C is correct.",
+    "Option (C) is the correct answer.", "**Option C** is correct because A is not.", "(C) is correct.", "Choice C is the best choice, D is not.", "Option D is correct. No: option C is correct.",
+    "<answer>C</answer>", "<answer> C </answer>", "<answer>(C)</answer>", "<answer>C. three</answer>", "<ANSWER>**C**</ANSWER>", "<answer>C", "<answer>D</answer> no <answer>C</answer>",
+    r"<answer>\boxed{C}</answer>", r"<answer>$C$</answer>", r"\boxed{D}, no: <answer>C</answer>", "Option B is wrong. Option C is correct.",
 ]  # fmt: skip
 WRONG = [
     "", "C", r"\boxed{}", r"\boxed{C", r"\boxed{D}", r"\boxed{C, D}", r"\boxed{C,D}", r"\boxed{C/D}", r"\boxed{C D}",
@@ -110,6 +125,9 @@ WRONG = [
     r"\boxed{E}", r"\boxed{E = mc^2}", r"\boxed{E = mc^2}, so **Answer: D**", r"\boxed{C, E}", r"\boxed{C}, no: \boxed{D}",
     r"\boxed{Carbon}", r"\boxed{42}", r"\boxed{²}", "Answer: D", "Answer: E", "Answer: C, D", "Answer: C or D", "Answer: C/D",
     "Answer: (C) and (D)", "Answer: C'", "Answer: C++", "Answer: Carbon", "The answer is not C", "The answer is a number.",
+    'Answer: "D"', '"C"', "Answer: C'", "Option D is correct", "Option C is incorrect.", "Option C is not correct.", "Neither option D nor option C is correct.", "if option C is correct, then",
+    "Option C is correct about the first part", "Statement C is correct.", "C is correct.", "<answer>D</answer>", "<answer></answer>", "<answer>C, D</answer>", "<answer>Carbon</answer>",
+    "<answer>C</answer> no: <answer>D</answer>", "<answer>42</answer>", "Option C is correct. No: option D is correct.",
     "The answer is A number", "Answer: I think so", "The answer C is wrong", "Answer: C. No. Answer: D", "answer: \u216d",
 ]  # fmt: skip
 
@@ -169,7 +187,7 @@ def test_no_text_ends_the_judging_of_choice_and_arithmetic(completion, problem):
 @pytest.mark.parametrize(
     "completion",
     ["answer" + " " * 50_000, "answer" + "\n" * 50_000 + "x", "answer: C" + ",D" * 20_000 + "x", "answer:" * 20_000, "answer is" * 20_000,
-     "correct" + " " * 50_000 + "x", r"\boxed{" * 20_000 + "C" + "}" * 20_000, r"\boxed{" + "the " * 20_000 + "}", r"\boxed{C" + " " * 50_000 + "x}",
+     "correct" + " " * 50_000 + "x", "<answer>" * 20_000, "<answer>" + " " * 50_000 + "x", "option" + " " * 50_000 + "x", "option C is" + " " * 50_000 + "x", r"\boxed{" * 20_000 + "C" + "}" * 20_000, r"\boxed{" + "the " * 20_000 + "}", r"\boxed{C" + " " * 50_000 + "x}",
      r"\boxed{" + "C," * 20_000 + "}", "answer: A" + " " * 50_000 + "x", "\\text" * 20_000],
     ids=lambda value: repr(value)[:20],
 )  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from effopd.extrapolation.gate import GateValue
+from effopd.integrations import transformers
 from effopd.integrations.gates import ReverseKLGate
 from effopd.integrations.transformers import SEARCHES, EffOPDCallback
 from effopd.models.models import weights_of
@@ -52,6 +53,27 @@ def test_a_flat_gate_is_warned_of_where_it_decides(tmp_path, capsys, search, acc
     ties = accept == ">=" and not search.startswith("line")
     assert decision["coefficient"] == (10 if ties else 0)
     assert ("warning" in capsys.readouterr().err) == ties
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_line_search_after_every_step_starts_on_every_rank_where_the_last_one_ended(tmp_path, monkeypatch, rank):
+    """Only the first rank has the ledgers, and all must try the same candidates: each of them takes all ranks."""
+    monkeypatch.setattr(transformers, "rank", lambda: rank)
+    asked = []
+
+    def gate(model, step, coefficient):
+        asked.append((step, coefficient))
+        return -abs(coefficient - 4)
+
+    model = make_model(0)
+    callback = EffOPDCallback(gate, triggers="every_step", search="line", accept=">", parameters="all")
+    arguments, state = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=0, max_steps=2)
+    callback.on_train_begin(arguments, state, None, model=model)
+    for state.global_step in (1, 2):
+        with torch.no_grad():
+            next(model.parameters()).add_(0.01)
+        callback.on_step_end(arguments, state, None, model=model)
+    assert asked == [*((1, c) for c in (0, 1, 2, 4, 8, 6)), *((2, c) for c in (0, 4, 8, 6))]
 
 
 def test_the_reverse_kl_is_that_of_the_policy_that_is_sampled_from():

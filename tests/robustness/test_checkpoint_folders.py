@@ -21,7 +21,9 @@ from effopd.models.models import load_model, save_model, save_tensors, weights_o
 from tiny_checkpoints import tiny
 from tiny_models import byte_tokenizer
 
-for _module in ("dynamics.analysis", "dynamics.summary", "extrapolation.files", "runtime.export", "stages.fetch_model"):
+for _module in (
+    "dynamics.analysis", "dynamics.summary", "models.extrapolated_files", "results.export", "stages.fetch_model",
+):  # fmt: skip
     importlib.import_module(f"effopd.{_module}")  # what the commands import: once, before any fork
 
 CPU = torch.device("cpu")

@@ -119,7 +119,7 @@ def wrong_values(node, required):
         yield from ['""'] if node.get("minLength") else []
         yield from ['"a\\nb"', '"a\\u2028b"'] if "\\" in str(node.get("pattern")) else []
         yield from ['"no place for it"'] if "{" in str(node.get("pattern")) else []
-        yield from ["'('", "'a{9999999999}'"] if node.get("format") == "regex" else []
+        yield from ["'('", "'a{9999999999}'", "'[[a]'"] if node.get("format") == "regex" else []
         yield from ["node7:8000", "'http://:x'", "'http://h:99999'"] if node.get("format") == "http-url" else []
     elif kinds == ["array"]:
         yield from ("3", "text", "{a: 1}", "true", "[[]]")
@@ -250,6 +250,10 @@ def value_is_named(text, line):
 
 RUN = "runs: {{opd: {{label: {}}}}}"
 TRAPS = {  # what a file holds, and words of the line that refuses it
+    "completions that nobody has the time for": ("evaluation: {samples: 1000000000}", "`evaluation.samples` is 1000000000; it must be at most 65536"),
+    "threads that no machine has": ("runtime: {threads: 1000000}", "`runtime.threads` is 1000000; it must be at most 4096"),
+    "a coefficient that is none": ("extrapolation: {coefficients: [2, 1.0e+300]}", "it must be at most 1000000"),
+    "a pattern of which Python warns": ("extrapolation: {parameters: '[[a]'}", "`extrapolation.parameters` is '[[a]'"),
     "a list": ("- training", "holds a list. Write sections"),
     "a scalar": ("training", "holds a single value. Write sections"),
     "two documents": ("seeds: [1]\n---\nseeds: [2]", "line 2: a second document begins here"),

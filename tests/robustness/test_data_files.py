@@ -134,6 +134,18 @@ def test_a_worked_solution_is_reduced_to_its_answer(folder, answer, reference):
     assert list(kept.values()) == [reference]
 
 
+@pytest.mark.parametrize("kind", TEXTS)
+def test_what_spreadsheets_show_for_failed_formulas_is_no_text(folder, kind):
+    errors = ["#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#N/A", "#NUM!", "#NULL!", "#SPILL!", "Err:502", " #REF! "]
+    kept_ones = ["#1", "#REF", "Err", "#NAME", "x #REF!", "#VALUE!x"]
+    rows = [*rows_with([*kept_ones, *errors]), {"question": "#NAME?", "answer": "1"}]
+    (folder / f"a.{kind}").write_text(TEXTS[kind](rows))
+    kept, unusable, _ = make_data(folder, files=[folder / f"a.{kind}"])
+    assert list(kept.values()) == kept_ones
+    why = "is a spreadsheet's error, such as #REF!"
+    assert unusable == {f"`answer` {why}": len(errors), f"`question` {why}": 1}
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_numbers_of_json_arrive_as_written(folder, kind):
     numbers = ["1.10", "1e400", "-1E-400", "12345678901234567890123", "9" * 5000, "-0", "0.1000", "100", "2.0"]
@@ -423,6 +435,7 @@ CHOICES = [
     ({"choices": ["a", None]}, "fewer than two choices, or choices that are empty or alike"),
     ({"choices": ["a", {"b": 1}]}, "`choices.1` is not text"),
     ({"choices": ["a", "\ud800"]}, "`choices.1` is not valid UTF-8"),
+    ({"choices": ["a", "#VALUE!"]}, "`choices.1` is a spreadsheet's error, such as #REF!"),
     ({"choices": [str(n) for n in range(27)]}, "fewer than two choices, or choices that are empty or alike"),
 ]
 

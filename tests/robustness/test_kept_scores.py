@@ -12,7 +12,7 @@ from effopd.artifacts.manifests import write_manifest
 from effopd.common.errors import ArtifactError, UserError
 from effopd.data.checked_numbers import NumberError
 from effopd.distillation.step_artifacts import ROLLOUTS as ROLLOUTS_KIND
-from effopd.distillation.step_artifacts import SCORES
+from effopd.distillation.step_artifacts import SCORES, StepArtifact
 from effopd.distillation.step_sharing import make_or_reuse, put_together
 from effopd.teachers.scoring import Scores
 from effopd.training.trainer import Trainer, TrainerSettings
@@ -96,7 +96,7 @@ def trainer():
 
 
 def made_again(trainer, path, teacher):
-    return make_or_reuse(SCORES, path, SPEC, PARENTS, trainer, lambda: teacher.score(ROLLOUTS), lambda *_: [])[0]
+    return make_or_reuse(StepArtifact(SCORES, path, SPEC, PARENTS), trainer, lambda: teacher.score(ROLLOUTS))[0]
 
 
 def test_valid_scores_are_kept_and_read_as_they_are(tmp_path, trainer):
@@ -152,7 +152,7 @@ def test_a_damaged_shard_is_named_and_made_again_by_the_next_run(tmp_path, train
             paths[-1], kind="scores", spec=spec, parents=PARENTS, files={file.name: file}, started=time.time()
         )
     with pytest.raises(ArtifactError, match=r"step1.shard1.safetensors cannot be used .*Run the workflow again"):
-        put_together(trainer, SPEC, 2, SCORES, tmp_path / "step1.json", PARENTS, paths)
+        put_together(StepArtifact(SCORES, tmp_path / "step1.json", SPEC, PARENTS), trainer, paths)
     assert [path.exists() for path in paths] == [True, False]
     assert not (tmp_path / "step1.json").exists()
 
@@ -181,10 +181,11 @@ def test_what_cannot_be_trained_on_is_never_written(tmp_path, damage):
 def test_scores_of_rollouts_that_are_generated_again_are_not_used(tmp_path, trainer):
     path = keep(tmp_path, scores())
     rollouts = tmp_path / "rollouts.json"
+    artifact = StepArtifact(ROLLOUTS_KIND, rollouts, SPEC, {})
     for _ in range(2):
-        make_or_reuse(ROLLOUTS_KIND, rollouts, SPEC, {}, trainer, lambda: ROLLOUTS, lambda *_: [], made_from_it=path)
+        make_or_reuse(artifact, trainer, lambda: ROLLOUTS, made_from_it=path)
         assert not path.exists()
         keep(tmp_path, scores())
-        make_or_reuse(ROLLOUTS_KIND, rollouts, SPEC, {}, trainer, lambda: None, lambda *_: [], made_from_it=path)
+        make_or_reuse(artifact, trainer, lambda: None, made_from_it=path)
         assert path.exists(), "the rollouts were those that had been scored"
         rollouts.unlink()

@@ -260,7 +260,81 @@ def test_nothing_is_written_where_something_is(make, theirs, tmp_path):
         extrapolate(theirs, tmp_path / "out").refused("exists already")
 
 
-def extrapolate(theirs: Path, out: Path) -> Ending:
+NO_NAMES = {  # of folders to write, and words of the line
+    "x/..": "is no name for a new folder",
+    "nowhere/..": "is no name for a new folder",
+    "..": "is no name for a new folder",
+    ".": "is no name for a new folder",
+    "/": "is no name for a new folder",
+    "file/x": "is no folder",
+    "file/x/y": "is no folder",
+    "dangling/x": "is no folder",
+    "file/": "exists already",
+}
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(name, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("elsewhere")
+    with (
+        untouched(tmp_path),
+        pytest.raises(UserError, match=NO_NAMES[name]),
+        new_folder(Path(tmp_path, name) if name not in ("/", ".", "..") else Path(name)),
+    ):
+        pytest.fail("work was begun")
+
+
+def test_a_slash_behind_a_new_folder_changes_nothing(theirs, tmp_path):
+    save_model(tiny(1).config, weights_of(tiny(1)), byte_tokenizer(), theirs / "other")
+    extrapolate(theirs, f"{tmp_path}/out/").succeeded()
+    assert (tmp_path / "out/config.json").is_file()
+
+
+TABLE_FOLDERS: dict[str, tuple[str, str]] = {  # where tables are to go, and words of the line; "" if they may
+    "base": ("snapshot", "holds the checkpoint"),
+    "base, written differently": ("other/../snapshot/.", "holds the checkpoint"),
+    "trained": ("other", "holds the checkpoint"),
+    "a link to one": ("link", "holds the checkpoint"),
+    "the folder of a file": ("files", "holds the checkpoint"),
+    "somebody's model": ("model", "somebody else's"),
+    "a model of the workflow": ("made", "somebody else's"),
+    "somebody's table": ("tables", "somebody else's"),
+    "a file": ("tables/norms.parquet", "is no folder"),
+    "in a file": ("tables/norms.parquet/x", "is no folder"),
+    "through a link": ("link to tables", "is a link"),
+    "an empty folder": ("empty", ""),
+    "killed at once": ("locked", ""),
+    "within a checkpoint": ("other/analysis", ""),
+}
+
+
+@pytest.mark.parametrize("case", TABLE_FOLDERS)
+def test_where_tables_may_go(case, theirs):
+    save_model(tiny(1).config, weights_of(tiny(1)), byte_tokenizer(), theirs / "other")
+    for name in ("made", "tables", "empty", "locked"):
+        (theirs / name).mkdir()
+    for name in ("made/.lock", "made/manifest.json", "made/norms.parquet", "tables/norms.parquet", "locked/.lock"):
+        (theirs / name).write_text("" if name.endswith(".lock") else "precious")
+    (theirs / "link").symlink_to("snapshot")
+    (theirs / "link to tables").symlink_to("tables")
+    (theirs / "files/one.safetensors").write_bytes((theirs / "other/model.safetensors").read_bytes())
+    out, words = TABLE_FOLDERS[case]
+    trained = "files/one.safetensors" if out == "files" else "other"
+    before = tree(theirs)
+    command = ("analyze", "--base", "snapshot", "--trained", f"1={trained}", "--out", out)
+    ending = effopd(*command, folder=theirs)
+    if words:
+        ending.refused(words)
+        assert tree(theirs) == before
+    else:
+        ending.succeeded()
+        effopd(*command, folder=theirs).succeeded()
+        assert before.items() <= tree(theirs).items()
+
+
+def extrapolate(theirs: Path, out: Path | str) -> Ending:
     return effopd(
         "extrapolate", "--anchor", theirs / "snapshot", "--current", theirs / "other", "--coefficient", "1", "--out", out,
         folder=theirs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from effopd.distillation.objective import MicroBatch
+from effopd.common.registry import load
+from effopd.distillation.objective import ScoredBatch, distillation_loss
 from effopd.distillation.step import update_policy
 from effopd.engines.base import Sampling, build_engine
 from effopd.integrations.gates import ReverseKLGate
 from effopd.losses.chunked import chunked_loss
-from effopd.losses.divergences import DIVERGENCES
 from effopd.models import lm_head as logits_module
 from effopd.models.lm_head import Head, KnownTokens, restricted, tokens_of, vocabulary_of
 from effopd.teachers.scoring import LocalTeacher, WithReference, measure_logprobs, measure_reverse_kl
@@ -85,7 +86,7 @@ def by_hand(objective, student, teacher, reference, known, rollouts):
         places = torch.tensor([known.tolist().index(token) for token in completion])[:, None]
         ours, theirs, base = (values[:, known].log_softmax(-1) for values in raw)
         if section["support"] == "full":
-            total = total + DIVERGENCES[section["divergence"]](ours, theirs.detach()).sum()
+            total = total + load("objectives", section["divergence"])(ours, theirs.detach()).sum()
             continue
         said = ours.gather(1, places)[:, 0]
         goal = raw[1].log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]  # the teacher is as it is
@@ -115,8 +116,9 @@ def test_losses_and_gradients_are_those_over_the_known_ids(family, objective, po
     head = Head.of(teacher) if full else None
     if head is not None:
         head = Head(head.weight, head.bias, head.cap, tokens)
-    micro = MicroBatch(rollouts, scorer.score(rollouts), training, rollouts.completion_tokens, 0, CPU, head)
-    loss = chunked_loss(student, micro.batch, micro.loss)
+    micro = ScoredBatch.from_rollouts(rollouts, scorer.score(rollouts), 0, CPU, head)
+    loss_of = partial(distillation_loss, training, rollouts.completion_tokens, micro)
+    loss, _ = chunked_loss(student, micro.batch, loss_of)
     loss.backward()
     found = {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
     student.zero_grad()

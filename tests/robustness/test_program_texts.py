@@ -15,6 +15,7 @@ from effopd.sandbox import client, folders
 from effopd.sandbox.client import Limits, Sandbox, SandboxError, close_idle
 from effopd.tasks.code_blocks import NoProgramError, program_in
 from effopd.tasks.code_outputs import read_value, same_output, same_value
+from effopd.tasks.code_tests import read_tests
 from effopd.tasks.dataset import UnusableRowError
 from effopd.tasks.programming import CodeTask
 from sandboxes import FULL, sandbox_with
@@ -285,6 +286,9 @@ def test_tests_that_cannot_fail_are_found(task, monkeypatch):
         ({"inputs": ["1", "2"], "outputs": ["", " \n"]}, "cannot fail: no output is expected"),
         ({"fn_name": "f", "inputs": [[1]], "outputs": [None]}, "cannot fail: no result is expected"),
         ({"fn_name": "f", "inputs": [[1]], "outputs": [[None]]}, "cannot fail: no result is expected"),
+        ({"inputs": ["1", "2"], "outputs": ["1", None]}, "an expected output that is null"),
+        ({"inputs": [["1"]], "outputs": [["1", None]]}, "an expected output that is null"),
+        ([{"input": "1", "output": None}, {"input": "2", "output": "2"}], "an expected output that is null"),
         ("[{'input': 1, 'output'", "neither JSON nor Python"),
         ([{"input": "1", "output": "1", "testtype": "functional"}], "columns.function"),
         ("def check(candidate):\n    assert candidate(1) == 2", "columns.function"),
@@ -380,3 +384,8 @@ def test_folders_are_removed_however_deep_they_are(tmp_path, levels):
     folders.remove(top)
     assert not os.path.exists(top)
     assert (tmp_path / "kept").exists()
+
+
+def test_an_input_that_is_null_is_no_text():
+    tests = read_tests({"inputs": [None, [None, "a"]], "outputs": ["1", "2"]})
+    assert tests["inputs"] == ["", "\na"]

@@ -115,6 +115,45 @@ if __name__ == '__main__':
     unittest.main()
 """
 
+LRU = """
+class LRU(OrderedDict):
+    def __init__(self, capacity):
+        self.capacity = capacity
+    def get(self, key):
+        if key not in self: return None
+        self.move_to_end(key)
+        return self[key]
+    def put(self, key, value):
+        self[key] = value
+        if len(self) > self.capacity: self.popitem(last=False)
+"""
+STACK = """
+def top(s): return s.peek() if isinstance(s, Stack) else None
+class Stack(list):
+    def push(self, x): self.append(x)
+    def peek(self): return self[-1]
+"""
+OWN_CONTAINERS = """
+def own(kind, *given):
+    return type('My' + kind.__name__, (kind,), {'method': lambda self: 1})(*given)
+class E(defaultdict):
+    def __init__(self): super().__init__(list, x=[1])
+def f():
+    return [own(list, (1, 2)), own(tuple, (1, 2)), own(dict, {'a': 1}), own(set, [1]), own(frozenset, [2]),
+            own(bytes, b'x'), own(deque, [1], 2), own(Counter, 'aab'), E()]
+"""
+POINT = """
+from typing import NamedTuple
+def kind(p): return 'Point' if isinstance(p, Point) else 'other'
+class Point(NamedTuple):
+    x: int
+    y: int
+    def norm(self): return (self.x ** 2 + self.y ** 2) ** 0.5
+    def __add__(self, o): return Point(self.x + o.x, self.y + o.y)
+"""
+TALLY = "class Tally(Counter):\n    def most(self): return max(self, key=self.get)"
+MOVED = "def f():\n    d = OrderedDict([(1, 0), (2, 0)])\n    d.move_to_end(1)\n    return d"
+
 FORMS = {
     "asserts": ({"tests": ASSERTS}, ADD, ["def add(a, b):\n    return 3", "pass", "def add(a, b): return None"]),
     "asserts as the text of a Python list": ({"tests": str(ASSERTS)}, ADD, ["def add(a, b): return 3", "pass"]),
@@ -144,6 +183,13 @@ FORMS = {
     "an exception of the program's own": ({"tests": ["try:\n    f(0)\nexcept OwnError as error:\n    assert error.args == (1,)\nelse:\n    assert False"]}, "class OwnError(KeyError): pass\ndef f(x): raise OwnError(1)", ["def f(x): raise KeyError(1)"]),
     "generators": ({"tests": ["assert list(count(3)) == [0, 1, 2]\ng = count(1)\nassert next(g) == 0 and next(g, 'end') == 'end'"]}, "def count(n):\n    yield from range(n)", ["def count(n): yield 0"]),
     "objects": ({"tests": ["v = Vector(1, 2) + Vector(3, 4)\nassert v.x == 4 and v == Vector(4, 6) and isinstance(v, Vector) and repr(v) == 'Vector(x=4, y=6)'"]}, "from dataclasses import dataclass\n@dataclass\nclass Vector:\n    x: int\n    y: int\n    def __add__(self, other): return Vector(self.x + other.x, self.y + other.y)", ["class Vector:\n    def __init__(self, x, y): self.x = x\n    def __add__(self, o): return self"]),
+    "a cache that is an ordered dictionary": ({"tests": ["c = LRU(2)\nc.put(1, 'a'); c.put(2, 'b')\nassert c.get(1) == 'a'\nc.put(3, 'c')\nassert c.get(2) is None and len(c) == 2 and 3 in c and list(c) == [1, 3] and c == {1: 'a', 3: 'c'}\nassert isinstance(c, dict) and isinstance(c, LRU) and c.capacity == 2"]}, LRU, ["class LRU(dict):\n    pass", LRU.replace("self.move_to_end(key)", "pass"), LRU.replace("last=False", "last=True")]),
+    "a stack that is a list": ({"tests": ["s = Stack()\ns.push(1); s.push(2)\nassert s.peek() == 2 and s == [1, 2] and [1, 2] == s and s != [1] and s < [1, 3] and s[0] == 1\ns.append(3)\nassert s == [1, 2, 3] and s + [4] == [1, 2, 3, 4] and [0] + s == [0, 1, 2, 3] and sorted(s) == list(s)\nassert top(s) == 3 and isinstance(s, list) and isinstance(s, Stack)", "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(Stack([1]), [1])\n        self.assertListEqual(Stack([1]), [1])"]}, STACK, [STACK.replace("self.append(x)", "pass"), STACK.replace("(list)", ""), STACK.replace("self[-1]", "self[0]"), STACK + "\n    def __eq__(self, other): return True\n    def push(self, x): pass\n    def peek(self): return 2"]),
+    "containers of own classes as results": ({"tests": ["from collections import *\nassert f() == [[1, 2], (1, 2), {'a': 1}, {1}, frozenset([2]), b'x', deque([1], 2), Counter('aab'), {'x': [1]}]\nassert {(1, 2): 3}[f()[1]] == 3 and f()[1] in {(1, 2)} and {(1, 2)} == set([f()[1]])\nassert f()[8]['y'] == [] and f()[7]['z'] == 0"]}, OWN_CONTAINERS, [OWN_CONTAINERS.replace("deque, [1]", "deque, [2]"), OWN_CONTAINERS.replace("'aab'", "'ab'"), OWN_CONTAINERS.replace("(1, 2)", "(1, 3)"), OWN_CONTAINERS.replace("E()", "'nothing'")]),
+    "methods of named tuples": ({"tests": ["p = Point(3, 4)\nassert p.norm() == 5 and p == (3, 4) and p.x == 3 and tuple(p) == (3, 4) and hash(p) == hash((3, 4))\nassert p + Point(1, 1) == (4, 5) and kind(p) == 'Point' and p._replace(x=0) == (0, 4) and Point(3, 4) == p\nx, y = p\nassert (x, y) == p and isinstance(p, tuple)"]}, POINT, [POINT.replace("** 0.5", ""), POINT.replace("(NamedTuple)", ""), POINT.replace("Point(self.x + o.x", "Point(self.x"), POINT + "\n    def __eq__(self, other): return True\n    def __new__(cls, x, y): return tuple.__new__(cls, (5, 5))"]),
+    "default dictionaries and counters of own classes": ({"tests": ["t = Tally('aab')\nassert t.most() == 'a' and t == {'a': 2, 'b': 1} and t['z'] == 0\nt.update('bbb')\nassert t.most() == 'b' and t['b'] == 4"]}, TALLY, [TALLY.replace("(Counter)", "(dict)"), TALLY.replace("max(", "min(")]),
+    "order within an ordered dictionary": ({"tests": ["from collections import OrderedDict\nassert list(f()) == [2, 1] and f() == OrderedDict([(2, 0), (1, 0)])"]}, MOVED, [MOVED.replace("d.move_to_end(1)", "pass")]),
+    "a container of the tests' own class": ({"tests": ["class L(list): pass\nclass D(dict): pass\nx = L([3, 1])\nassert sort(x) == [1, 3] and x == [1, 3] and type(x) is L and sort(D(a=1)) == ['a']"]}, "def sort(x):\n    if isinstance(x, list): x.sort()\n    return sorted(x)", ["def sort(x): return sorted(x)"]),
     "named tuples": ({"tests": ["p = f()\nassert p.x == 1 and p == (1, 2)"]}, "from collections import namedtuple\ndef f(): return namedtuple('P', 'x y')(1, 2)", ["def f(): return (1, 2)"]),
     "functions are handed over": ({"tests": ["assert twice(lambda x: x * 2, 3) == 12 and twice(str, 3) == '3' and twice(Half, 1) == 0.25\ndef Half(x): return x / 2\n".replace("assert", "def test_it(): assert")]}, "def twice(f, x): return f(f(x))", ["def twice(f, x): return f(x)"]),
     "objects of the tests are handed over": ({"tests": "class Node:\n    def __init__(self, value, left=None):\n        self.value, self.left = value, left\nassert depth(Node(1, Node(2))) == 2\nn = Node(1)\nmark(n)\nassert n.seen"}, "def depth(n): return 0 if n is None else 1 + depth(n.left)\ndef mark(n): n.seen = True", ["def depth(n): return 2"]),

@@ -1,14 +1,12 @@
 """A segment that was killed and went on is bitwise the undisturbed one, however DeepSpeed holds the model."""
 
 import gc
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+import segments
+from preloaded import run_ranks
 from segments import ENDS, WAYS, differences, left, make_inputs, train, train_and_resume
 
 QUICK = ("zero0-float32", "zero1-bfloat16", "zero2-float32", "zero2-jumps", "zero3-bfloat16")  # each kind of optimizer
@@ -51,16 +49,7 @@ def test_a_resumed_segment_is_bitwise_the_undisturbed_one(undisturbed, inputs, t
 def on_two_ranks(inputs, tmp_path_factory):
     """The folder in which two ranks have trained and resumed all segments in all ways."""
     folder = tmp_path_factory.mktemp("ranks")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [
-        *launch,
-        str(Path(__file__).parents[1] / "helpers" / "segments.py"),
-        "compare",
-        str(inputs),
-        str(folder),
-        *WAYS,
-    ]
-    subprocess.run(command, check=True, timeout=900, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    run_ranks(segments.__file__, "compare", inputs, folder, *WAYS, timeout=900)
     return folder
 
 

@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 import torch
 
-from effopd.artifacts.manifests import read_manifest
 from effopd.distillation import step as distillation
 from effopd.distillation.learner import Learner
 from effopd.extrapolation.candidates import candidate
@@ -14,7 +13,7 @@ from effopd.training.checkpoints import METRICS, WEIGHTS, Point
 from effopd.training.trainer import Trainer, TrainerSettings
 from small_run import CPU, SmallRun, moved
 from tiny_models import make_model
-from trainer_data import data, loss_of
+from trainer_data import data, loss_and_metrics
 
 GATE = {"metric": "reverse_kl", "examples": 6}
 EVERY_STEP = {
@@ -56,13 +55,13 @@ def test_after_a_trigger_training_goes_on_with_the_moments_that_the_configuratio
     run = SmallRun(tmp_path, extrapolation={"moments": moments, "gate": GATE})
     trained = Trainer(make_model(0), TrainerSettings(1e-3, (0.9, 0.999), 0.0, 1.0))
     for step in range(3):
-        trained.step([data(step)], loss_of, 1e-3)
+        trained.step([data(step)], loss_and_metrics, 1e-3)
     before, accepted = trained.optimizer_state(), moved(trained.weights(), 4)
     run.write_state(2, trained.weights(), before)
     run.write_ledger(2, -4.0 if jumped else 0.0, accepted)
     spec = run.of_step("train_segment", 4)
-    learner = Learner(spec, read_manifest(run.student), Point.open(run.state(2), run.ledger(2)), CPU)
-    trainer = learner.trainer(0)
+    learner = Learner(spec, run.open(2), CPU)
+    trainer = learner.trainer
     after, weights = trainer.optimizer_state(), trainer.weights()
     assert all(torch.equal(weights[n], t) for n, t in (accepted if jumped else trained.weights()).items())
     assert after.step == (steps if jumped else 3)
@@ -87,15 +86,14 @@ def test_a_line_search_goes_on_from_the_last_coefficient_in_the_next_segment_and
     run = SmallRun(tmp_path, extrapolation=EVERY_STEP)
     if coefficient is not None:
         run.write_state(2, weights_of(make_model(0)), coefficient=coefficient)
-    point = Point.open(run.student if coefficient is None else run.state(2))
-    learner = Learner(run.of_step("train_segment", 4), read_manifest(run.student), point, CPU)
-    trainer = Trainer(make_model(0), TrainerSettings(1e-3, (0.9, 0.999), 0.0, 1.0))
-    jump = learner.jump(trainer, run.teacher.parent, 0, rows)
+    learner = Learner(run.of_step("train_segment", 4), run.open(0 if coefficient is None else 2), CPU)
+    learner.trainer = Trainer(make_model(0), TrainerSettings(1e-3, (0.9, 0.999), 0.0, 1.0))
+    extrapolate = learner.extrapolation(rows)
     tokens = [[5, 8, 3], [9, 4]]
     rollouts = distillation.generate_rollouts(
         learner.engine(tokens, make_model(0)), tokens, learner.training | {"prompts_per_step": 2}, 0, 3
     )
-    facts, _ = jump(rollouts, 3)
+    facts, _ = extrapolate(rollouts, 3)
     assert facts["trial_coefficients"][1] == start
 
 

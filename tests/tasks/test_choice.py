@@ -55,6 +55,29 @@ def test_what_the_answer_column_may_hold(task):
     assert marked(task.read_row(labelled, {**COLUMNS, "answer_is": "letter"})[0]) == "yes"
 
 
+@pytest.mark.parametrize(
+    ("choices", "shown"),
+    [
+        (["A)21", "B)21.5", "C)22"], ["21", "21.5", "22"]),  # AQuA
+        (["(A) one", "(B) two", "(C) six"], ["one", "two", "six"]),
+        (["A. one", "B. two", "C. six"], ["one", "two", "six"]),
+        (["A: one", "B: two", "C: six"], ["one", "two", "six"]),
+        (["B)21", "A)21.5", "C)22"], ["B)21", "A)21.5", "C)22"]),
+        (["A)21", "B)21.5", "22"], ["A)21", "B)21.5", "22"]),
+        (["A.M.", "B.M.", "C.M."], ["A.M.", "B.M.", "C.M."]),
+        (["A)", "B)", "C)"], ["A)", "B)", "C)"]),
+        (["A) ", "B) x", "C) y"], ["A)", "B) x", "C) y"]),
+    ],
+)
+def test_letters_that_choices_begin_with(task, choices, shown):
+    row = {"question": "Which?", "choices": choices}
+    for kind, answer in (("index", 1), ("letter", "B"), ("text", choices[1]), ("text", shown[1])):
+        problem = task.read_row({**row, "answer": answer}, {**COLUMNS, "answer_is": kind})[0]
+        lines = [line.split(". ", 1) for line in problem.text.splitlines()[2:]]
+        assert sorted(text for _, text in lines) == sorted(shown)
+        assert dict(lines)[problem.answer] == shown[1]
+
+
 def test_gpqas_columns(task):
     row = {"Question": "Which?", "Correct Answer": "yes\n", **{f"Incorrect Answer {n}": f"no {n}" for n in (1, 2, 3)}}
     problem, _ = task.read_row(row, GPQA)

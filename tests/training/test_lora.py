@@ -17,7 +17,7 @@ from lora_settings import LORA
 from objectives import head_of, rollouts_of, scores_of, training_of
 from small_engine import PROMPTS, SEEDS, engine_of
 from tiny_models import FAMILIES, make_family, make_model
-from trainer_data import SETTINGS, data, loss_of
+from trainer_data import SETTINGS, data, loss_and_metrics, loss_of
 
 SCALE = 2.0
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -29,7 +29,7 @@ def make_trainer(settings=SETTINGS, model_seed=0, seed=0, **lora) -> LoraTrainer
 
 def trained(trainer: LoraTrainer, steps=range(3)) -> LoraTrainer:
     for step in steps:
-        trainer.step([data(step)], loss_of, 1e-2)
+        trainer.step([data(step)], loss_and_metrics, 1e-2)
     return trainer
 
 
@@ -97,7 +97,7 @@ def test_steps_equal_plain_adamw_on_the_factors():
     trainer = make_trainer()
     plain = Plain(trainer)
     for step in range(6):
-        facts = trainer.step([data(step)], loss_of, 1e-2)
+        facts, _ = trainer.step([data(step)], loss_and_metrics, 1e-2)
         loss, norm = plain.step(data(step))
         assert facts["loss"] == pytest.approx(loss, rel=1e-4)
         assert facts["gradient_norm"] == pytest.approx(norm, rel=1e-3)
@@ -217,8 +217,8 @@ def test_micro_batches_and_checkpointing_make_the_same_step():
     whole = make_trainer()
     split = make_trainer(replace(SETTINGS, gradient_checkpointing=True))
     for step in range(2):
-        a = whole.step([data(step)], loss_of, 1e-3)
-        b = split.step([data(step)[:3], data(step)[3:]], loss_of, 1e-3)
+        a, _ = whole.step([data(step)], loss_and_metrics, 1e-3)
+        b, _ = split.step([data(step)[:3], data(step)[3:]], loss_and_metrics, 1e-3)
         assert a == pytest.approx(b, rel=1e-4)
     for name, tensor in whole.weights().items():
         torch.testing.assert_close(split.weights()[name], tensor, rtol=1e-4, atol=1e-6)
@@ -245,7 +245,7 @@ def test_a_loss_that_is_not_finite_changes_nothing():
     trainer = trained(make_trainer())
     before, factors = trainer.weights(), factors_of(trainer)
     with pytest.raises(DivergenceError, match="loss of optimizer step 4 is nan"):
-        trainer.step([data(0)], lambda m, t: loss_of(m, t) * float("nan"), 1e-3)
+        trainer.step([data(0)], lambda m, t: (loss_of(m, t) * float("nan"), {}), 1e-3)
     assert all(torch.equal(trainer.weights()[name], tensor) for name, tensor in before.items())
     assert all(torch.equal(factors_of(trainer)[name], tensor) for name, tensor in factors.items())
 

@@ -9,7 +9,7 @@ from effopd.common.errors import DivergenceError
 from effopd.models.models import load_weights_into, weights_of
 from effopd.training.trainer import OptimizerState, Trainer, warmed_up
 from tiny_models import make_model
-from trainer_data import SETTINGS, data, loss_of
+from trainer_data import SETTINGS, data, loss_and_metrics, loss_of
 
 
 def test_steps_equal_plain_adamw(model):
@@ -18,7 +18,7 @@ def test_steps_equal_plain_adamw(model):
     trainer = Trainer(model, SETTINGS)
     for step in range(5):
         lr = 1e-3 * (step + 1)
-        facts = trainer.step([data(step)], loss_of, lr)
+        facts, _ = trainer.step([data(step)], loss_and_metrics, lr)
         loss = loss_of(plain, data(step))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
@@ -34,10 +34,11 @@ def test_steps_equal_plain_adamw(model):
 def test_micro_batches_add_up_to_the_whole_batch(model):
     whole, split = Trainer(make_model(0), SETTINGS), Trainer(model, SETTINGS)
     for step in range(3):
-        a = whole.step([data(step)], loss_of, 1e-3)
-        b = split.step([data(step)[:3], data(step)[3:4], data(step)[4:]], loss_of, 1e-3)
+        a, _ = whole.step([data(step)], loss_and_metrics, 1e-3)
+        b, metrics = split.step([data(step)[:3], data(step)[3:4], data(step)[4:]], loss_and_metrics, 1e-3)
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-4)
+        assert [part["rows"].item() for part in metrics] == [3, 1, 4]
     for name, tensor in weights_of(whole.model).items():
         torch.testing.assert_close(weights_of(model)[name], tensor, rtol=1e-4, atol=1e-6)
 
@@ -45,14 +46,14 @@ def test_micro_batches_add_up_to_the_whole_batch(model):
 def test_a_resumed_trainer_goes_on_bitwise():
     through = Trainer(make_model(0), SETTINGS)
     for step in range(6):
-        through.step([data(step)], loss_of, 1e-3)
+        through.step([data(step)], loss_and_metrics, 1e-3)
         if step == 2:
             weights, optimizer = weights_of(through.model), through.optimizer_state()
     resumed = Trainer(make_model(5), SETTINGS)
     load_weights_into(resumed.model, weights)
     resumed.load_optimizer_state(optimizer)
     for step in range(3, 6):
-        resumed.step([data(step)], loss_of, 1e-3)
+        resumed.step([data(step)], loss_and_metrics, 1e-3)
     for name, tensor in weights_of(through.model).items():
         assert torch.equal(weights_of(resumed.model)[name], tensor), name
     assert resumed.optimizer_state().step == 6
@@ -64,17 +65,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(model):
     before = weights_of(model)
     trainer = Trainer(model, SETTINGS)
     with pytest.raises(DivergenceError, match=r"loss of optimizer step 1 is nan. Lower `lr` \(now 0.001\)"):
-        trainer.step([data(0)], lambda m, t: loss_of(m, t) * float("nan"), 1e-3)
+        trainer.step([data(0)], lambda m, t: (loss_of(m, t) * float("nan"), {}), 1e-3)
     for name, tensor in weights_of(model).items():
         assert torch.equal(before[name], tensor)
 
 
 def test_the_optimizer_state_is_a_copy(model):
     trainer = Trainer(model, SETTINGS)
-    trainer.step([data(0)], loss_of, 1e-3)
+    trainer.step([data(0)], loss_and_metrics, 1e-3)
     state: OptimizerState = trainer.optimizer_state()
     kept = {name: tensor.clone() for name, tensor in state.moments.items()}
-    trainer.step([data(1)], loss_of, 1e-3)
+    trainer.step([data(1)], loss_and_metrics, 1e-3)
     assert all(torch.equal(kept[name], tensor) for name, tensor in state.moments.items())
 
 
@@ -88,7 +89,7 @@ def test_zero_with_one_rank_is_plain_training_and_resumes_bitwise():
     plain = Trainer(make_model(0), SETTINGS)
     through = Trainer(make_model(0), replace(SETTINGS, zero_stage=2))
     for step in range(4):
-        facts = plain.step([data(step)], loss_of, 1e-3), through.step([data(step)], loss_of, 1e-3)
+        facts = [trainer.step([data(step)], loss_and_metrics, 1e-3)[0] for trainer in (plain, through)]
         assert facts[0] == pytest.approx(facts[1], rel=1e-5)
         if step == 1:
             weights, optimizer = through.weights(), through.optimizer_state()
@@ -98,7 +99,7 @@ def test_zero_with_one_rank_is_plain_training_and_resumes_bitwise():
     resumed.load_weights(weights)
     resumed.load_optimizer_state(optimizer)
     for step in (2, 3):
-        resumed.step([data(step)], loss_of, 1e-3)
+        resumed.step([data(step)], loss_and_metrics, 1e-3)
     for tensors in ("weights", "moments"):
         theirs, ours = ({**t.weights(), **t.optimizer_state().moments} for t in (through, resumed))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs), tensors
@@ -110,7 +111,7 @@ def test_bf16_computes_in_bf16_and_keeps_small_updates_in_float32():
     trainer = Trainer(make_model(0), settings)
     assert all(torch.equal(trainer.weights()[name], start[name]) for name in start), "rounding before the first step"
     for step in range(3):
-        trainer.step([data(step)], loss_of, 1e-6)
+        trainer.step([data(step)], loss_and_metrics, 1e-6)
     assert {p.dtype for p in trainer.model.parameters()} == {torch.bfloat16}
     moved = trainer.weights()
     name = "model.layers.0.self_attn.q_proj.weight"
@@ -118,7 +119,7 @@ def test_bf16_computes_in_bf16_and_keeps_small_updates_in_float32():
     same = (moved[name].bfloat16() == start[name].bfloat16()).float().mean()
     assert same > 0.9, "these updates are below bf16's resolution, and are not lost"
     with pytest.raises(DivergenceError, match="gradient of optimizer step 4 has norm inf"):
-        trainer.step([data(0)], lambda m, t: (loss_of(m, t) * 0).sqrt(), 1e-6)
+        trainer.step([data(0)], lambda m, t: ((loss_of(m, t) * 0).sqrt(), {}), 1e-6)
     assert all(torch.equal(trainer.weights()[name], moved[name]) for name in moved)
 
 
@@ -126,13 +127,13 @@ def test_after_a_jump_moments_are_kept_or_weigh_less_or_begin_anew():
     def trained() -> Trainer:
         trainer = Trainer(make_model(0), SETTINGS)
         for step in range(3):
-            trainer.step([data(step)], loss_of, 1e-3)
+            trainer.step([data(step)], loss_and_metrics, 1e-3)
         return trainer
 
     before = trained().optimizer_state()
     for moments, factor, steps in (("kept", 1, 3), ("scaled", 1 / 9, 3), ("reset", 0, 0)):
         trainer = trained()
-        trainer.forget_after_jump(moments, -8.0)
+        trainer.rescale_optimizer_state(moments, -8.0)
         after = trainer.optimizer_state()
         assert after.step == steps
         for name, tensor in before.moments.items():
@@ -145,7 +146,7 @@ def test_after_a_jump_moments_are_kept_or_weigh_less_or_begin_anew():
     loaded.load_weights(trainer.weights())
     loaded.load_optimizer_state(trainer.optimizer_state())
     for one in (trainer, new, loaded):
-        one.step([data(7)], loss_of, 1e-3)
+        one.step([data(7)], loss_and_metrics, 1e-3)
     for one in (new, loaded):
         assert all(torch.equal(tensor, trainer.weights()[name]) for name, tensor in one.weights().items())
 
@@ -158,7 +159,7 @@ def test_zero_3_changes_nothing_for_other_models_of_the_process():
 
     def seeing_loss(model, tokens):
         seen.append(torch.nn.functional.linear)
-        return loss_of(model, tokens)
+        return loss_and_metrics(model, tokens)
 
     trainer.step([data(0)], seeing_loss, 1e-3)
     assert torch.nn.functional.linear is plain
@@ -172,7 +173,7 @@ def test_moments_are_loaded_any_number_of_times(stage):
     donor = Trainer(make_model(0), settings)
     states = []
     for step in range(3):
-        donor.step([data(step)], loss_of, 1e-3)
+        donor.step([data(step)], loss_and_metrics, 1e-3)
         states.append((donor.weights(), donor.optimizer_state()))
     trainer = Trainer(make_model(5), settings)
     for weights, state in (states[2], states[0], states[1]):
@@ -181,5 +182,5 @@ def test_moments_are_loaded_any_number_of_times(stage):
         found = trainer.optimizer_state()
         assert found.step == state.step
         assert all(torch.equal(found.moments[name], tensor) for name, tensor in state.moments.items())
-    trainer.step([data(2)], loss_of, 1e-3)
+    trainer.step([data(2)], loss_and_metrics, 1e-3)
     assert all(torch.equal(trainer.weights()[name], tensor) for name, tensor in states[2][0].items())

@@ -1,9 +1,6 @@
 """Two DeepSpeed processes compute what one does, however they share the model out."""
 
 import ast
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,8 @@ import torch
 from safetensors import safe_open
 
 from effopd.models.models import load_tensors, weights_of
-from trainer_data import SETTINGS, data, loss_of
+from preloaded import run_ranks
+from trainer_data import SETTINGS, data, loss_and_metrics
 from trainer_ranks import WAYS, make_trainer
 
 pytestmark = pytest.mark.slow
@@ -24,11 +22,8 @@ TWICE = ("zero2then3", "bf16zero1then3")
 def trained(tmp_path_factory):
     """What two ranks made of four steps, in every way; and what a second start made of some."""
     folders = [tmp_path_factory.mktemp(name) for name in ("ranks", "again")]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = Path(__file__).parents[1] / "helpers" / "trainer_ranks.py"
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     for folder, ways in zip(folders, (WAYS, TWICE), strict=True):
-        subprocess.run([*launch, str(script), str(folder), *ways], check=True, timeout=400, env=environment)
+        run_ranks(Path(__file__).parents[1] / "helpers/trainer_ranks.py", folder, *ways)
     return folders
 
 
@@ -39,7 +34,7 @@ def results(folder, way, rank=0):
 @pytest.mark.parametrize("way", WAYS)
 def test_two_ranks_train_the_same_model_as_one(trained, way):
     alone = make_trainer(way, 0, SETTINGS)
-    losses = [alone.step([data(step)], loss_of, 1e-3)["loss"] for step in range(4)]
+    losses = [alone.step([data(step)], loss_and_metrics, 1e-3)[0]["loss"] for step in range(4)]
     found = results(trained[0], way)
     exact = not way.startswith("bf16")
     for name, tensor in (weights_of(alone.model) | alone.optimizer_state().moments).items():
@@ -57,9 +52,9 @@ def test_what_two_ranks_train_is_reproducible_and_whole_where_engines_need_it(tr
     found, again, other = results(trained[0], way), results(trained[1], way), results(trained[0], way, rank=1)
     assert found.keys() == again.keys()
     assert all(torch.equal(found[name], again[name]) for name in found)
-    acting = [name for name in found if name.startswith("acting.")]
-    assert acting
-    assert sorted(other) == sorted(acting), "the second rank keeps nothing but its engine's copy"
-    for name in acting:
+    policy_model = [name for name in found if name.startswith("policy_model.")]
+    assert policy_model
+    assert sorted(other) == sorted(policy_model), "the second rank keeps nothing but its engine's copy"
+    for name in policy_model:
         assert torch.equal(found[name], other[name])
-        assert torch.equal(found[name], found[name.removeprefix("acting.")].to(found[name].dtype))
+        assert torch.equal(found[name], found[name.removeprefix("policy_model.")].to(found[name].dtype))

@@ -1,8 +1,6 @@
 """Two DeepSpeed processes compute what one does."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,21 +12,21 @@ from effopd.training.early_stopping import METRIC
 from effopd.training.trainer import Trainer
 from objective_steps import loss_and_gradients, step
 from objectives import rollouts_of
+from preloaded import run_ranks
 from rl_setup import PARTED, FirstTokenTask, Setup
 from tiny_models import make_family, make_model
-from trainer_data import SETTINGS, data, loss_of
+from trainer_data import SETTINGS, data, loss_and_metrics
 
 
 def run_on_two_ranks(script: str, folder: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*launch, str(Path(__file__).parents[1] / "helpers" / script), str(folder)], check=True, timeout=240)
+    run_ranks(Path(__file__).parents[1] / "helpers" / script, folder)
 
 
 @pytest.mark.slow
 def test_two_ranks_train_the_same_model_as_one(tmp_path):
     run_on_two_ranks("two_ranks.py", tmp_path)
     alone = Trainer(make_model(0), SETTINGS)
-    losses = [alone.step([data(number)], loss_of, 1e-3)["loss"] for number in range(4)]
+    losses = [alone.step([data(number)], loss_and_metrics, 1e-3)[0]["loss"] for number in range(4)]
     ranks = [load_tensors(tmp_path / f"rank{rank}.safetensors") for rank in range(2)]
     for name, tensor in ranks[1].items():
         assert torch.equal(ranks[0][name], tensor), f"the ranks disagree about {name}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "effopd"
+from effopd.common.errors import ConfigError
+from effopd.common.registry import OWN, module_file
+
 # Packages that cannot change a result, and the modules of them that can.
 NOT_RESULTS = ("effopd.artifacts", "effopd.cli", "effopd.common", "effopd.config", "effopd.results", "effopd.workflow")
 RESULTS = ("effopd.common.randomness", "effopd.workflow.estimates")
@@ -36,10 +37,10 @@ def file_sha256(path: Path) -> str:
 
 @cache
 def code_digest(module: str) -> str:
-    """Digest of a module and of every effopd module that it imports, directly or not.
+    """Digest of a module and of every module of effopd, and of its own package, that it imports, directly or not.
 
     Comments, docstrings and formatting do not count, so that explaining code does not retrain a model. Modules that
-    cannot change a result (`NOT_RESULTS`) are left out.
+    cannot change a result (`NOT_RESULTS`) are left out. Raises ConfigError if a file is not valid Python.
     """
     return digest({name: _tree_digest(name) for name in sorted(_closure(module))})
 
@@ -50,10 +51,9 @@ def _closure(module: str) -> frozenset[str]:
     pending = [module]
     while pending:
         name = pending.pop()
-        if name in found or not _counts(name):
-            continue
-        found.add(name)
-        pending.extend(_imports(name))
+        if name not in found and _counts(name) and module_file(name) is not None:
+            found.add(name)
+            pending += _imports(name)
     return frozenset(found)
 
 
@@ -66,42 +66,66 @@ def _within(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def _source(module: str) -> str:
-    return _module_path(module).read_text(encoding="utf-8")
+def _source(module: str) -> bytes:
+    path = module_file(module)
+    assert path is not None, module
+    return path.read_bytes()
+
+
+def _is_compiled(module: str) -> bool:
+    path = module_file(module)
+    return path is not None and path.suffix != ".py"
+
+
+def _code(module: str) -> tuple[tuple[tuple[str, int, str], ...], str]:
+    """Of a module's file what `read_code` has; a compiled one is its bytes. Raises ConfigError if it is not Python."""
+    if _is_compiled(module):
+        return (), hashlib.sha256(_source(module)).hexdigest()
+    try:
+        return read_code(_source(module))
+    except SyntaxError as error:
+        place = f"{module_file(module)}, line {error.lineno}"
+        raise ConfigError(f"{place}: this is not Python ({error.msg}). Correct it.") from None
 
 
 @cache
-def _module_path(module: str) -> Path:
-    """Where a module of the package lies, found without importing it."""
-    spec = importlib.util.find_spec(PACKAGE)
-    assert spec is not None
-    assert spec.submodule_search_locations
-    base = Path(spec.submodule_search_locations[0]).joinpath(*module.split(".")[1:])
-    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+def read_code(source: bytes) -> tuple[tuple[tuple[str, int, str], ...], str]:
+    """What a source imports, as (module, dots before it, name or nothing), and a digest of its code."""
+    imports: list[tuple[str, int, str]] = []
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += ((alias.name, 0, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imports += ((node.module or "", node.level, alias.name) for alias in node.names)
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _is_docstring(body[0]):
+            node.body = body[1:]  # type: ignore[attr-defined]
+    return tuple(imports), hashlib.sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()
 
 
 @cache
 def _imports(module: str) -> tuple[str, ...]:
-    """The effopd modules named by the import statements of `module`, those inside functions included."""
+    """The modules of effopd and of its own package that the import statements of `module` name, wherever they are.
+
+    Importing a module runs the packages that it is in, too: of effopd's they say nothing, others are counted.
+    """
+    path, top = module_file(module), module.partition(".")[0]
+    package = module if path is not None and path.name == "__init__.py" else module.rpartition(".")[0]
     found: list[str] = []
-    for node in ast.walk(ast.parse(_source(module))):
-        if isinstance(node, ast.Import):
-            found += (alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
-            for alias in node.names:
-                submodule = f"{node.module}.{alias.name}"
-                found.append(submodule if _module_path(submodule).is_file() else node.module)
-    return tuple(found)
+    for named, level, name in _code(module)[0]:
+        above = package.split(".")[: package.count(".") + 2 - level] if level else []
+        origin = ".".join([*above, *([named] if named else [])])
+        if _within(origin, (OWN, top)):
+            submodule = f"{origin}.{name}"
+            found.append(submodule if name and module_file(submodule) is not None else origin)
+    inner = [name for name in (module, *found) if top != OWN and _within(name, (top,))]
+    return *found, *(name[:end] for name in inner for end, letter in enumerate(name) if letter == ".")
 
 
 @cache
 def _tree_digest(module: str) -> str:
-    tree = ast.parse(_source(module))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            node.body = body[1:]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()
+    return _code(module)[1]
 
 
 def _is_docstring(node: ast.AST) -> bool:

@@ -31,13 +31,28 @@ def check_no_link(folder: Path) -> None:
         )
 
 
-def check_own(folder: Path) -> None:
-    """Raise UserError if a folder that is to be emptied is a link, or holds files and no sign that it is a model's."""
+def check_place(folder: Path) -> None:
+    """Raise UserError if a folder cannot be made because something else has its name, or that of one that it is in."""
+    taken = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+    if os.path.lexists(taken) and not taken.is_dir():
+        raise UserError(f"{folder} cannot be made: {taken} is no folder. Choose another folder.")
+
+
+def check_own(
+    folder: Path,
+    signs: Collection[str] = _SIGNS,
+    why: str = "a model's folder is emptied before it is written",
+) -> None:
+    """Raise UserError if a folder that is to be written cannot be, is a link, or holds files but none of `signs`.
+
+    `why` says what would become of somebody else's files.
+    """
     check_no_link(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in _SIGNS):
+    check_place(folder)
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if held not in ([], [LOCK]) and not any((folder / name).is_file() for name in signs):
         raise UserError(
-            f"{folder} holds files of somebody else's ({next(folder.iterdir()).name}), and a model's folder is emptied "
-            "before it is written. Choose another folder, or move them away."
+            f"{folder} holds files of somebody else's ({held[0]}), and {why}. Choose another folder, or move them away."
         )
 
 
@@ -85,9 +100,12 @@ def filled(folder: Path, keep: Collection[str] | None = None) -> Iterator[Path]:
 def new_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out` that becomes `out` when the block succeeds; what a killed run left is cleared.
 
-    Raises UserError if `out` exists, or if the hidden folder's name is taken by something else; OSError if something
-    cannot be written, as `writing` does.
+    Raises UserError if `out` exists or is no name of a folder, or if the hidden folder's name is taken by something
+    else; OSError if something cannot be written, as `writing` does.
     """
+    if out.name in ("", ".."):
+        raise UserError(f"{out} is no name for a new folder. Give one that ends with its name.")
+    check_place(out.parent)
     _check_free(out, f"{out} exists already. Choose another folder, or delete it.")
     folder = out.absolute().with_name(f".{out.name}.part")
     if os.path.lexists(folder) and (folder.is_symlink() or not _is_left_over(folder)):

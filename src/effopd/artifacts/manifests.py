@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -66,9 +66,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 @cache
 def package_versions() -> dict[str, str]:
+    """Versions of Python, of this package and of those of RECORDED_PACKAGES that are installed, by name."""
     versions = {"python": platform.python_version(), "effopd": metadata.version("effopd")}
     for name in RECORDED_PACKAGES:
-        versions[name] = metadata.version(name)
+        with suppress(metadata.PackageNotFoundError):  # the core does without some
+            versions[name] = metadata.version(name)
     return versions
 
 

@@ -7,10 +7,11 @@ help is instant.
 from __future__ import annotations
 
 import contextlib
-import importlib
+import errno
 import json
 import math
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,15 +23,24 @@ import click
 from effopd import __version__
 from effopd.cli.results_commands import COMMANDS, PATH
 from effopd.common.errors import PreflightError, UserError, describe_os_error
+from effopd.common.extras import missing_extra
 from effopd.common.formatting import one_line
+from effopd.common.registry import load
 
 
-class _Spec(click.ParamType):
+class _Spec(dict[str, Any]):
+    """An object of a spec, whose missing keys are the fault of whoever wrote it by hand."""
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"--spec has no `{key}` where one is needed: it is not a spec of this version of effopd.")
+
+
+class _SpecType(click.ParamType):
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            spec = json.loads(value)
+            spec = json.loads(value, object_hook=_Spec)
         except (ValueError, RecursionError) as error:
             self.fail(f"not JSON: {one_line(error, 200)}", param, ctx)
         return spec if isinstance(spec, dict) else self.fail("not a JSON object", param, ctx)
@@ -50,7 +60,7 @@ def _stage(name: str, *options: Callable[..., Any], computes: bool = False) -> C
     def decorate(function: Callable[..., Any]) -> click.Command:
         common = [
             click.option(
-                "--spec", type=_Spec(), required=True, help="Config slice and code digest, as canonical JSON."
+                "--spec", type=_SpecType(), required=True, help="Config slice and code digest, as canonical JSON."
             ),
             _path("out", "Where to write the result; for a manifest, its files lie beside it."),
         ]
@@ -81,7 +91,25 @@ def _device(device: str, threads: int) -> Any:
     return prepare_device(device, threads)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _PipeError(Exception):
+    """A BrokenPipeError, in a form that Click passes on: for the other it ends the program without a word."""
+
+
+class _Group(click.Group):
+    def make_context(self, *given: Any, **named: Any) -> click.Context:  # which prints help
+        try:
+            return super().make_context(*given, **named)
+        except BrokenPipeError as error:
+            raise _PipeError from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _PipeError from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="effopd")
 def main() -> None:
     """EffOPD: accelerate and understand on-policy distillation of language models.
@@ -216,7 +244,7 @@ def evaluate_candidates(device: str, threads: int, **arguments: Any) -> None:
 @_stage("evaluate-candidate", _STUDENT, _TEACHER, _PROMPTS, _STATE, _ANCHOR, _ANCHOR_LEDGER, computes=True)
 def evaluate_candidate(device: str, threads: int, **arguments: Any) -> None:
     """Score one extrapolated candidate with the gate."""
-    from effopd.stages.evaluate_candidates import evaluate_candidate as run
+    from effopd.stages.evaluate_candidates import evaluate_candidates as run
 
     run(device=_device(device, threads), **arguments)
 
@@ -341,7 +369,7 @@ def _stage_of_results(verb: str, text: str) -> None:
     name = verb.replace("-", "_")
 
     def run(spec: dict[str, Any], out: Path, results: Path) -> None:
-        getattr(importlib.import_module(f"effopd.stages.{name}"), name)(spec, results, out)
+        load("stages", name)(spec, results, out)
 
     run.__doc__ = text
     _stage(verb, _path("results", "The results folder."))(run)
@@ -435,13 +463,18 @@ for _command in COMMANDS:
     main.add_command(_command)
 
 
+ENDED_BY_SIGPIPE = 141
+
+
 def run_verb(arguments: list[str]) -> int:
     """Run a command. Returns its exit status: 0; 2 after one line about what a person can fix; 1 after a traceback.
 
+    141, without a word, where nobody reads what it says any more (`effopd status | head -1`), as of other programs.
     With EFFOPD_TRACEBACK=1 in the environment, the traceback stands before the line, too.
     """
     try:
         status = main.main(args=arguments, prog_name="effopd", standalone_mode=False)
+        sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.ClickException as error:
         error.show()
@@ -453,18 +486,38 @@ def run_verb(arguments: list[str]) -> int:
         return _end_with(str(error).splitlines())
     except UserError as error:
         return _end_with([str(error)])
+    except (_PipeError, BrokenPipeError):
+        return _broken_pipe()
     except OSError as error:
         return _end_with([describe_os_error(error)])
+    except ModuleNotFoundError as error:
+        line = missing_extra(error, " ".join(["effopd", *arguments[:1]]))
+        return _end_with([line]) if line else _end_unexpected(error)
     except MemoryError:
         return _end_with(["out of memory. Lower the batch size or the number of parallel jobs, or free memory."])
     except Exception as error:
-        traceback.print_exc()
-        print(f"error: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
-        return 1
+        return _end_unexpected(error)
     finally:
         with contextlib.suppress(OSError):  # nobody reads what was written
             sys.stdout.flush()
             sys.stderr.flush()
+
+
+def _broken_pipe() -> int:
+    """End after writing to a pipe without a reader: one of the standard files, or that of a process that has ended."""
+    pipes = select.poll()
+    for number in (1, 2):
+        pipes.register(number, 0)
+    if any(state & select.POLLERR for _, state in pipes.poll(0)):
+        return ENDED_BY_SIGPIPE
+    return _end_with([describe_os_error(BrokenPipeError(errno.EPIPE, "a process that this one works with has ended"))])
+
+
+def _end_unexpected(error: Exception) -> int:
+    """Print the traceback of a fault of this program, and a line. Returns the exit status."""
+    traceback.print_exc()
+    print(f"error: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+    return 1
 
 
 def _end_with(lines: list[str]) -> int:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from effopd.config.schema import listed, run_settings, section_defaults
+from effopd.common.registry import is_added
+from effopd.config.schema import RUN_SECTIONS, below, listed, merged, run_settings, schema, section_defaults, unchosen
 from effopd.config.task_checks import split_rows, task_problems
 from effopd.config.value_checks import alike_problems, text_problems
 from effopd.data.sharding import batches_of
 from effopd.extrapolation.gate import BLIND
 from effopd.extrapolation.modules import LINE_BY_MODULE
-from effopd.extrapolation.predictors import METHODS
 from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, trigger_steps
 from effopd.tasks.arithmetic import CHARACTERS, EOS, PAD
 from effopd.tasks.sources import is_local
@@ -44,7 +44,7 @@ def problems(config: Mapping[str, Any]) -> Iterator[str]:
     for prediction in config["predictions"]:
         yield from _prediction_problems(config, prediction)
     for name, model in config["models"].items():
-        if model["kind"] == "pretrain" and config["task"]["name"] != "arithmetic":
+        if model["kind"] == "pretrain" and "corpus" not in config["task"]:
             yield (
                 f"`models.{name}.kind` is 'pretrain', and the task {config['task']['name']!r} has no text to "
                 "pretrain on. Only `arithmetic` has."
@@ -68,6 +68,20 @@ def problems(config: Mapping[str, Any]) -> Iterator[str]:
             known = listed(list(config["models"]))
             yield f"`estimate.architectures.{name}` is not named as a model of `models`. Name one of: {known}."
     yield from _dynamics_problems(config)
+    yield from _option_problems(config)
+
+
+def _option_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """Options of what is not chosen beside them; `training` and `extrapolation` may have them for some of the runs."""
+    keys = schema()["properties"]
+    places = {section: unchosen(config[section], keys[section]) for section in keys if section not in RUN_SECTIONS}
+    for run, overrides in config["runs"].items():
+        for section in (one for one in RUN_SECTIONS if one in overrides):
+            paths = unchosen(merged(config[section], overrides[section]), keys[section])
+            places[f"runs.{run}.{section}"] = [path for path in paths if below(overrides[section], path) is not None]
+    for place, paths in places.items():
+        for path in paths:
+            yield f"`{'.'.join([place, *path])}` is of what is not chosen there. Choose `{path[-1]}`, or remove it."
 
 
 def _own_reference_problems(config: Mapping[str, Any]) -> Iterator[str]:
@@ -194,8 +208,8 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
 
     def key(section: str, name: str) -> str:
         parts, own = name.split("."), overrides.get(section, {})
-        default = _below(config[section], parts) == _below(section_defaults(section), parts)
-        here = _below(own, parts) is not None or (default and parts[0] in own)
+        default = below(config[section], parts) == below(section_defaults(section), parts)
+        here = below(own, parts) is not None or (default and parts[0] in own)
         return f"`runs.{run}.{section}.{name}`" if here else f"`{section}.{name}`"
 
     for role in ("student", "teacher"):
@@ -235,7 +249,7 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
                 f"({rollouts} rollouts, `training.batch_size` {training['batch_size']}). Lower it, or the batch size."
             )
     yield from _objective_problems(training, partial(key, "training"))
-    yield from _vocabulary_problems(config["models"], training, partial(key, "training"))
+    yield from _vocabulary_problems(config["task"]["name"], config["models"], training, partial(key, "training"))
     coefficients = extrapolation["coefficients"]
     if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
         yield f"{key('extrapolation', 'coefficients')} is {coefficients}; it must increase. Sort it and drop repeats."
@@ -257,13 +271,6 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
     yield from _gate_problems(
         config["task"], extrapolation["gate"], lambda name: key("extrapolation", f"gate.{name}"), own
     )
-
-
-def _below(section: Any, parts: Sequence[str]) -> Any:
-    """What a section holds at the end of a path of keys; None if it does not say."""
-    for part in parts:
-        section = section.get(part) if isinstance(section, Mapping) else None
-    return section
 
 
 def _gate_problems(
@@ -302,7 +309,7 @@ def _difficulty_problems(task: Mapping[str, Any], gate: Mapping[str, Any], key: 
             f"{key} is {wanted}, and sums have {task['min_terms']} to {task['max_terms']} terms (`task.min_terms`, "
             "`task.max_terms`). Ask for what there is."
         )
-    if wanted and task["name"] != "arithmetic":
+    if wanted and isinstance(task["splits"][gate["source"]], Mapping):
         split = gate["source"] if "sources" in task["splits"][gate["source"]] else "train"  # a share is of train's
         if not any("difficulty" in source["columns"] for source in task["splits"][split]["sources"]):
             yield (
@@ -329,8 +336,6 @@ def _prediction_problems(config: Mapping[str, Any], name: str) -> Iterator[str]:
     if prediction["run"] not in config["runs"]:
         known = listed(list(config["runs"]))
         yield f"`{place}.run` is {prediction['run']!r}, which is no run. Name one of: {known}."
-    if prediction["method"] not in METHODS:
-        yield f"`{place}.method` is {prediction['method']!r}; it must be one of {listed(list(METHODS))}."
     coefficients = prediction["coefficients"]
     if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
         yield f"`{place}.coefficients` is {coefficients}; it must increase. Sort it and drop repeats."
@@ -340,6 +345,11 @@ def _prediction_problems(config: Mapping[str, Any], name: str) -> Iterator[str]:
 
 def _every_step_problems(extrapolation: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:
     gate = extrapolation["gate"]
+    if is_added("gates", gate["metric"]):
+        yield (
+            f"{key('gate.metric')} is {gate['metric']!r}, and with {key('triggers')} `{EVERY_STEP}` only the reverse "
+            "KL and controls judge. Write `metric: reverse_kl`, or list the triggers."
+        )
     if gate["source"] != "rollouts" and gate["metric"] not in BLIND:
         yield (
             f"{key('gate.source')} is {gate['source']!r}, and with {key('triggers')} `{EVERY_STEP}` nothing is "
@@ -359,7 +369,8 @@ def _every_step_problems(extrapolation: Mapping[str, Any], key: Callable[[str], 
 
 def _objective_problems(training: Mapping[str, Any], key: Callable[[str], str]) -> Iterator[str]:
     objective, horizon = training["objective"], training["horizon"]
-    if objective["support"] == "sampled" and objective["divergence"] != "reverse_kl":
+    own_loss = is_added("objectives", objective["divergence"])
+    if objective["support"] == "sampled" and objective["divergence"] != "reverse_kl" and not own_loss:
         yield (
             f"{key('objective.divergence')} is {objective['divergence']!r}, and sampled tokens estimate reverse_kl "
             "alone: it is the one that is a mean over the student's samples. Write `support: top_k` or `support: full`."
@@ -381,11 +392,11 @@ def _objective_problems(training: Mapping[str, Any], key: Callable[[str], str]) 
 
 
 def _vocabulary_problems(
-    models: Mapping[str, Any], training: Mapping[str, Any], key: Callable[[str], str]
+    task: str, models: Mapping[str, Any], training: Mapping[str, Any], key: Callable[[str], str]
 ) -> Iterator[str]:
     """More likeliest tokens than a model pretrained here has; of other models preflight knows the vocabulary."""
     objective, tokens = training["objective"], len({PAD, EOS, *CHARACTERS})
-    if objective["support"] != "top_k" or objective["top_k"] < tokens:
+    if objective["support"] != "top_k" or objective["top_k"] < tokens or is_added("tasks", task):
         return
     for name in (training["student"], training["teacher"]):
         while "init" in models[name]:

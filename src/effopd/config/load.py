@@ -6,6 +6,7 @@ import copy
 import difflib
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -52,13 +53,15 @@ def _validator() -> Any:
     from jsonschema import Draft202012Validator, FormatChecker
 
     formats = FormatChecker(formats=())
-    formats.checks("regex", raises=(re.error, OverflowError, RecursionError))(_is_regex)
+    formats.checks("regex", raises=(re.error, OverflowError, RecursionError, FutureWarning))(_is_regex)
     formats.checks("http-url", raises=ValueError)(_is_http_url)
     return Draft202012Validator(schema(), format_checker=formats)
 
 
 def _is_regex(value: object) -> bool:
-    return not isinstance(value, str) or bool(re.compile(value))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # `[[a]`, which is to mean something else one day
+        return not isinstance(value, str) or bool(re.compile(value))
 
 
 def _is_http_url(value: object) -> bool:

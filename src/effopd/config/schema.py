@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from effopd.common.errors import ConfigError
+from effopd.config.plugin_sections import with_registered
 
 RUN_SECTIONS = ("training", "extrapolation")  # what a run may override
 TRUTH = {"yes": True, "on": True, "no": False, "off": False}  # by YAML 1.1; by 1.2 text
@@ -27,9 +29,14 @@ class Unquoted(str):
 
 @cache
 def schema() -> dict[str, Any]:
-    """The schema, which holds every default."""
+    """The schema, which holds every default, with the names that are registered and their sections.
+
+    Raises ConfigError if another package registers something unusable.
+    """
     text = resources.files("effopd.config").joinpath("schema.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = yaml.safe_load(text)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: at once
+    loaded: dict[str, Any] = json.loads(json.dumps(yaml.load(text, Loader=loader)))  # aliases become copies
+    with_registered(loaded, loaded["$defs"])
     return loaded
 
 
@@ -52,13 +59,39 @@ def section_defaults(section: str) -> Any:
 def run_settings(config: Mapping[str, Any], run: str) -> dict[str, Any]:
     """The `training` and `extrapolation` sections of a run: the defaults with its overrides.
 
-    What a mapping that only the run has (`training.lora`) leaves open is filled in.
+    What a mapping that only the run has (`training.lora`) leaves open is filled in; options of what it does not choose
+    are left out.
     """
-    overrides = config["runs"][run]
-    return {
-        section: fill(merged(config[section], overrides.get(section, {})), schema()["properties"][section])
-        for section in RUN_SECTIONS
-    }
+    overrides, settings = config["runs"][run], {}
+    for section in RUN_SECTIONS:
+        node = schema()["properties"][section]
+        settings[section] = fill(merged(config[section], overrides.get(section, {})), node)
+        for *path, name in unchosen(settings[section], node):
+            del below(settings[section], path)[name]
+    return settings
+
+
+def unchosen(value: Any, node: Mapping[str, Any]) -> list[list[str]]:
+    """Where options of a registered name are, below a filled value, that the key beside them does not choose."""
+    if not isinstance(value, Mapping):
+        return []
+    node = branch_of(resolve(node), value)
+    others = node.get("additionalProperties") or {}
+    found = []
+    for key, own in value.items():
+        child = node.get("properties", {}).get(key, others)
+        if value.get(child.get("chosen_by", key)) != key and "chosen_by" in child:
+            found.append([key])
+        elif key != "runs":
+            found += [[key, *path] for path in unchosen(own, child)]
+    return found
+
+
+def below(section: Any, path: Sequence[str]) -> Any:
+    """What a section holds at the end of a path of keys; None if it does not say."""
+    for part in path:
+        section = section.get(part) if isinstance(section, Mapping) else None
+    return section
 
 
 def merged(base: Any, override: Any) -> Any:
@@ -161,6 +194,8 @@ def fill(value: Any, node: Mapping[str, Any]) -> Any:
         child = resolve(child)
         if key not in value and "default" in child:
             value[key] = copy.deepcopy(child["default"])
+        if "chosen_by" in child and value.get(child["chosen_by"]) == key:
+            value.setdefault(key, {})
         if key in value and key != "runs":  # a run's missing keys come from the sections it overrides, not from here
             value[key] = fill(value[key], child)
     others = node.get("additionalProperties")

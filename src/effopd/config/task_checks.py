@@ -23,7 +23,8 @@ def task_problems(task: Mapping[str, Any], key: str) -> Iterator[str]:
     for name in ("train", "validation") if trained_on else ():
         if name not in task["splits"]:
             yield f"`{key}.splits.{name}` is missing. Add it."
-    for name, split in task["splits"].items():
+    sourced = {name: split for name, split in task["splits"].items() if isinstance(split, Mapping)}
+    for name, split in sourced.items():
         place = f"{key}.splits.{name}"
         if "share" in split and not trained_on:
             yield f"`{place}.share`: nothing is trained on this task that a share could be of. Give `sources`."
@@ -47,7 +48,7 @@ def task_problems(task: Mapping[str, Any], key: str) -> Iterator[str]:
                 )
             elif len(split["sources"]) > 1 and source_name(source) == "all":
                 yield f"`{own}` has the name `all`, which tables give to all sources together. Give it another `name`."
-    shares = sum(split.get("share", 0) for split in task["splits"].values())
+    shares = sum(split.get("share", 0) for split in sourced.values())
     if shares >= 1:
         yield f"`{key}.splits`: the shares sum to {shares:g}, which leaves training nothing. Lower them."
 
@@ -68,6 +69,6 @@ def _held_out_problems(task: Mapping[str, Any], key: str) -> Iterator[str]:
 def split_rows(task: Mapping[str, Any], split: str) -> tuple[str, int | None]:
     """The key that limits a split's problems, and the limit; None where only the data knows."""
     settings = task["splits"][split]
-    if task["name"] == "arithmetic":
+    if not isinstance(settings, Mapping):
         return f"task.splits.{split}", settings
     return f"task.splits.{split}.rows", settings.get("rows")

@@ -1,4 +1,4 @@
-"""How the rollouts of a step are shared: by whole fixed batches, so that no rollout or score depends on it.
+"""How the rollouts of a step are sharded: by whole fixed batches, so that no rollout or score depends on it.
 
 Light to import (no torch): the configuration's check reads it.
 """
@@ -14,7 +14,7 @@ def batches_of(rollouts: int, batch_size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Part `index` of `count` nearly equal parts of a step's fixed batches, in order."""
 
     index: int = 0
@@ -31,4 +31,4 @@ class Share:
         return range(batches.start * batch_size, min(batches.stop * batch_size, rollouts))
 
 
-WHOLE = Share()
+WHOLE = Shard()

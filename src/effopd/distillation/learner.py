@@ -2,98 +2,114 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from effopd.artifacts.manifests import Manifest
+from effopd.artifacts.cost import cost_row
+from effopd.common.registry import load
 from effopd.config.runtime_options import endpoint_of
 from effopd.data.rollouts import Rollouts
+from effopd.distillation import step as distillation
+from effopd.distillation.segment import Inputs
 from effopd.distillation.step_artifacts import Rows
 from effopd.engines.base import RolloutEngine, build_engine, longest_context
 from effopd.models.lm_head import Head, KnownTokens, restricted
 from effopd.models.models import dtype_of, load_frozen, load_model, load_tokenizer, model_with, special_ids
-from effopd.teachers import teacher_module
-from effopd.teachers.scoring import LocalTeacher, Teacher, WithReference
-from effopd.training.checkpoints import Point
+from effopd.teachers.scoring import LocalTeacher, Scores, Teacher, WithReference
 from effopd.training.trainer import Trainer, TrainerSettings
 
-# Goes on from where an update has led, given its rollouts and step: metrics and a cost row (every_step.py).
-Jump = Callable[[Rollouts, int], tuple[dict[str, Any], dict[str, Any]]]
+# Goes on from where an update has led, given its rollouts and step: metrics and costs (every_step.py).
+Extrapolate = Callable[[Rollouts, int], tuple[dict[str, Any], Rows]]
 
 
 class Learner:
     """The student with a point's weights, and what goes with it to generate and train."""
 
-    def __init__(self, spec: dict[str, Any], student: Manifest, point: Point, device: torch.device) -> None:
-        self.training, self.extrapolation = spec["training"], spec["extrapolation"]
-        self.point, self.device, self.folder = point, device, student.path.parent
-        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(self.folder)
+    def __init__(self, spec: Mapping[str, Any], inputs: Inputs, device: torch.device) -> None:
+        self.training, self.extrapolation_settings, self.seed = spec["training"], spec["extrapolation"], spec["seed"]
+        self.inputs, self.point, self.device = inputs, inputs.point, device
+        self.student, self.teacher = inputs.student.path.parent, inputs.teacher.path.parent
+        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(self.student)
         _, self.pad_id = special_ids(self.tokenizer)
 
-    def acting(self) -> PreTrainedModel:
+    def policy_model(self) -> PreTrainedModel:
         """A model to generate with, in the precision of training."""
-        return model_with(self.folder, self.point.weights(), self.device, dtype_of(self.training["precision"]))
+        return model_with(self.student, self.point.weights(), self.device, dtype_of(self.training["precision"]))
 
-    def engine(self, prompts: Sequence[Sequence[int]], acting: PreTrainedModel) -> RolloutEngine:
+    def engine(self, prompts: Sequence[Sequence[int]], policy_model: PreTrainedModel) -> RolloutEngine:
         """An engine for completions of these prompts, which the caller closes."""
         context = longest_context(prompts, self.training["max_new_tokens"])
         batch_size = self.training["batch_size"]
-        return build_engine(self.training, acting, self.tokenizer, batch_size=batch_size, context=context)
+        return build_engine(self.training, policy_model, self.tokenizer, batch_size=batch_size, context=context)
 
-    def trainer(self, seed: int) -> Trainer:
-        """What trains it from the point on; `seed` draws the factors of LoRA."""
+    def scorer(self) -> Teacher:
+        """Who scores rollouts as the objective needs it."""
+        return teacher_of(self.training, self.student, self.teacher, self.tokenizer, self.device)
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """What trains it from the point on."""
         settings = TrainerSettings.of(self.training)
         # What DeepSpeed will round or share out need not be on the GPU as a whole in float32.
         start = torch.device("cpu") if settings.reshapes else self.device
-        model = restricted(model_with(self.folder, self.point.weights(), start), self.tokenizer)
+        model = restricted(model_with(self.student, self.point.weights(), start), self.tokenizer)
         trainer: Trainer
         if "lora" in self.training:
-            # Imported by name so that only LoRA runs depend on this code.
-            kind = importlib.import_module("effopd.training.lora").LoraTrainer
-            trainer = kind(model, settings, self.training["lora"], seed, self.device)
+            trainer = load("parts", "lora")(model, settings, self.training["lora"], self.seed, self.device)
         else:
             trainer = Trainer(model, settings, self.device)
         if optimizer := self.point.optimizer():
             trainer.load_optimizer_state(optimizer)
         if self.point.jumped:
-            trainer.forget_after_jump(self.extrapolation["moments"], self.point.jumped)
+            trainer.rescale_optimizer_state(self.extrapolation_settings["moments"], self.point.jumped)
         return trainer
 
-    def jump(
-        self, trainer: Trainer, teacher: Path, seed: int, rows: Rows, scorer: Teacher | None = None
-    ) -> Jump | None:
-        """What extrapolates along each update from the trainer's present weights on, where the run does so.
+    @cached_property
+    def teacher_head(self) -> Head | None:
+        """What an update needs of the teacher."""
+        return teacher_head_of(self.training, self.teacher, self.tokenizer, self.device)
 
-        `rows` are the metrics of the steps since the point. The teacher is the scorer's, where it has one here, and
-        else loaded from its folder.
+    def update(self, rollouts: Rollouts, scores: Scores, step: int) -> tuple[dict[str, Any], Rows]:
+        """One optimizer step; returns its metrics and its cost."""
+        head, working = self.teacher_head, time.perf_counter()
+        metrics = distillation.update_policy(self.trainer, rollouts, scores, self.training, step, self.pad_id, head)
+        seconds = time.perf_counter() - working
+        return metrics, [cost_row("update policy", step, seconds, trained=rollouts.completion_tokens)]
+
+    def extrapolation(self, metrics: Rows, scorer: Teacher | None = None) -> Extrapolate:
+        """What extrapolates along each update from the trainer's present weights on; nothing unless the run does so.
+
+        `metrics` are those of the steps since the point. The teacher is the scorer's, if it has one here, and is loaded
+        from its folder otherwise.
         """
-        if "gate" not in self.extrapolation:
-            return None
-        previous = rows[-1] if rows else self.point.manifest.result
-        kind = importlib.import_module("effopd.distillation.every_step").StepExtrapolation  # as of LoRA
-        jump: Jump = kind(
-            self.extrapolation,
+        settings = self.extrapolation_settings
+        if "gate" not in settings:
+            return lambda rollouts, step: ({}, [])
+        previous = metrics[-1] if metrics else self.point.manifest.result
+        extrapolate: Extrapolate = load("parts", "extrapolation")(
+            settings,
             self.training,
-            trainer=trainer,
-            student=self.folder,
-            teacher=lambda: _model_of(scorer) or load_frozen(teacher, self.device),
+            trainer=self.trainer,
+            student=self.student,
+            teacher=lambda: _model_of(scorer) or load_frozen(self.teacher, self.device),
             pad_id=self.pad_id,
-            seed=seed,
+            seed=self.seed,
             previous=float(previous.get("coefficient", 1.0)),
             device=self.device,
         )
-        return jump
+        return extrapolate
 
 
-def renew(acting: PreTrainedModel, trainer: Trainer) -> None:
-    """Give the model that acts the trained weights, where it is not the very model in training."""
-    if acting is not trainer.model:
-        trainer.copy_weights_into(acting)
+def sync_policy(policy_model: PreTrainedModel, trainer: Trainer) -> None:
+    """Give the model that generates the trained weights, unless it is the very model in training."""
+    if policy_model is not trainer.model:
+        trainer.copy_weights_into(policy_model)
 
 
 def teacher_of(
@@ -108,8 +124,8 @@ def teacher_of(
     top_k = objective["top_k"] if support == "top_k" else 0
     scorer: Teacher
     if training["scored_by"] == "endpoint":
-        kind = importlib.import_module(teacher_module("endpoint")).EndpointTeacher
-        scorer = kind(endpoint_of(training["teacher"]), tokenizer, top_k=top_k, vocabulary=tokens.size)
+        served = endpoint_of(training["teacher"])
+        scorer = load("teachers", "endpoint")(served, tokenizer, top_k=top_k, vocabulary=tokens.size)
     else:
         scorer = LocalTeacher(
             load_frozen(teacher, device),
@@ -133,7 +149,7 @@ def _model_of(scorer: Teacher | None) -> PreTrainedModel | None:
 
 
 def teacher_head_of(
-    training: dict[str, Any], teacher: Path, tokenizer: PreTrainedTokenizerFast, device: torch.device
+    training: Mapping[str, Any], teacher: Path, tokenizer: PreTrainedTokenizerFast, device: torch.device
 ) -> Head | None:
     """What an update on the full vocabulary, that is the student's tokens, needs of the teacher."""
     if training["objective"]["support"] != "full":

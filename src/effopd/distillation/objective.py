@@ -1,21 +1,24 @@
-"""What is minimised: the objective's loss of some rollouts, as a function of the student's logits.
+"""What is minimized: the objective's loss of some rollouts, as a function of the student's logits.
 
-docs/objectives.md has the formulas; losses.py the pure functions.
+docs/objectives.md has the formulas; losses/divergences.py the pure functions. Shapes: M completion tokens of a
+micro-batch, m of them in a chunk; V vocabulary entries; K of the teacher's top tokens.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
+from effopd.common.registry import is_added, load
 from effopd.data.rollouts import PaddedBatch, Rollouts
 from effopd.losses.divergences import (
-    DIVERGENCES,
     distillation_advantages,
     extrapolated_logprobs,
-    gathered,
+    gather_logprobs,
     policy_gradient_loss,
     token_logprobs,
     top_k_with_tail,
@@ -23,82 +26,134 @@ from effopd.losses.divergences import (
     vocabulary_logprobs,
     with_tail,
 )
-from effopd.models.lm_head import Head, logits_of
+from effopd.losses.metrics import Metrics, sums_of
+from effopd.models.lm_head import Head, Logits, logits_of
 from effopd.teachers.scoring import Scores
 
 
-class MicroBatch:
-    """The rollouts of one forward and backward pass with their scores; M completion tokens.
+@dataclass(frozen=True)
+class TokenScores:
+    """What an objective is given of m completion tokens beside the student's logits [m, V] (docs/plugins.md).
 
-    `total_tokens` counts those of the whole step, on all ranks: the losses of its micro-batches add up to the mean over
-    them. `sums` are over the tokens whose loss has been asked for.
+    `training.objective.support` says which of the last three there are.
     """
 
-    def __init__(
-        self,
-        rollouts: Rollouts,
-        scores: Scores,
-        training: dict[str, Any],
-        total_tokens: int,
-        pad_id: int,
-        device: torch.device,
-        teacher_head: Head | None = None,  # for the full vocabulary
-    ) -> None:
-        def tensor(rows: list[np.ndarray]) -> torch.Tensor:
-            return torch.from_numpy(np.concatenate(rows)).to(device)
+    tokens: torch.Tensor  # int64 [m]
+    rollout_logprobs: torch.Tensor  # float32 [m], of the policy that was sampled from
+    teacher_logprobs: torch.Tensor  # float32 [m]
+    reference_logprobs: torch.Tensor | None  # float32 [m], of the untrained student, if `lambda` is not 1
+    top_ids: torch.Tensor | None  # int64 [m, K] (top_k)
+    teacher_buckets: torch.Tensor | None  # float32 [m, K + 1], log-probabilities of those tokens and of all others
+    teacher_logits: torch.Tensor | None  # [m, V] (full)
 
-        self.objective, self.total_tokens = training["objective"], total_tokens
-        self.temperature, self.importance_limit = training["temperature"], training["importance_limit"]
-        self.batch = PaddedBatch.of(rollouts, pad_id, device)
-        self.targets = self.batch.targets[self.batch.mask]  # int64 [M]
-        self.rollout_logprobs, self.teacher_logprobs = tensor(rollouts.logprobs), tensor(scores.logprobs)  # float32 [M]
-        self.sums: dict[str, torch.Tensor] = {}  # float64 scalars
-        support = self.objective["support"]
-        if support == "top_k":
-            self.top_ids = tensor(scores.top_ids).long()  # [M, K]
-            self.teacher_buckets = with_tail(tensor(scores.top_logprobs))  # float32 [M, K + 1]
-        if support == "full":
-            assert teacher_head is not None
-            self.teacher_logits = logits_of(teacher_head, tensor(scores.hidden_states))
-        self.goal_logprobs = self.teacher_logprobs
-        if self.objective["lambda"] != 1:
-            reference = tensor(scores.reference_logprobs)
-            self.goal_logprobs = extrapolated_logprobs(self.teacher_logprobs, reference, self.objective["lambda"])
-            self._count(reward=self.teacher_logprobs - reference)
-        self._count(reverse_kl=(self.rollout_logprobs - self.teacher_logprobs).double())
 
-    def loss(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        """The share of the step's loss that the completion tokens in `rows` have: their logits [m, V] -> scalar.
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Rollouts of one forward and backward pass with their scores, on the student's device."""
 
-        The policy is the one that was sampled from, at the rollouts' temperature.
-        """
-        logits = logits if self.temperature == 1 else logits / self.temperature
-        support, targets = self.objective["support"], self.targets[rows]
-        if support == "sampled":
-            logprobs = token_logprobs(logits, targets)
-            weights = self._importance(logprobs, rows)
-            advantages = distillation_advantages(self.goal_logprobs[rows], self.rollout_logprobs[rows])
-            return policy_gradient_loss(logprobs, advantages, weights, self.total_tokens)
-        if support == "top_k":
-            self._importance(gathered(logits.detach(), targets) - logits.detach().logsumexp(-1), rows)
-            student, teacher = top_k_with_tail(logits, self.top_ids[rows]), self.teacher_buckets[rows]
-            self._count(student_top_mass=-student[:, -1].detach().expm1(), teacher_top_mass=-teacher[:, -1].expm1())
-        else:
-            student, teacher = vocabulary_logprobs(logits, self.teacher_logits(rows))
-            self._importance(gathered(student.detach(), targets), rows)
-        # The divergence is exact at each position: that an engine drew the tokens needs no weight.
-        return DIVERGENCES[self.objective["divergence"]](student, teacher).sum() / self.total_tokens
+    batch: PaddedBatch
+    rollout_logprobs: torch.Tensor  # float32 [M], of the policy that was sampled from
+    teacher_logprobs: torch.Tensor  # float32 [M]
+    reference_logprobs: torch.Tensor | None  # float32 [M], of the untrained student (ExOPD)
+    top_ids: torch.Tensor | None  # int64 [M, K] (top_k)
+    teacher_buckets: torch.Tensor | None  # float32 [M, K + 1], log-probabilities of those tokens and of all others
+    teacher_logits: Logits | None  # a slice of the M positions -> [m, V] (full)
 
-    def _importance(self, logprobs: torch.Tensor, rows: slice) -> torch.Tensor:
-        weights = truncated_importance_weights(logprobs, self.rollout_logprobs[rows], self.importance_limit)
-        difference = (logprobs.detach() - self.rollout_logprobs[rows]).abs()
-        self._count(
-            importance_weight=weights,
-            importance_clipped=weights == self.importance_limit,
-            logprob_difference=difference,
+    @staticmethod
+    def from_rollouts(
+        rollouts: Rollouts, scores: Scores, pad_id: int, device: torch.device, teacher_head: Head | None = None
+    ) -> ScoredBatch:
+        """What `scores` holds, as tensors; hidden states need the teacher's head."""
+
+        def tensor(rows: list[np.ndarray]) -> torch.Tensor | None:
+            return torch.from_numpy(np.concatenate(rows)).to(device) if rows else None
+
+        batch = PaddedBatch.of(rollouts, pad_id, device)
+        top_ids, top_logprobs, states = (
+            tensor(scores.top_ids),
+            tensor(scores.top_logprobs),
+            tensor(scores.hidden_states),
         )
-        return weights
+        return ScoredBatch(
+            batch,
+            rollout_logprobs=batch.flatten(rollouts.logprobs),
+            teacher_logprobs=batch.flatten(scores.logprobs),
+            reference_logprobs=tensor(scores.reference_logprobs),
+            top_ids=None if top_ids is None else top_ids.long(),
+            teacher_buckets=None if top_logprobs is None else with_tail(top_logprobs),
+            teacher_logits=None if states is None or teacher_head is None else logits_of(teacher_head, states),
+        )
 
-    def _count(self, **values: torch.Tensor) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.sum().double()
+    @cached_property
+    def targets(self) -> torch.Tensor:
+        """The completions' tokens, int64 [M]."""
+        return self.batch.targets[self.batch.mask]
+
+    def at(self, rows: slice) -> TokenScores:
+        """What there is of the completion tokens in `rows`."""
+
+        def there(values: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values is None else values[rows]
+
+        return TokenScores(
+            tokens=self.targets[rows],
+            rollout_logprobs=self.rollout_logprobs[rows],
+            teacher_logprobs=self.teacher_logprobs[rows],
+            reference_logprobs=there(self.reference_logprobs),
+            top_ids=there(self.top_ids),
+            teacher_buckets=there(self.teacher_buckets),
+            teacher_logits=None if self.teacher_logits is None else self.teacher_logits(rows),
+        )
+
+    @property
+    def metrics(self) -> Metrics:
+        """What rollouts and scores alone say: the sampled reverse KL, and ExOPD's reward."""
+        known = {} if self.reference_logprobs is None else {"reward": self.teacher_logprobs - self.reference_logprobs}
+        return sums_of(**known, reverse_kl=(self.rollout_logprobs - self.teacher_logprobs).double())
+
+
+def distillation_loss(
+    training: dict[str, Any], total_tokens: int, micro: ScoredBatch, logits: torch.Tensor, rows: slice
+) -> tuple[torch.Tensor, Metrics]:
+    """The loss of the completion tokens in `rows`, whose logits [m, V] are given, and metrics of these tokens.
+
+    `total_tokens` counts those of the whole step, on all ranks: losses of chunks, micro-batches and ranks add up to the
+    mean over them. The policy is the one that was sampled from, at the rollouts' temperature.
+    """
+    objective, divergence = training["objective"], training["objective"]["divergence"]
+    targets, rollout_logprobs = micro.targets[rows], micro.rollout_logprobs[rows]
+    logits = logits if training["temperature"] == 1 else logits / training["temperature"]
+    metrics: Metrics = {}
+    if objective["support"] == "sampled":
+        logprobs = token_logprobs(logits, targets)
+    elif objective["support"] == "top_k":
+        assert micro.top_ids is not None
+        assert micro.teacher_buckets is not None
+        logprobs = gather_logprobs(logits.detach(), targets) - logits.detach().logsumexp(-1)
+        student, teacher = top_k_with_tail(logits, micro.top_ids[rows]), micro.teacher_buckets[rows]
+        metrics = sums_of(student_top_mass=-student[:, -1].detach().expm1(), teacher_top_mass=-teacher[:, -1].expm1())
+    else:
+        assert micro.teacher_logits is not None
+        student, teacher = vocabulary_logprobs(logits, micro.teacher_logits(rows))
+        logprobs = gather_logprobs(student.detach(), targets)
+    limit = training["importance_limit"]
+    weights = truncated_importance_weights(logprobs, rollout_logprobs, limit)
+    metrics = (
+        sums_of(
+            importance_weight=weights,
+            importance_clipped=weights == limit,
+            logprob_difference=(logprobs.detach() - rollout_logprobs).abs(),
+        )
+        | metrics
+    )
+    if is_added("objectives", divergence):
+        loss, own = load("objectives", divergence)(logits, micro.at(rows), **objective.get(divergence, {}))
+        return loss / total_tokens, metrics | {f"{divergence}_{name}": value for name, value in own.items()}
+    if objective["support"] != "sampled":
+        # The divergence is exact at each position: that an engine drew the tokens needs no weight.
+        return load("objectives", divergence)(student, teacher).sum() / total_tokens, metrics
+    target_logprobs = micro.teacher_logprobs[rows]
+    if micro.reference_logprobs is not None:
+        target_logprobs = extrapolated_logprobs(target_logprobs, micro.reference_logprobs[rows], objective["lambda"])
+    advantages = distillation_advantages(target_logprobs, rollout_logprobs)
+    return policy_gradient_loss(logprobs, advantages, weights, total_tokens), metrics

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+
+import torch
 
 from effopd.common.randomness import epoch_order, seed_of
 from effopd.data.batching import passes_of
 from effopd.data.rollouts import Rollouts
-from effopd.data.sharding import WHOLE, Share
-from effopd.distillation.objective import MicroBatch
+from effopd.data.sharding import WHOLE, Shard
+from effopd.distillation.objective import ScoredBatch, distillation_loss
 from effopd.engines.base import RolloutEngine, Sampling
 from effopd.losses.chunked import chunked_loss
+from effopd.losses.metrics import Metrics, add_up
 from effopd.models.lm_head import Head
 from effopd.teachers.scoring import Scores
 from effopd.training.trainer import Trainer, warmed_up
@@ -23,16 +27,16 @@ def generate_rollouts(
     training: dict[str, Any],
     seed: int,
     step: int,
-    share: Share = WHOLE,
+    shard: Shard = WHOLE,
 ) -> Rollouts:
     """The rollouts of a step (from 1): the next prompts of the seed's shuffled epochs, sampled from the engine.
 
-    The shares of a step, one after the other, are the whole, bitwise where the engine works in fixed batches: each has
+    The shards of a step, one after the other, are the whole, bitwise if the engine works in fixed batches: each has
     whole ones.
     """
     count, samples = training["prompts_per_step"], training["samples_per_prompt"]
     order = epoch_order(seed, "training order", len(prompts), (step - 1) * count, count)
-    positions = share.rows(count * samples, training["batch_size"])
+    positions = shard.rows(count * samples, training["batch_size"])
     rows = [order[position // samples] for position in positions]
     seeds = [seed_of(seed, "rollout", step, position) for position in positions]
     sampling = Sampling(training["temperature"], rollout_limit(training, step))
@@ -61,25 +65,26 @@ def update_policy(
 ) -> dict[str, float]:
     """One optimizer step on the objective at the rollouts' tokens (paper section 1; docs/objectives.md).
 
-    Every rank is given the whole step and works on its share of the fixed batches, in passes of similar length; the
+    Every rank is given the whole step and works on its shard of the fixed batches, in passes of similar length; the
     full vocabulary needs the teacher's head. Returns the step's metrics, means over its tokens: `reverse_kl` is the
     sampled estimate, log pi_student - log pi_teacher in nats; `importance_*` compare the trainer's log-probs with the
     engine's.
     """
     total, size = rollouts.completion_tokens, training["batch_size"]
-    share, lengths = Share(trainer.rank, trainer.ranks).rows(len(rollouts), size), rollouts.lengths
+    shard, lengths = Shard(trainer.rank, trainer.ranks).rows(len(rollouts), size), rollouts.lengths
     micros = []
-    for chosen in passes_of([lengths[row] for row in share], training.get("micro_batch", size)):
-        rows = [share[position] for position in chosen]
+    for chosen in passes_of([lengths[row] for row in shard], training.get("micro_batch", size)):
+        rows = [shard[position] for position in chosen]
         part, scored = rollouts.select(rows), scores.select(rows)
-        micros.append(MicroBatch(part, scored, training, total, pad_id, trainer.model.device, teacher_head))
+        micros.append(ScoredBatch.from_rollouts(part, scored, pad_id, trainer.model.device, teacher_head))
+
+    def loss_of(model: Any, micro: ScoredBatch) -> tuple[torch.Tensor, Metrics]:
+        return chunked_loss(model, micro.batch, partial(distillation_loss, training, total, micro))
 
     lr = warmed_up(training["lr"], step, training["warmup_steps"])
-    facts = trainer.step(micros, lambda model, micro: chunked_loss(model, micro.batch, micro.loss), lr)
-    means = {
-        name: trainer.sum_over_ranks(sum(micro.sums[name].item() for micro in micros)) / total
-        for name in micros[0].sums
-    }
+    facts, metrics = trainer.step(micros, loss_of, lr)
+    sums = add_up([*(micro.metrics for micro in micros), *metrics])
+    means = {name: trainer.sum_over_ranks(value.item()) / total for name, value in sums.items()}
     return {
         "reverse_kl": means.pop("reverse_kl"),
         **facts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from threadpoolctl import threadpool_limits
 
 from effopd.artifacts.fingerprints import code_digest
+from effopd.artifacts.folders import check_own
 from effopd.artifacts.locks import exclusive
 from effopd.artifacts.manifests import atomic_path, fingerprint_of, read_manifest, write_manifest
 from effopd.artifacts.resume_log import Journal
@@ -28,7 +31,7 @@ from effopd.dynamics.trajectory import align_signs, neighbour_map, principal_pat
 from effopd.models.weight_files import Checkpoint, Parameter, blocks, shared_parameters
 
 TABLES = ("norms", "sparsity", "spectra", "alignment", "trajectory", "embeddings")
-KIND, MANIFEST = "analysis", "analysis.json"
+KIND, MANIFEST, JOURNAL = "analysis", "analysis.json", "partial.jsonl"
 Rows = dict[str, list[dict[str, Any]]]
 Pairs = Callable[[int], Iterator[tuple[torch.Tensor, torch.Tensor]]]
 
@@ -124,12 +127,16 @@ def _trajectory(found: Mapping[int, Directions], steps: Sequence[int]) -> Iterat
 
 def analyse_checkpoints(
     base: Path, trained: Mapping[int, Path], out: Path, device: torch.device, tolerance: float = TOLERANCE
-) -> dict[str, pd.DataFrame]:
+) -> dict[str, pa.Table]:
     """Compare the checkpoints `trained` (step -> path) with `base`; write <table>.parquet in `out`, and return them.
 
     A killed analysis goes on after its last finished parameter; a finished one of the same files, code and tolerance is
-    read back. Raises UserError where the checkpoints cannot be compared.
+    read back. Raises UserError where the checkpoints cannot be compared, or `out` is somebody else's folder.
     """
+    for path in (base, *trained.values()):
+        if out.resolve() in (path.resolve(), path.resolve().parent if path.is_file() else None):
+            raise UserError(f"--out is {out}, which holds the checkpoint {path}. Choose another folder.")
+    check_own(out, (MANIFEST, JOURNAL), "tables would replace those of the same names")
     first = Checkpoint.open(base)
     by_step = {step: Checkpoint.open(trained[step]) for step in sorted(trained)}
     parents = {"base": first.fingerprint} | {f"step {step}": by_step[step].fingerprint for step in by_step}
@@ -146,7 +153,7 @@ def analyse(
     spec: dict[str, Any],
     parents: dict[str, str],
     device: torch.device,
-) -> dict[str, pd.DataFrame]:
+) -> dict[str, pa.Table]:
     """The same for checkpoints whose `parents` name them, with spec["tolerance"].
 
     Writes the manifest `out` and the tables beside it. The folder `work` is locked meanwhile, and keeps the finished
@@ -162,7 +169,7 @@ def analyse(
         if tables := _finished(out, fingerprint):
             say(f"{out.parent} holds this analysis already")
             return tables
-        journal = Journal(work / "partial.jsonl", fingerprint)
+        journal = Journal(work / JOURNAL, fingerprint)
         left = [parameter for parameter in parameters if parameter.name not in journal.parts]
         progress = Progress("parameters", len(parameters), len(journal.parts))
         for parameter in left:
@@ -187,17 +194,36 @@ def _pairs(
         yield base.read(parameter.name, rows), trained[step].read(parameter.name, rows)
 
 
-def _tables(rows: Sequence[Rows]) -> dict[str, pd.DataFrame]:
+def _tables(rows: Sequence[Rows]) -> dict[str, pa.Table]:
     """The tables that have rows, sorted as the parameters are, then by step."""
-    tables = {}
-    for name in TABLES:
-        if table := [row for parameter in rows for row in parameter[name]]:
-            tables[name] = pd.DataFrame(table).astype({"layer": "Int64"})
-    return tables
+    every = {name: [row for parameter in rows for row in parameter[name]] for name in TABLES}
+    return {name: arrow_table(table) for name, table in every.items() if table}
+
+
+def arrow_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows with the same keys as an Arrow table. NaN becomes null; pandas reads `layer` as integers, some missing."""
+    columns = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        kind = pa.int64() if name == "layer" else pa.infer_type(values)
+        columns[name] = pa.array(values, pa.large_string() if pa.types.is_string(kind) else kind, from_pandas=True)
+    return pa.table(columns).replace_schema_metadata({"pandas": _LAYERS})
+
+
+_LAYERS = json.dumps(
+    {
+        "index_columns": [],
+        "column_indexes": [],
+        "columns": [
+            {"name": "layer", "field_name": "layer", "pandas_type": "int64", "numpy_type": "Int64", "metadata": None}
+        ],
+        "pandas_version": "1.0.0",
+    }
+)
 
 
 def _write(
-    tables: Mapping[str, pd.DataFrame], out: Path, spec: dict[str, Any], parents: dict[str, str], started: float
+    tables: Mapping[str, pa.Table], out: Path, spec: dict[str, Any], parents: dict[str, str], started: float
 ) -> None:
     out.unlink(missing_ok=True)
     for name in TABLES:
@@ -206,18 +232,18 @@ def _write(
             path.unlink(missing_ok=True)  # of another analysis in this folder
             continue
         with atomic_path(path) as temporary:
-            tables[name].to_parquet(temporary, index=False)
+            pq.write_table(tables[name], temporary)
     files = {f"{name}.parquet": out.with_name(f"{name}.parquet") for name in tables}
     write_manifest(out, kind=KIND, spec=spec, parents=parents, files=files, started=started)
 
 
-def _finished(path: Path, fingerprint: str) -> dict[str, pd.DataFrame] | None:
+def _finished(path: Path, fingerprint: str) -> dict[str, pa.Table] | None:
     """The tables of a finished analysis with this fingerprint, if it is there and whole."""
     try:
         manifest = read_manifest(path, KIND)
         if manifest.fingerprint != fingerprint:
             return None
         names = [name for name in TABLES if f"{name}.parquet" in manifest.files]
-        return {name: pd.read_parquet(manifest.file(f"{name}.parquet")) for name in names}
+        return {name: pq.read_table(manifest.file(f"{name}.parquet")) for name in names}
     except ArtifactError:
         return None

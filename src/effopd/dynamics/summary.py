@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
+import pyarrow as pa
 
 from effopd.common.errors import UserError
 from effopd.common.formatting import shortened
-from effopd.dynamics.norms import total_norms
 
 SHOWN_SPARSITY = 1e-6
-_SPECTRAL = ["spectral_to_frobenius", "effective_rank", "effective_rank_squared", "top1pct_norm_ratio"]
+_SPECTRAL = {  # what is shown of each spectral metric: heading and scale
+    "spectral_to_frobenius": ("rho %", 100),
+    "effective_rank": ("eff. rank", 1),
+    "effective_rank_squared": ("(squared)", 1),
+    "top1pct_norm_ratio": ("R top 1% %", 100),
+}
+Rows = Sequence[Mapping[str, Any]]
 
 
 def numbered(checkpoints: Sequence[str]) -> dict[int, Path]:
@@ -44,51 +51,69 @@ def numbered(checkpoints: Sequence[str]) -> dict[int, Path]:
     return dict(zip(steps, paths, strict=True))
 
 
-def summarise(tables: Mapping[str, pd.DataFrame]) -> str:
-    """A table by module type for the last step, and a line each on how it was computed and where training was heading.
+def summarise(tables: Mapping[str, pa.Table]) -> str:
+    """A table by module type for the last step, and one line each on how it was computed and where training went.
 
     Spectral metrics are means over matrices, as in the paper; norms are of all parameters of the type together.
     """
-    last = int(tables["norms"]["step"].max())
-    norms, sparsity = (_at(tables[name], last) for name in ("norms", "sparsity"))
-    sparsity = sparsity[sparsity["tolerance"] == SHOWN_SPARSITY]
-    rows = total_norms(norms, ["module"]).set_index("module")
-    rows.loc["all"] = total_norms(norms.assign(module="all"), ["module"]).set_index("module").loc["all"]
-    unmoved = sparsity["sparsity"] * sparsity["elements"]
-    share = unmoved.groupby(sparsity["module"]).sum() / sparsity.groupby("module")["elements"].sum()
-    share["all"] = unmoved.sum() / sparsity["elements"].sum()
-    shown = pd.DataFrame({"||Delta||": rows["frobenius_norm"], "% of base": 100 * rows["relative_norm"]})
-    shown[f"% |Delta| <= {SHOWN_SPARSITY:g}"] = 100 * share
+    every = {name: table.to_pylist() for name, table in tables.items()}
+    last = max(row["step"] for row in every["norms"])
+    at_last = {name: [row for row in rows if row["step"] == last] for name, rows in every.items()}
+    norms, spectra = at_last["norms"], at_last.get("spectra", [])
+    sparsity = [row for row in at_last["sparsity"] if row["tolerance"] == SHOWN_SPARSITY]
+    shown = {}
+    for module in [*sorted({row["module"] for row in norms}), "all"]:
+        here = [[row for row in rows if module in (row["module"], "all")] for rows in (norms, sparsity, spectra)]
+        shown[module] = _columns(*here)
     lines = []
-    if "spectra" in tables:
-        spectra = _at(tables["spectra"], last)
-        means = spectra.groupby("module")[_SPECTRAL].mean()
-        means.loc["all"] = spectra[_SPECTRAL].mean()
-        shown["rho %"] = 100 * means["spectral_to_frobenius"]
-        shown["eff. rank"], shown["(squared)"] = means["effective_rank"], means["effective_rank_squared"]
-        shown["R top 1% %"] = 100 * means["top1pct_norm_ratio"]
-        counts = spectra["method"].value_counts()
-        errors = spectra[[name for name in spectra.columns if name.endswith("_error")]].max(axis=None)
-        methods = ", ".join(f"{count} by {method}" for method, count in counts.items())
-        lines.append(f"{len(spectra)} spectra: {methods}; largest relative error of a metric {errors:.1g}")
-    if "embeddings" in tables:
-        lines += [
-            f"{row.parameter}: rows' cosine to the base's {row.mean_cosine:.6f} (mean), {row.min_cosine:.6f} (least)"
-            for row in _at(tables["embeddings"], last).itertuples()
-        ]
-    if "alignment" in tables:
-        means = tables["alignment"].groupby("step")[["left_cosine", "left_principal_cosine"]].mean()
-        lines += [
-            f"step {step}: cosine of its leading directions to step {last}'s {row['left_cosine']:.3f} by index, "
-            f"{row['left_principal_cosine']:.3f} by principal angle"
-            for step, row in means.iterrows()
-        ]
-    if "trajectory" in tables:
-        explained = tables["trajectory"].groupby("parameter")["explained_variance_ratio"].first().mean()
-        lines.append(f"two principal components explain {100 * explained:.1f} % of the first direction's path")
-    table = shown.to_string(na_rep="", float_format=lambda value: f"{value:.4g}", index_names=False)
-    return "\n".join([f"step {last} against the base, by module type", table, *lines])
+    if spectra:
+        methods = Counter(row["method"] for row in spectra).most_common()
+        errors = [row[name] for row in spectra for name in row if name.endswith("_error") and row[name] is not None]
+        described = ", ".join(f"{count} by {method}" for method, count in methods)
+        lines.append(f"{len(spectra)} spectra: {described}; largest relative error of a metric {max(errors):.1g}")
+    for row in at_last.get("embeddings", []):
+        cosines = f"{_mean([row], 'mean_cosine'):.6f} (mean), {_mean([row], 'min_cosine'):.6f} (least)"
+        lines.append(f"{row['parameter']}: rows' cosine to the base's {cosines}")
+    for step, rows in _grouped(every.get("alignment", []), "step").items():
+        lines.append(
+            f"step {step}: cosine of its leading directions to step {last}'s {_mean(rows, 'left_cosine'):.3f} by "
+            f"index, {_mean(rows, 'left_principal_cosine'):.3f} by principal angle"
+        )
+    if "trajectory" in every:
+        firsts = [rows[0] for rows in _grouped(every["trajectory"], "parameter").values()]
+        explained = 100 * _mean(firsts, "explained_variance_ratio")
+        lines.append(f"two principal components explain {explained:.1f} % of the first direction's path")
+    return "\n".join([f"step {last} against the base, by module type", *_aligned(shown), *lines])
 
 
-def _at(table: pd.DataFrame, step: int) -> pd.DataFrame:
-    return table[table["step"] == step]
+def _columns(norms: Rows, sparsity: Rows, spectra: Rows) -> dict[str, float]:
+    """What is shown of a group of parameters, by column; NaN if it is not known."""
+    moved, base = (math.sqrt(sum(row[name] ** 2 for row in norms)) for name in ("frobenius_norm", "base_norm"))
+    unmoved = sum(row["sparsity"] * row["elements"] for row in sparsity) / sum(row["elements"] for row in sparsity)
+    columns = {"||Delta||": moved, "% of base": 100 * moved / base if base else math.nan}
+    columns[f"% |Delta| <= {SHOWN_SPARSITY:g}"] = 100 * unmoved
+    return columns | {name: scale * _mean(spectra, metric) for metric, (name, scale) in _SPECTRAL.items()}
+
+
+def _aligned(shown: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The lines of a table with a heading: names to the left, numbers to the right, blank where they are NaN."""
+    heading = next(iter(shown.values()))
+    rows = [["", *heading]]
+    rows += [[name, *("" if math.isnan(x) else f"{x:.4g}" for x in row.values())] for name, row in shown.items()]
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    cells = ([text.rjust(width) for text, width in zip(row[1:], widths, strict=True)] for row in rows)
+    return ["  ".join([row[0].ljust(first), *line]) for row, line in zip(rows, cells, strict=True)]
+
+
+def _grouped(rows: Rows, key: str) -> dict[Any, list[Mapping[str, Any]]]:
+    """Rows by their value of `key`, in the order in which the values first appear."""
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return groups
+
+
+def _mean(rows: Rows, name: str) -> float:
+    """The mean of the values that are known; NaN without any."""
+    known = [row[name] for row in rows if row[name] is not None]
+    return sum(known) / len(known) if known else math.nan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,8 +10,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.common.errors import ConfigError
+from effopd.common.registry import load
 from effopd.data.rollouts import Rollouts
-from effopd.engines import ENGINES
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,14 @@ def build_engine(
             f"config: prompts with completions of up to {context} tokens do not fit the {limit} that the model sees. "
             "Lower `max_new_tokens`, or keep long prompts out (`task.prompt.max_tokens`)."
         )
-    module, kind = ENGINES[section["engine"]]
-    engine: RolloutEngine = getattr(importlib.import_module(module), kind).of(
-        model, tokenizer, batch_size=batch_size, context=context, dtype=section["engine_dtype"]
+    name = section["engine"]
+    engine: RolloutEngine = load("engines", name).of(
+        model,
+        tokenizer,
+        batch_size=batch_size,
+        context=context,
+        dtype=section["engine_dtype"],
+        **section.get(name, {}),
     )
     return engine
 

@@ -1,10 +1,11 @@
-"""Candidates on one ray: current + c * (current - anchor)."""
+"""Candidates on one ray, current + c * (current - anchor), and weights that can be put there."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -30,12 +31,12 @@ def moving_parameters(names: Iterable[str], which: str) -> list[str]:
     return moving
 
 
-def moving_or_refuse(names: Iterable[str], which: str) -> list[str]:
-    """As `moving_parameters`, of the configuration's setting: raises ConfigError where it fits none of them."""
+def moving_or_refuse(names: Iterable[str], which: str, key: str = "`extrapolation.parameters`") -> list[str]:
+    """As `moving_parameters`, of a setting of the configuration: raises ConfigError where it fits none of them."""
     try:
         return moving_parameters(names, which)
     except ValueError as error:
-        raise ConfigError(f"config: `extrapolation.parameters`: {error}.") from None
+        raise ConfigError(f"config: {key}: {error}.") from None
 
 
 @torch.no_grad()
@@ -69,6 +70,42 @@ def delta_norms(
     check_alike(current, anchor)
     squares = {name: (current[name].double() - anchor[name].double()).square().sum().item() for name in current}
     return {"all": math.fsum(squares.values()) ** 0.5, "moving": math.fsum(squares[name] for name in moving) ** 0.5}
+
+
+@dataclass
+class RayInMemory:
+    """Weights that are whole in memory, on the ray from an anchor through them (driver.Ray).
+
+    Tensors float32 of equal shapes by name; `modules` are the names of the parameters that move, by module. Nothing is
+    computed before it is asked for. Raises ValueError where names, shapes or types of the two differ.
+    """
+
+    current: Mapping[str, torch.Tensor]
+    anchor: Mapping[str, torch.Tensor]
+    modules: Mapping[str, Sequence[str]]
+
+    def __post_init__(self) -> None:
+        check_alike(self.current, self.anchor)
+        self._coefficients: dict[str, float] = {}  # by parameter, if not 0
+
+    def put(self, coefficients: Mapping[str, float]) -> None:
+        names = ((name, module) for module, members in self.modules.items() for name in members)
+        self._coefficients = {name: coefficients[module] for name, module in names if coefficients[module] != 0}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One parameter where the weights were put."""
+        if name not in self._coefficients:
+            return self.current[name]
+        one, start = {name: self.current[name]}, {name: self.anchor[name]}
+        return candidate(one, start, self._coefficients[name], one)[name]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All weights where they were put."""
+        return {name: self.tensor(name) for name in self.current}
+
+    def update_norm(self) -> dict[str, float]:
+        """Frobenius norms of the last update: of all parameters, and of the moving ones."""
+        return delta_norms(self.current, self.anchor, [name for names in self.modules.values() for name in names])
 
 
 def check_alike(current: Mapping[str, torch.Tensor], anchor: Mapping[str, torch.Tensor]) -> None:

@@ -1,14 +1,13 @@
-"""What a gate draws, what it says, and how a trigger's decision is written down: the same for whoever asks it."""
+"""What a gate is, what it draws and what it says: the same for whoever asks it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from effopd.common.randomness import generator, seed_of
-from effopd.extrapolation.search import Outcome
 
 BLIND = ("random", "always")  # metrics that are controls
 
@@ -20,32 +19,52 @@ class GateValue:
     value: float  # the metric, as people read it
     score: float  # higher is better
     per_item: Sequence[float] = ()
+    cost: Sequence[Mapping[str, Any]] = ()  # what it took to say so: rows of the cost ledger
+
+    @property
+    def usable_score(self) -> float:
+        """The score; NaN if any of the numbers is not finite."""
+        return self.score if all(map(math.isfinite, (self.value, self.score, *self.per_item))) else math.nan
 
     def entry(self, coefficient: float) -> dict[str, Any]:
         """The ledger's entry of these weights; nothing but the coefficient if any number is not finite."""
-        finite = all(math.isfinite(number) for number in (self.value, self.score, *self.per_item))
-        return {
-            "coefficient": coefficient,
-            "value": self.value if finite else None,
-            "score": self.score if finite else None,
-            "per_item": list(self.per_item) if finite else [],
-        }
+        if math.isnan(self.usable_score):
+            return {"coefficient": coefficient, "value": None, "score": None, "per_item": []}
+        return {"coefficient": coefficient, "value": self.value, "score": self.score, "per_item": list(self.per_item)}
+
+    @staticmethod
+    def from_entry(entry: Mapping[str, Any]) -> GateValue:
+        """What a ledger's entry says; NaN if it was not finite."""
+        if entry["score"] is None:
+            return GateValue(math.nan, math.nan)
+        return GateValue(entry["value"], entry["score"], entry["per_item"])
+
+    def costs(self, coefficient: float) -> list[dict[str, Any]]:
+        """The rows of its cost, of the candidate with this coefficient."""
+        return [{**row, "coefficient": coefficient} for row in self.cost]
 
 
-def score_of(entry: Mapping[str, Any]) -> float:
-    """The score in a ledger's entry; NaN where it was not finite."""
-    return math.nan if entry["score"] is None else float(entry["score"])
+class Gate(Protocol):
+    """Judges weights where they are put: a candidate's, or the current ones."""
+
+    def judge(self, coefficient: float) -> GateValue:
+        """What the weights are worth. `coefficient` (0: the current weights) decides what is drawn for them."""
 
 
-def blind_value(metric: str, seed: int, step: int, coefficient: float) -> GateValue:
-    """What the controls say of a candidate at a trigger, whose weights they do not look at.
+@dataclass(frozen=True)
+class BlindGate:
+    """A control, which does not look at the weights: "always" prefers the longest step, "random" draws a number."""
 
-    "always" prefers the longest step; "random" draws a number.
-    """
-    value = (
-        abs(coefficient) if metric == "always" else generator(seed, "random gate", step, f"{coefficient:g}").random()
-    )
-    return GateValue(float(value), float(value))
+    metric: str
+    seed: int
+    step: int
+
+    def judge(self, coefficient: float) -> GateValue:
+        if self.metric == "always":
+            value = abs(coefficient)
+        else:
+            value = generator(self.seed, "random gate", self.step, f"{coefficient:g}").random()
+        return GateValue(float(value), float(value))
 
 
 def gate_rows(seed: int, source: str, size: int, examples: int, samples: int) -> list[int]:
@@ -61,25 +80,3 @@ def gate_seeds(seed: int, step: int, coefficient: float, count: int, paired: boo
     """
     draw = "paired" if paired else f"{coefficient:g}"
     return [seed_of(seed, "gate", step, draw, position) for position in range(count)]
-
-
-def decision(
-    step: int,
-    outcome: Outcome,
-    values: Mapping[float, Mapping[str, Any]],
-    *,
-    accept: str,
-    metric: str,
-    update_norm: Mapping[str, float],
-) -> dict[str, Any]:
-    """The result of a ledger: what a trigger's search tried, and what training goes on from."""
-    return {
-        "step": step,
-        "coefficient": outcome.coefficient,
-        "reason": outcome.reason,
-        "accept": accept,
-        "metric": metric,
-        "current": values[0.0],
-        "trials": [{**values[t.coefficient], "accepted": t.accepted} for t in outcome.trials],
-        "update_norm": dict(update_norm),
-    }

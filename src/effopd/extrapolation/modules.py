@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from effopd.extrapolation.search import Outcome, better
+from effopd.extrapolation.search import SearchResult, better
 
 LINE_BY_MODULE = "line_by_module"
 KINDS = {"attention": r"\.self_attn\.", "mlp": r"\.mlp\."}
@@ -21,7 +21,7 @@ def by_module(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def refine(
-    score: Callable[[Mapping[str, float]], float], line: Outcome, modules: Iterable[str], accept: str
+    score: Callable[[Mapping[str, float]], float], line: SearchResult, modules: Iterable[str], accept: str
 ) -> tuple[dict[str, float], int]:
     """From where a line search ended, scale the coefficient of one module after the other where that is better.
 

@@ -1,7 +1,7 @@
 """Offline extrapolation: where a parameter would be later, from where training has taken it so far.
 
-One small function a method, of one parameter at a time, in numpy; `METHODS` names them. Light to import: the plan
-reads it. docs/baselines.md says what the originals do, and how to add a method.
+One small function a method, of one parameter at a time, in numpy. Light to import: the plan reads it.
+docs/baselines.md says what the originals do, docs/plugins.md how to add a method.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Method:
     accuracies: bool = False  # whether it asks how well each of them does on the validation split
 
 
-def expo(path: Trajectory, coefficient: float) -> np.ndarray:
+def _expo(path: Trajectory, coefficient: float) -> np.ndarray:
     """ExPO: theta_t + c (theta_t - theta_0), as an update. Where the path is straight, step t (1 + c)."""
     return np.asarray(path.updates[-1] * (1 + coefficient))
 
 
-def relex(path: Trajectory, coefficient: float, pace: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _relex(path: Trajectory, coefficient: float, pace: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """RELEX (arXiv 2605.21468): the updates' first direction, its coefficient regressed on the step, at t (1 + c).
 
     The updates, flattened, are rows of a matrix [k, n], whose first right singular vector v is the direction; the
@@ -63,7 +63,7 @@ def relex(path: Trajectory, coefficient: float, pace: Callable[[np.ndarray], np.
     return np.asarray((intercept + slope * later) * direction).reshape(path.updates.shape[1:])
 
 
-def alpha(path: Trajectory, coefficient: float) -> np.ndarray:
+def _alpha(path: Trajectory, coefficient: float) -> np.ndarray:
     """AlphaRL (arXiv 2510.00553): the first singular direction, moved to where a regression on accuracy points.
 
     Of each matrix update's first singular triplet s u v^T, s u [m] is regressed on the states' accuracies by partial
@@ -116,9 +116,7 @@ def _linear(steps: np.ndarray) -> np.ndarray:
     return steps.astype(np.float64)
 
 
-METHODS: dict[str, Method] = {
-    "expo": Method(expo),
-    "relex": Method(partial(relex, pace=_linear), states=2),
-    "relex_log": Method(partial(relex, pace=np.log), states=2),
-    "alpha": Method(alpha, states=2, accuracies=True),
-}
+expo = Method(_expo)
+relex = Method(partial(_relex, pace=_linear), states=2)
+relex_log = Method(partial(_relex, pace=np.log), states=2)
+alpha = Method(_alpha, states=2, accuracies=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from effopd.common.registry import load
 
 Score = Callable[[float], float]  # coefficient -> score of its candidate, higher is better
 
@@ -24,7 +27,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchResult:
     """What a search tried, in order, and the coefficient it ended with (0: keep the current weights)."""
 
     trials: list[Trial]
@@ -33,35 +36,31 @@ class Outcome:
     warning: str = ""  # one line where the decision rests on nothing; else empty
 
 
-def better(value: float, best: float, accept: str = ">") -> bool:
+def better(value: float, best: float, accept: str) -> bool:
     """Whether a score displaces the best so far. One that is not finite, on either side, never does."""
     return math.isfinite(value) and math.isfinite(best) and ACCEPT[accept](value, best)
 
 
 def search(
-    kind: str, score: Score, current: float, coefficients: Sequence[float], accept: str, start: float = 1.0
-) -> Outcome:
+    kind: str,
+    score: Score,
+    current: float,
+    coefficients: Sequence[float],
+    accept: str,
+    start: float = 1.0,
+    options: Mapping[str, Any] | None = None,
+) -> SearchResult:
     """Look for the coefficient to accept, given the score of the current weights.
 
-    `kind`: "first_failure" (paper section 2: in turn, until one is rejected), "all" (the best of all that are
-    accepted) or "line" (this project's, which chooses its own coefficients, beginning with `start`, and whose steps
-    must improve the score: a tie is not accepted, whatever `accept` says). Each coefficient is scored at most once.
-    Scores that are not finite are never accepted, and if the current one is not, nothing is tried.
+    `kind` names a function of `Trials`, the coefficients, where a line search starts, and `options` as keywords; it
+    returns why it ended. Here: `first_failure`, `all` (`best_of_all`) and `line`; others by the registry. Scores that
+    are not finite are never accepted, and if the current one is not, nothing is tried.
     """
     if not math.isfinite(current):
         why = "the score of the current weights is not finite"
-        return Outcome([], 0.0, why, f"nothing is extrapolated: {why}")
-    tracker = _Tracker(score, current, ">" if kind == "line" else accept)
-    if kind == "first_failure":
-        reason = _first_failure(tracker, coefficients)
-    elif kind == "all":
-        for coefficient in coefficients:
-            tracker.trial(coefficient)
-        reason = "the best of all"
-    elif kind == "line":
-        reason = _line(tracker, start)
-    else:
-        raise ValueError(f"unknown search {kind!r}")
+        return SearchResult([], 0.0, why, f"nothing is extrapolated: {why}")
+    tracker = Trials(score, current, accept)
+    reason = load("searches", kind)(tracker, coefficients, start, **(options or {}))
     warning = ""
     if tracker.coefficient == 0:
         reason = "no candidate was accepted"
@@ -70,7 +69,7 @@ def search(
             f"every candidate scores the same as the current weights ({current:g}), and `accept` takes ties. Write "
             "accept: '>', or have the gate ask more."
         )
-    return Outcome(tracker.trials, tracker.coefficient, reason, warning)
+    return SearchResult(tracker.trials, tracker.coefficient, reason, warning)
 
 
 def first_step(previous: float) -> float:
@@ -78,8 +77,8 @@ def first_step(previous: float) -> float:
     return min(previous, LONGEST_STEP) if previous > 0 else 1.0
 
 
-class _Tracker:
-    """Keeps the best so far."""
+class Trials:
+    """What a search has tried, and the best so far: `coefficient`, 0 for the current weights."""
 
     def __init__(self, score: Score, current: float, accept: str) -> None:
         self.score, self.best, self.accept = score, current, accept
@@ -87,6 +86,7 @@ class _Tracker:
         self.trials: list[Trial] = []
 
     def trial(self, coefficient: float) -> bool:
+        """Score a candidate, which takes a while. Returns whether it is the best so far now."""
         value = self.score(coefficient)
         accepted = better(value, self.best, self.accept)
         self.trials.append(Trial(coefficient, value, accepted))
@@ -95,18 +95,28 @@ class _Tracker:
         return accepted
 
 
-def _first_failure(tracker: _Tracker, coefficients: Sequence[float]) -> str:
+def first_failure(tracker: Trials, coefficients: Sequence[float], start: float) -> str:
+    """In turn, until one is rejected (paper section 2)."""
     for coefficient in coefficients:
         if not tracker.trial(coefficient):
             return f"{coefficient:g} was rejected"
     return "every coefficient was accepted"
 
 
-def _line(tracker: _Tracker, start: float) -> str:
+def best_of_all(tracker: Trials, coefficients: Sequence[float], start: float) -> str:
+    """All of them."""
+    for coefficient in coefficients:
+        tracker.trial(coefficient)
+    return "the best of all"
+
+
+def line(tracker: Trials, coefficients: Sequence[float], start: float) -> str:
     """Double while it improves, then try the midpoint; if the start fails halve it, then step back to the anchor.
 
-    A step back averages noise away where the learning rate is high.
+    A step back averages noise away where the learning rate is high. It chooses its own coefficients, and its steps must
+    improve the score: a tie is not accepted, whatever `accept` says.
     """
+    tracker.accept = ">"
     coefficient = start
     if tracker.trial(coefficient):
         while coefficient < LONGEST_STEP and tracker.trial(2 * coefficient):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerState
 
+from effopd.artifacts.cost import cost_row
 from effopd.common.errors import UserError
 from effopd.common.progress import say
 from effopd.data.checked_numbers import NumberError, number
@@ -16,12 +21,15 @@ from effopd.data.rollouts import Rollouts
 from effopd.engines.base import Sampling, longest_context
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.extrapolation.gate import GateValue, gate_rows, gate_seeds
-from effopd.integrations.master_weights import rank
+from effopd.integrations.master_weights import rank, ranks
 from effopd.integrations.rewards import RewardFunctions
 from effopd.models.models import special_ids
 from effopd.teachers.scoring import measure_reverse_kl
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]  # text, token ids, or chat messages
+# (model, step, coefficient) -> how good the model is with the weights that are in it: a candidate's, or at coefficient
+# 0 those of the step. Of a plain number more is better.
+Judge = Callable[[PreTrainedModel, int, float], GateValue | float]
 
 
 class _SampledGate:
@@ -170,6 +178,32 @@ def inside(model: Any) -> PreTrainedModel:
         raise UserError("the gate knows no prompt tuning. Train LoRA adapters, or give a gate of your own.")
     plain = model.get_base_model()
     return plain
+
+
+def name_of(judge: Judge) -> str:
+    return str(getattr(judge, "__name__", type(judge).__name__))
+
+
+@dataclass
+class ModelGate:
+    """Asks about the model in training, at a step, on every rank, and goes by what is said on the first."""
+
+    ask: Judge
+    model: PreTrainedModel
+    step: int
+
+    def judge(self, coefficient: float) -> GateValue:
+        started, training = time.perf_counter(), self.model.training
+        self.model.eval()
+        try:
+            with torch.random.fork_rng():  # a gate that samples leaves the training's random numbers alone
+                found = self.ask(self.model, self.step, coefficient)
+        finally:
+            self.model.train(training)
+        box = [checked_value(found, name_of(self.ask))]
+        if ranks() > 1:
+            dist.broadcast_object_list(box, src=0)
+        return replace(box[0], cost=[cost_row("gate", self.step, time.perf_counter() - started)])
 
 
 def checked_value(found: Any, name: str) -> GateValue:

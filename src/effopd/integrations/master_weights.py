@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from effopd.common.errors import UserError
+from effopd.extrapolation.candidates import RayInMemory
 from effopd.models.models import Weights
 from effopd.training.master_weights import has_own_master, read_masters, shape_of, write_master
 
@@ -53,3 +55,18 @@ class MasterWeights:
             if ranks() > 1:
                 dist.broadcast(value, 0)
             write_master(parameter, value)
+
+
+@dataclass
+class MasterRay(RayInMemory):
+    """The master weights of a model in training, put on their ray in place: for all ranks together.
+
+    The first rank holds the current weights and the anchor, and the others neither.
+    """
+
+    masters: MasterWeights
+
+    def put(self, coefficients: Mapping[str, float]) -> None:
+        super().put(coefficients)
+        for names in self.modules.values():
+            self.masters.write(names, self.tensor)

@@ -19,15 +19,18 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from effopd.data.rollouts import PaddedBatch
+from effopd.losses.metrics import Metrics, add_up
 from effopd.models.lm_head import Head, capped, fits_at_once, position_chunks, tokens_of, vocabulary_of
 
 LOGITS_IN_CACHE = 2**21  # 8 MiB in float32
 
-LossOfLogits = Callable[[torch.Tensor, slice], torch.Tensor]  # logits [m, V] of the positions in the slice -> scalar
+# Logits [m, V] of the positions in the slice -> a scalar, to be differentiated.
+LossOfLogits = Callable[[torch.Tensor, slice], torch.Tensor]
+LossAndMetricsOfLogits = Callable[[torch.Tensor, slice], tuple[torch.Tensor, Metrics]]
 
 
-def chunked_loss(model: Any, batch: PaddedBatch, loss_of: LossOfLogits) -> torch.Tensor:
-    """The sum of `loss_of` over the batch's completion tokens, for one backward.
+def chunked_loss(model: Any, batch: PaddedBatch, loss_of: LossAndMetricsOfLogits) -> tuple[torch.Tensor, Metrics]:
+    """Loss, for one backward, and metrics of a batch's completion tokens: the sums of what `loss_of` returns.
 
     `model` is the model or what is around it (the DeepSpeed engine, adapters). `loss_of` is called for one chunk of the
     M positions after the other, and must be a sum over positions. Raises ArtifactError where the batch needs chunks and
@@ -40,9 +43,16 @@ def chunked_loss(model: Any, batch: PaddedBatch, loss_of: LossOfLogits) -> torch
     if fits_at_once(batch, vocabulary_of(plain)):
         logits = tokens_of(plain)(model(input_ids=inputs, use_cache=False).logits[batch.mask])
         return loss_of(logits, slice(0, len(logits)))
-    with _loss_in_place_of_logits(plain, batch.mask, loss_of):
+    metrics: list[Metrics] = []
+
+    def loss_alone(logits: torch.Tensor, rows: slice) -> torch.Tensor:  # only tensors pass through a model and autograd
+        loss, sums = loss_of(logits, rows)
+        metrics.append(sums)
+        return loss
+
+    with _loss_in_place_of_logits(plain, batch.mask, loss_alone):
         loss: torch.Tensor = model(input_ids=inputs, use_cache=False).logits
-    return loss.squeeze()
+    return loss.squeeze(), add_up(metrics)
 
 
 @contextmanager

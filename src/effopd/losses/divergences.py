@@ -12,7 +12,7 @@ import torch
 SMALLEST_TAIL = 1e-6  # of a sum of float32 probabilities near 1, less is rounding
 
 
-def gathered(values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def gather_logprobs(values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """The value of each position's token: [M, V], int64 [M] -> [M]."""
     return values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
@@ -22,7 +22,7 @@ def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
     logits [M, V], tokens int64 [M] -> float32 [M].
     """
-    return gathered(torch.log_softmax(logits.float(), -1), tokens)
+    return gather_logprobs(torch.log_softmax(logits.float(), -1), tokens)
 
 
 def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
@@ -59,11 +59,9 @@ def js_divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return (kl_divergence(first, mixture) + kl_divergence(second, mixture)) / 2
 
 
-DIVERGENCES = {  # of the student from the teacher
-    "reverse_kl": kl_divergence,
-    "forward_kl": lambda student, teacher: kl_divergence(teacher, student),
-    "js": js_divergence,
-}
+def forward_kl_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student), as `kl_divergence`."""
+    return kl_divergence(teacher, student)
 
 
 def top_k_with_tail(logits: torch.Tensor, top_ids: torch.Tensor) -> torch.Tensor:

@@ -83,6 +83,16 @@ def read_object(path: Path) -> dict[str, Any]:
     return entry
 
 
+def check_permission(file: Path) -> None:
+    """Raise PermissionError where a file may not be read, of which safetensors says that it does not exist."""
+    try:
+        file.open("rb").close()
+    except PermissionError:
+        raise
+    except OSError:
+        pass  # to be said by what reads it
+
+
 def some(names: Sequence[str]) -> str:
     """The first few of many names."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -138,6 +148,7 @@ def _is_plain(name: str) -> bool:
 
 def _header(file: Path) -> dict[str, Stored]:
     found = {}
+    check_permission(file)
     try:
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118 - it is not a mapping

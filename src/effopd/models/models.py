@@ -26,7 +26,7 @@ from transformers.initialization import no_init_weights
 from effopd.artifacts.folders import filled, writing
 from effopd.artifacts.manifests import atomic_path, read_manifest
 from effopd.common.errors import ArtifactError
-from effopd.models.checkpoint_files import read_object
+from effopd.models.checkpoint_files import check_permission, read_object
 from effopd.models.completeness import whole_tensors
 from effopd.models.frozen import frozen_dtype
 from effopd.models.hugging_face import quiet, reading
@@ -257,7 +257,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping
 
 
 def load_tensors(path: Path) -> Weights:
-    """Read a safetensors file. Raises ArtifactError where it is damaged."""
+    """Read a safetensors file. Raises ArtifactError where it is damaged, PermissionError where it may not be read."""
+    check_permission(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

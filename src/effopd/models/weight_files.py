@@ -129,9 +129,9 @@ def shared_parameters(checkpoints: Sequence[Checkpoint]) -> list[Parameter]:
     naming the parameters, where the architectures differ.
     """
     base = checkpoints[0]
-    names = {name for checkpoint in checkpoints for name in checkpoint.tensors}
+    names = sorted({name for checkpoint in checkpoints for name in checkpoint.tensors})
     for checkpoint in checkpoints:
-        if missing := sorted(name for name in names if checkpoint.locate(name) is None):
+        if missing := [name for name in names if checkpoint.locate(name) is None]:
             raise UserError(
                 f"{checkpoint.path} lacks {some(missing)}, which another checkpoint has: not the same architecture. "
                 "Compare a model with its own base."

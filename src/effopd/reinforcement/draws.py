@@ -97,10 +97,10 @@ class Validation:
         self.asked, self.seeds = prompts.select(rows), [seed_of(seed, "early stopping", row) for row in rows]
 
     def accuracy(self, trainer: Trainer) -> float:
-        """Mean reward over all ranks, each of which answers its share."""
-        share = trainer.share_of(range(len(self.seeds)))
-        asked, source = self.asked.select(share), self.source
-        seeds = [self.seeds[position] for position in share]
+        """Mean reward over all ranks, each of which answers its shard."""
+        shard = trainer.shard_of(range(len(self.seeds)))
+        asked, source = self.asked.select(shard), self.source
+        seeds = [self.seeds[position] for position in shard]
         sampling = Sampling(source.settings["temperature"], source.settings["max_new_tokens"])
         rollouts = source.engine.generate(asked.tokens, seeds, sampling)
         rewards = verify_rollouts(source.task, source.tokenizer, asked.problems, rollouts)["reward"]
@@ -118,9 +118,9 @@ def draw_minibatches(trainer: Trainer, source: Source, step: int) -> tuple[list[
     if "max_draws" in settings:
         minibatches, generated, facts = _draw_dynamically(trainer, source, step)
     else:
-        shares = [trainer.share_of(part) for part in _parts(range(count), settings["minibatches"])]
-        drawn = source.groups(step, list(chain.from_iterable(shares)))
-        minibatches, generated, facts = [drawn.take(share) for share in shares], [drawn], {}
+        shards = [trainer.shard_of(part) for part in _parts(range(count), settings["minibatches"])]
+        drawn = source.groups(step, list(chain.from_iterable(shards)))
+        minibatches, generated, facts = [drawn.take(shard) for shard in shards], [drawn], {}
     rollouts = trainer.sum_over_ranks(sum(len(groups.rollouts) for groups in generated))
     tokens = trainer.sum_over_ranks(sum(groups.rollouts.completion_tokens for groups in generated))
     reward = trainer.sum_over_ranks(sum(groups.rewards.sum().item() for groups in generated))
@@ -148,7 +148,7 @@ def _draw_dynamically(
     alike = 0
     while len(kept) < count and len(generated) < settings["max_draws"]:
         positions = range(len(generated) * count, (len(generated) + 1) * count)
-        generated.append(source.groups(step, trainer.share_of(positions)))
+        generated.append(source.groups(step, trainer.shard_of(positions)))
         drawn.append(Groups.concatenate(trainer.gather(generated[-1])).take(positions))
         differ = informative_groups(drawn[-1].rewards, size).tolist()
         alike += differ.count(False)
@@ -157,7 +157,7 @@ def _draw_dynamically(
     parts = [part for part in _parts(trained, settings["minibatches"]) if part]
     everything = Groups.concatenate(drawn)
     facts: dict[str, float] = {"draws": len(generated), "dropped_groups": alike, "trained_groups": len(trained)}
-    return [everything.take(trainer.share_of(part)) for part in parts], generated, facts
+    return [everything.take(trainer.shard_of(part)) for part in parts], generated, facts
 
 
 def _parts(positions: Sequence[int], count: int) -> list[Sequence[int]]:

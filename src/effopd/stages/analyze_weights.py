@@ -29,5 +29,5 @@ def analyze_weights(
     kept = Kept.open(base, states, ledgers)
     work = out.with_name(".weights")
     tables = analyse(kept.base, kept.trained, out, work, spec=spec, parents=kept.parents, device=device)
-    norm = (tables["norms"].loc[tables["norms"]["step"] == kept.last, "frobenius_norm"] ** 2).sum() ** 0.5
+    norm = sum(row["frobenius_norm"] ** 2 for row in tables["norms"].to_pylist() if row["step"] == kept.last) ** 0.5
     say(f"done: {len(kept.trained)} kept states, the last one {norm:.4g} from the base")

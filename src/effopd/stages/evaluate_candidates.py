@@ -4,36 +4,34 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from effopd.artifacts.cost import cost_row
-from effopd.artifacts.manifests import fingerprint_of, read_manifest, write_manifest
+from effopd.artifacts.manifests import Manifest, fingerprint_of, read_manifest, write_manifest
 from effopd.common.errors import ArtifactError, ConfigError
 from effopd.common.progress import say
+from effopd.common.registry import is_added
 from effopd.data.prompts import Prompts, load_prompts
 from effopd.data.rollouts import Rollouts
 from effopd.distillation.step_artifacts import ROLLOUTS
 from effopd.engines.base import RolloutEngine, Sampling, build_engine, longest_context
+from effopd.evaluation.added_gate import AddedGate
 from effopd.evaluation.measure import measure
-from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_refuse
-from effopd.extrapolation.gate import BLIND, GateValue, blind_value, gate_rows, gate_seeds, score_of
-from effopd.extrapolation.search import search
+from effopd.evaluation.rollout_gate import RolloutGate
+from effopd.extrapolation.candidates import RayInMemory, moving_or_refuse
+from effopd.extrapolation.driver import SearchSettings, extrapolate
+from effopd.extrapolation.gate import BLIND, BlindGate, Gate, GateValue, gate_rows, gate_seeds
+from effopd.extrapolation.modules import by_module
 from effopd.models.lm_head import restricted
-from effopd.models.models import (
-    Weights,
-    dtype_of,
-    load_frozen,
-    load_model,
-    load_tokenizer,
-    load_weights_into,
-    special_ids,
-)
-from effopd.tasks.base import build_task
+from effopd.models.models import Weights, dtype_of, load_frozen, load_model, load_tokenizer, special_ids
+from effopd.tasks.base import Task, build_task
 from effopd.teachers.scoring import ReverseKL
 from effopd.training.checkpoints import Point
 
@@ -52,100 +50,49 @@ def evaluate_candidates(
 ) -> None:
     """Score candidates of the state at spec["step"], as far as the search asks, and write the manifest `out`.
 
-    `anchor` is the state (or model) of the previous trigger and `anchor_ledger` what was accepted there.
+    If the spec has a `coefficient` (0: the weights as they are), only that candidate is scored, whatever others are
+    worth. `anchor` is the state (or model) of the previous trigger and `anchor_ledger` what was accepted there.
     """
     started = time.time()
-    extrapolation = spec["extrapolation"]
-    trigger = _Trigger(spec, student, teacher, prompts, state, anchor, anchor_ledger, device)
-    with closing(trigger.gate):
-        outcome = search(
-            extrapolation["search"],
-            trigger.score,
-            trigger.score(0.0),
-            extrapolation["coefficients"],
-            extrapolation["accept"],
-        )
-    trigger.write(out, spec, started)
-    tried = ", ".join(f"x{t.coefficient:g} {'accepted' if t.accepted else 'rejected'}" for t in outcome.trials)
-    say(f"done: {tried or outcome.reason}")
-
-
-def evaluate_candidate(
-    spec: dict[str, Any],
-    *,
-    student: Path,
-    teacher: Path,
-    prompts: Path,
-    state: Path,
-    anchor: Path,
-    anchor_ledger: Path | None,
-    out: Path,
-    device: torch.device,
-) -> None:
-    """Score the one candidate spec["coefficient"] (0: the weights as they are), whatever the others are worth."""
-    started = time.time()
-    trigger = _Trigger(spec, student, teacher, prompts, state, anchor, anchor_ledger, device)
-    with closing(trigger.gate):
-        value = trigger.score(spec["coefficient"])
-    trigger.write(out, spec, started)
-    say(f"done: x{spec['coefficient']:g} scores {value:.4g}")
-
-
-class _Trigger:
-    """The weights at a trigger and the ray of the last update, with the gate that scores points on it."""
-
-    def __init__(
-        self,
-        spec: dict[str, Any],
-        student: Path,
-        teacher: Path,
-        prompts: Path,
-        state: Path,
-        anchor: Path,
-        anchor_ledger: Path | None,
-        device: torch.device,
-    ) -> None:
-        extrapolation = spec["extrapolation"]
-        prompts_manifest, teacher_manifest = read_manifest(prompts, "prompts"), read_manifest(teacher, "model")
-        point, anchor_point = Point.open(state), Point.open(anchor, anchor_ledger)
-        if point.step != spec["step"]:
-            raise ArtifactError(f"{state} is at step {point.step} where step {spec['step']} is needed.")
-        self.current, self.anchor = point.weights(), anchor_of(anchor_point, extrapolation["anchor"])
-        self.moving = moving_or_refuse(self.current, extrapolation["parameters"])
-        self.parents = {"prompts": prompts_manifest.fingerprint, "teacher": teacher_manifest.fingerprint}
-        self.parents |= point.parents
-        self.parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
-        source: Prompts | Rollouts
-        if extrapolation["gate"]["source"] == "rollouts":
-            source = rollouts_of(point)
+    settings = spec["extrapolation"]
+    prompts_manifest, teacher_manifest = read_manifest(prompts, "prompts"), read_manifest(teacher, "model")
+    point, anchor_point = Point.open(state), Point.open(anchor, anchor_ledger)
+    if point.step != spec["step"]:
+        raise ArtifactError(f"{state} is at step {point.step} where step {spec['step']} is needed.")
+    ray = ray_of(point, anchor_point, settings)
+    source = gate_source(spec, prompts_manifest, [state])
+    with opened_gate(spec, source, student, teacher, device, ray.weights) as gate:
+        if "coefficient" in spec:
+            coefficient = spec["coefficient"]
+            ray.put(dict.fromkeys(ray.modules, coefficient))
+            values: Mapping[float, GateValue] = {coefficient: gate.judge(coefficient)}
+            said = f"x{coefficient:g} scores {values[coefficient].usable_score:.4g}"
         else:
-            source = load_prompts(prompts_manifest, extrapolation["gate"]["source"])
-        self.gate = Gate(spec, source, student, teacher, device)
-
-    def score(self, coefficient: float) -> float:
-        """What the gate says of a coefficient (0: the current weights), higher is better."""
-        weights = self.current
-        if coefficient != 0:
-            weights = candidate(self.current, self.anchor, coefficient, self.moving)
-        return self.gate.score(weights, coefficient)
-
-    def write(self, out: Path, spec: dict[str, Any], started: float) -> None:
-        norm = delta_norms(self.current, self.anchor, self.moving)
-        result = {"step": spec["step"], "update_norm": norm, "values": self.gate.values}
-        write_manifest(
-            out,
-            kind="candidates",
-            spec=spec,
-            parents=self.parents,
-            result=result,
-            cost=self.gate.costs,
-            started=started,
-        )
+            decision = extrapolate(ray, gate, SearchSettings.from_config(settings))
+            values, trials = decision.values, decision.result.trials
+            tried = ", ".join(f"x{t.coefficient:g} {'accepted' if t.accepted else 'rejected'}" for t in trials)
+            said = tried or decision.result.reason
+    parents = {"prompts": prompts_manifest.fingerprint, "teacher": teacher_manifest.fingerprint, **point.parents}
+    parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
+    entries = [value.entry(coefficient) for coefficient, value in values.items()]
+    result = {"step": spec["step"], "update_norm": ray.update_norm(), "values": entries}
+    cost = [row for coefficient, value in values.items() for row in value.costs(coefficient)]
+    write_manifest(out, kind="candidates", spec=spec, parents=parents, result=result, cost=cost, started=started)
+    say(f"done: {said}")
 
 
-def anchor_of(point: Point, which: str) -> Weights:
-    """The weights from which the last update is measured: "accepted" or "raw" (paper section 2)."""
-    return point.weights() if which == "accepted" else point.raw_weights()
+def ray_of(point: Point, anchor: Point, settings: dict[str, Any]) -> RayInMemory:
+    """The weights of a state, on the ray from the "accepted" or "raw" weights of the last trigger (paper section 2)."""
+    current = point.weights()
+    start = anchor.weights() if settings["anchor"] == "accepted" else anchor.raw_weights()
+    return RayInMemory(current, start, by_module(moving_or_refuse(current, settings["parameters"])))
+
+
+def gate_source(spec: dict[str, Any], prompts: Manifest, states: Sequence[Path]) -> Prompts | Rollouts:
+    """What the gate of a trigger asks about: a split, or what the last step before spec["step"] was trained on."""
+    if spec["extrapolation"]["gate"]["source"] == "rollouts":
+        return rollouts_of(next(point for point in map(Point.open, states) if point.step == spec["step"]))
+    return load_prompts(prompts, spec["extrapolation"]["gate"]["source"])
 
 
 def rollouts_of(point: Point) -> Rollouts:
@@ -160,91 +107,94 @@ def rollouts_of(point: Point) -> Rollouts:
     return ROLLOUTS.open(manifest)
 
 
-class Gate:
-    """Scores weights on the gate's problems, and remembers every value with its cost.
+@contextmanager
+def opened_gate(
+    spec: dict[str, Any],
+    source: Prompts | Rollouts,
+    student: Path,
+    teacher: Path,
+    device: torch.device,
+    weights: Callable[[], Weights],
+) -> Iterator[Gate]:
+    """The gate of the configuration, which judges what `weights` returns when it is asked.
 
-    `source` is a split, whose problems every candidate answers anew, or the rollouts of the step itself: then nothing
-    is generated, and the reverse KL is taken at the contexts that the student met when it wrote them. They are those
-    of the weights before the step, so a candidate is judged where the student has been, not where it would go.
+    Raises ConfigError if the source has too few problems.
+    """
+    settings, sampling = spec["extrapolation"]["gate"], spec["sampling"]
+    if settings["metric"] in BLIND:
+        yield BlindGate(settings["metric"], spec["seed"], spec["step"])
+        return
+    rows = _draw(spec, source)
+    chosen, task, tokenizer = source.select(rows), build_task(spec["task"]), load_tokenizer(student.parent)
+    model = restricted(load_model(student.parent, device, dtype_of(spec["precision"])), tokenizer)
+    load_scorer = partial(load_frozen, teacher.parent, device)
+    added: Callable[..., Gate] | None = None
+    if is_added("gates", settings["metric"]):
+        place = spec["seed"], spec["step"], Sampling(**sampling)
+        added = partial(AddedGate, settings, *place, chosen, weights, model, tokenizer, task, load_scorer)
+        if isinstance(chosen, Rollouts):
+            yield added()
+            return
+    scorer = load_scorer() if settings["metric"] == "reverse_kl" else None
+    if isinstance(chosen, Rollouts):
+        assert scorer is not None  # the configuration's check lets nothing else judge rollouts
+        asking = {"pad_id": special_ids(tokenizer)[1], "batch_size": len(rows), "temperature": sampling["temperature"]}
+        divergence = ReverseKL(scorer, chosen, **asking)
+        yield RolloutGate(model, weights, divergence, step=spec["step"], tokens=chosen.completion_tokens)
+        return
+    context = longest_context(chosen.tokens, sampling["max_new_tokens"])
+    with closing(build_engine(spec["engine"], model, tokenizer, batch_size=len(rows), context=context)) as engine:
+        own = ProblemGate(spec, chosen, rows, weights, engine, task, tokenizer, model, scorer)
+        yield own if added is None else added(engine)
+
+
+def _draw(spec: dict[str, Any], source: Prompts | Rollouts) -> list[int]:
+    """The rows of the source that the gate asks about. Raises ConfigError where there are too few."""
+    settings = spec["extrapolation"]["gate"]
+    eligible, examples = list(range(len(source))), settings["examples"]
+    if isinstance(source, Rollouts):
+        examples = min(examples, len(eligible))
+    elif wanted := settings["difficulty"]:
+        low, high = wanted.get("min", -math.inf), wanted.get("max", math.inf)
+        levels = [problem.difficulty for problem in source.problems]
+        eligible = [row for row, level in enumerate(levels) if level is not None and low <= level <= high]
+    if examples > len(eligible):
+        chosen = " of the `difficulty` asked for" if settings["difficulty"] else ""
+        raise ConfigError(
+            f"config: `extrapolation.gate.examples` is {examples}, and the {settings['source']} split holds "
+            f"{len(eligible)} problems{chosen}. Lower it, or choose from more problems."
+        )
+    drawn = gate_rows(spec["seed"], settings["source"], len(eligible), examples, settings["samples"])
+    return [eligible[row] for row in drawn]
+
+
+@dataclass
+class ProblemGate:
+    """Judges the answers that weights give to problems of a split, anew for every candidate.
+
+    By their mean reward or, if there is a teacher, by their exact reverse KL to it.
     """
 
-    def __init__(
-        self, spec: dict[str, Any], source: Prompts | Rollouts, student: Path, teacher: Path, device: torch.device
-    ) -> None:
-        self.spec, self.settings = spec, spec["extrapolation"]["gate"]
-        self.values: list[dict[str, Any]] = []
-        self.costs: list[dict[str, Any]] = []
-        self.engine: RolloutEngine | None = None
-        if self.settings["metric"] in BLIND:
-            return
-        self.rows = self._draw(source)
-        self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(student.parent)
-        self.source = source.select(self.rows)
-        self.model = restricted(load_model(student.parent, device, dtype_of(spec["precision"])), self.tokenizer)
-        self.teacher = load_frozen(teacher.parent, device) if self.settings["metric"] == "reverse_kl" else None
-        if isinstance(self.source, Rollouts):
-            assert self.teacher is not None  # the configuration's check lets nothing else judge rollouts
-            _, pad_id = special_ids(self.tokenizer)
-            temperature = spec["sampling"]["temperature"]
-            self.divergence = ReverseKL(
-                self.teacher, self.source, pad_id=pad_id, batch_size=len(self.rows), temperature=temperature
-            )
-        else:
-            context = longest_context(self.source.tokens, spec["sampling"]["max_new_tokens"])
-            self.engine = build_engine(
-                spec["engine"], self.model, self.tokenizer, batch_size=len(self.rows), context=context
-            )
+    spec: dict[str, Any]
+    problems: Prompts
+    rows: Sequence[int]
+    weights: Callable[[], Weights]
+    engine: RolloutEngine
+    task: Task
+    tokenizer: PreTrainedTokenizerFast
+    model: PreTrainedModel
+    teacher: PreTrainedModel | None
 
-    def _draw(self, source: Prompts | Rollouts) -> list[int]:
-        """The rows of the source that the gate asks about. Raises ConfigError where there are too few."""
-        eligible, examples = list(range(len(source))), self.settings["examples"]
-        if isinstance(source, Rollouts):
-            examples = min(examples, len(eligible))
-        elif wanted := self.settings["difficulty"]:
-            low, high = wanted.get("min", -math.inf), wanted.get("max", math.inf)
-            levels = [problem.difficulty for problem in source.problems]
-            eligible = [row for row, level in enumerate(levels) if level is not None and low <= level <= high]
-        if examples > len(eligible):
-            chosen = " of the `difficulty` asked for" if self.settings["difficulty"] else ""
-            raise ConfigError(
-                f"config: `extrapolation.gate.examples` is {examples}, and the {self.settings['source']} split holds "
-                f"{len(eligible)} problems{chosen}. Lower it, or choose from more problems."
-            )
-        seed, samples = self.spec["seed"], self.settings["samples"]
-        drawn = gate_rows(seed, self.settings["source"], len(eligible), examples, samples)
-        return [eligible[row] for row in drawn]
-
-    def score(self, weights: Weights, coefficient: float) -> float:
-        """The score of a candidate (0: the current weights), higher is better; NaN if it is not finite."""
-        metric = self.settings["metric"]
-        if metric in BLIND:
-            found = blind_value(metric, self.spec["seed"], self.spec["step"], coefficient)
-        else:
-            value, per_item = self._measure(weights, coefficient)
-            found = GateValue(value, value if metric == "accuracy" else -value, per_item)
-        self.values.append(found.entry(coefficient))
-        return score_of(self.values[-1])
-
-    def close(self) -> None:
-        """End its engine, where it needed one."""
-        if self.engine is not None:
-            self.engine.close()
-
-    def _measure(self, weights: Weights, coefficient: float) -> tuple[float, list[float]]:
-        if isinstance(self.source, Rollouts):
-            load_weights_into(self.model, weights)
-            return self._measure_on_rollouts(self.source, coefficient)
-        assert self.engine is not None
-        self.engine.load_weights(weights)
-        sampling = Sampling(**self.spec["sampling"])
-        seed, step = self.spec["seed"], self.spec["step"]
-        seeds = gate_seeds(seed, step, coefficient, len(self.rows), self.settings["paired"])
+    def judge(self, coefficient: float) -> GateValue:
+        self.engine.load_weights(self.weights())
+        sampling, step = Sampling(**self.spec["sampling"]), self.spec["step"]
+        paired = self.spec["extrapolation"]["gate"]["paired"]
         measured = measure(
             self.engine,
             self.task,
             self.tokenizer,
-            self.source,
-            seeds,
+            self.problems,
+            gate_seeds(self.spec["seed"], step, coefficient, len(self.rows), paired),
             sampling,
             self.rows,
             student=self.model,
@@ -252,17 +202,8 @@ class Gate:
             batch_size=len(self.rows),
             policy_temperature=sampling.temperature,
         )
-        self.costs += [{**row, "coefficient": coefficient} for row in measured.cost("gate", step)]
+        cost = measured.cost("gate", step)
         if self.teacher is None:
-            return (measured.accuracy if measured.finite else math.nan), measured.items["reward"].tolist()
-        return measured.reverse_kl, measured.items["reverse_kl"].tolist()
-
-    def _measure_on_rollouts(self, rollouts: Rollouts, coefficient: float) -> tuple[float, list[float]]:
-        """The exact reverse KL per token at the contexts of these rollouts, and its sum over each of them."""
-        started, tokens = time.perf_counter(), rollouts.completion_tokens
-        before = self.divergence.scored_tokens
-        per_item = [float(row.sum(dtype=np.float64)) for row in self.divergence.of(self.model)]
-        scored, seconds = self.divergence.scored_tokens - before, time.perf_counter() - started
-        cost = cost_row("gate: score", self.spec["step"], seconds, scored=scored, judged=tokens)
-        self.costs.append({**cost, "coefficient": coefficient})
-        return sum(per_item) / tokens, per_item
+            accuracy = measured.accuracy if measured.finite else math.nan
+            return GateValue(accuracy, accuracy, measured.items["reward"].tolist(), cost)
+        return GateValue(measured.reverse_kl, -measured.reverse_kl, measured.items["reverse_kl"].tolist(), cost)

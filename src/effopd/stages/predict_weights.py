@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from effopd.artifacts.manifests import Manifest, read_manifest, write_manifest
-from effopd.common.errors import ArtifactError, ConfigError
+from effopd.common.errors import ArtifactError
 from effopd.common.progress import say
-from effopd.data.prompts import Prompts, load_prompts
-from effopd.data.rollouts import Rollouts
+from effopd.common.registry import load
 from effopd.dynamics.kept import Kept
 from effopd.dynamics.reconstruction import along, update
-from effopd.extrapolation.candidates import delta_norms, moving_parameters
-from effopd.extrapolation.gate import decision
-from effopd.extrapolation.predictors import METHODS, Trajectory
-from effopd.extrapolation.search import search
+from effopd.extrapolation.candidates import delta_norms, moving_or_refuse
+from effopd.extrapolation.driver import SearchSettings, extrapolate
+from effopd.extrapolation.predictors import Trajectory
 from effopd.models.models import Weights, save_tensors
-from effopd.stages.evaluate_candidates import Gate, rollouts_of
-from effopd.training.checkpoints import WEIGHTS, Point
+from effopd.stages.evaluate_candidates import gate_source, opened_gate
+from effopd.training.checkpoints import WEIGHTS
 
 
 def predict_weights(
@@ -50,24 +48,13 @@ def predict_weights(
     if list(kept.trained) != spec["states"]:
         raise ArtifactError(f"the states given are of steps {list(kept.trained)}, and {spec['states']} are needed.")
     accuracies, validated = _accuracies(kept, [read_manifest(path, "evaluation") for path in validations])
-    predictor = Predictor(kept, spec["method"], settings["parameters"], accuracies)
+    predictor = Predictor(kept, spec["method"], spec.get("options", {}), settings["parameters"], accuracies)
     prompts_manifest, teacher_manifest = read_manifest(prompts, "prompts"), read_manifest(teacher, "model")
-    source: Prompts | Rollouts
-    if settings["gate"]["source"] == "rollouts":
-        source = rollouts_of(next(p for p in map(Point.open, states) if p.step == kept.last))
-    else:
-        source = load_prompts(prompts_manifest, settings["gate"]["source"])
-    gate = Gate(spec, source, base, teacher, device)
-
-    def score(coefficient: float) -> float:
-        return gate.score(predictor.weights(coefficient), coefficient)
-
-    with closing(gate):
-        outcome = search(settings["search"], score, score(0.0), settings["coefficients"], settings["accept"])
-    if outcome.warning:
-        say(f"warning: {outcome.warning}")
+    source = gate_source(spec, prompts_manifest, states)
+    with opened_gate(spec, source, base, teacher, device, predictor.weights) as gate:
+        decision = extrapolate(predictor, gate, SearchSettings.from_config(settings), warn="warning: ")
     weights = out.with_name(WEIGHTS)
-    save_tensors(weights, predictor.weights(outcome.coefficient))
+    save_tensors(weights, predictor.weights())
     write_manifest(
         out,
         kind="prediction",
@@ -79,40 +66,45 @@ def predict_weights(
             "teacher": teacher_manifest.fingerprint,
         },
         files={weights.name: weights},
-        result=decision(
-            spec["step"],
-            outcome,
-            {entry["coefficient"]: entry for entry in gate.values},
-            accept=settings["accept"],
-            metric=settings["gate"]["metric"],
-            update_norm=predictor.update_norm(),
-        ),
-        cost=[*_costs(validated), *gate.costs],
+        result=decision.ledger(spec["step"], metric=settings["gate"]["metric"], update_norm=predictor.update_norm()),
+        cost=[*_costs(validated), *decision.costs],
         started=started,
     )
-    say(f"done: coefficient {outcome.coefficient:g} ({outcome.reason})")
+    say(f"done: {decision}")
 
 
 class Predictor:
     """Predicted weights of one trajectory, whatever the coefficient; reads the states a parameter at a time."""
 
-    def __init__(self, kept: Kept, method: str, parameters: str, accuracies: dict[int, float] | None) -> None:
-        self.kept, self.method, self.accuracies = kept, METHODS[method], accuracies
-        self.parameters = kept.parameters()
-        try:
-            self.moving = set(moving_parameters([parameter.name for parameter in self.parameters], parameters))
-        except ValueError as error:
-            raise ConfigError(f"config: `parameters` of a prediction: {error}.") from None
+    modules = ("all",)
 
-    def weights(self, coefficient: float) -> Weights:
-        """The weights that the method predicts at a coefficient; at 0 the last state's."""
+    def __init__(
+        self,
+        kept: Kept,
+        method: str,
+        options: dict[str, Any],
+        parameters: str,
+        accuracies: dict[int, float] | None,
+    ) -> None:
+        self.kept, self.accuracies = kept, accuracies
+        self.predict = partial(load("predictors", method).predict, **options)
+        self.parameters = kept.parameters()
+        names = [parameter.name for parameter in self.parameters]
+        self.moving = set(moving_or_refuse(names, parameters, "`parameters` of a prediction"))
+        self.coefficient = 0.0
+
+    def put(self, coefficients: Mapping[str, float]) -> None:
+        (self.coefficient,) = coefficients.values()
+
+    def weights(self) -> Weights:
+        """The weights that the method predicts where they were put; at 0 the last state's."""
         found = {}
         for parameter in self.parameters:
             last = self.kept.read(self.kept.last, parameter)
-            if coefficient != 0 and parameter.name in self.moving:
+            if self.coefficient != 0 and parameter.name in self.moving:
                 base = self.kept.read(0, parameter)
                 updates = {step: update(base, self.kept.read(step, parameter)).numpy() for step in self.kept.trained}
-                predicted = self.method.predict(Trajectory.of(updates, self.accuracies), coefficient)
+                predicted = self.predict(Trajectory.of(updates, self.accuracies), self.coefficient)
                 last = along(base, torch.from_numpy(predicted))
             found[parameter.name] = last
         return found

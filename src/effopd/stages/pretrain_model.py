@@ -41,19 +41,20 @@ def pretrain_model(spec: dict[str, Any], data: Path, out: Path, device: torch.de
         size = settings["batch_size"]
         rows = epoch_order(settings["seed"], "pretraining order", len(prompts), (step - 1) * size, size)
         total = sum(len(completions[i]) for i in rows)
-        share = trainer.share_of(rows)
+        shard = trainer.shard_of(rows)
         text = Rollouts(
-            prompts=[prompts[i] for i in share],
-            completions=[completions[i] for i in share],
-            logprobs=[np.zeros(len(completions[i]), np.float32) for i in share],
-            finished=[True] * len(share),
+            prompts=[prompts[i] for i in shard],
+            completions=[completions[i] for i in shard],
+            logprobs=[np.zeros(len(completions[i]), np.float32) for i in shard],
+            finished=[True] * len(shard),
         )
         passes = passes_of(text.lengths, settings.get("micro_batch", size))
         batches = [PaddedBatch.of(text.select(chosen), pad_id, device) for chosen in passes]
         progress = step / settings["steps"]
         decay = FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2
         lr = warmed_up(settings["lr"], step, settings["warmup_steps"]) * decay
-        return trainer.step(batches, lambda m, b: _loss(m, b, total), lr)
+        facts, _ = trainer.step(batches, lambda m, b: (_loss(m, b, total), {}), lr)
+        return facts
 
     train_into_folder(
         out,

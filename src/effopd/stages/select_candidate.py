@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from effopd.artifacts.manifests import Manifest, read_manifest, write_manifest
 from effopd.common.errors import ArtifactError
 from effopd.common.progress import say
-from effopd.extrapolation.candidates import candidate, moving_or_refuse
-from effopd.extrapolation.gate import decision, score_of
-from effopd.extrapolation.search import search
+from effopd.extrapolation.driver import SearchSettings, extrapolate
+from effopd.extrapolation.gate import GateValue
 from effopd.models.models import save_tensors
-from effopd.stages.evaluate_candidates import anchor_of
+from effopd.stages.evaluate_candidates import ray_of
 from effopd.training.checkpoints import LEDGER_WEIGHTS, Point
 
 
@@ -29,9 +28,9 @@ def select_candidate(
 ) -> None:
     """Write the ledger `out` of the trigger at spec["step"] and, where a candidate is accepted, its weights beside it.
 
-    `candidates` is what `evaluate_candidates` wrote, or what `evaluate_candidate` wrote for each coefficient; those are
-    put together first, as if they had been scored in turn. Raises ArtifactError where the candidates were scored for
-    another state, or lack a value that the search needs.
+    `candidates` is what `evaluate_candidates` wrote, once or for each coefficient; the latter are put together first,
+    as if they had been scored in turn. Raises ArtifactError if the candidates were scored for another state, or lack a
+    value that the search needs.
     """
     started = time.time()
     settings = spec["extrapolation"]
@@ -40,62 +39,56 @@ def select_candidate(
     for manifest in manifests:
         if manifest.parents["state"] != point.manifest.fingerprint:
             raise ArtifactError(f"{manifest.path} was scored for another state than {state}. Delete it and run again.")
-    values = {entry["coefficient"]: entry for manifest in manifests for entry in manifest.result["values"]}
-    scores = {c: score_of(entry) for c, entry in values.items()}
-
-    def recorded(coefficient: float) -> float:
-        if coefficient not in scores:
-            raise ArtifactError(
-                f"{manifests[0].path} has no value for coefficient {coefficient:g}. Delete it and run again."
-            )
-        return scores[coefficient]
-
-    outcome = search(settings["search"], recorded, recorded(0.0), settings["coefficients"], settings["accept"])
-    if outcome.warning:
-        say(f"warning: {outcome.warning}")
+    recorded = _Recorded(manifests)
+    decision = extrapolate(recorded, recorded, SearchSettings.from_config(settings), warn="warning: ")
     scored = manifests[0]
     if "coefficient" in scored.spec:
-        scored = _put_together(manifests, [0.0, *(trial.coefficient for trial in outcome.trials)], out, started)
+        entries = [recorded.entries[coefficient] for coefficient in decision.values]
+        scored = _put_together(manifests, entries, out, started)
     files = {}
-    if outcome.coefficient != 0:
-        current = point.weights()
-        moving = moving_or_refuse(current, settings["parameters"])
-        accepted = candidate(current, anchor_of(anchor_point, settings["anchor"]), outcome.coefficient, moving)
+    if decision.coefficient != 0:
+        ray = ray_of(point, anchor_point, settings)
+        ray.put(dict.fromkeys(ray.modules, decision.coefficient))
         files[LEDGER_WEIGHTS] = out.parent / LEDGER_WEIGHTS
-        save_tensors(files[LEDGER_WEIGHTS], accepted)
-    result = decision(
-        spec["step"],
-        outcome,
-        values,
-        accept=settings["accept"],
-        metric=scored.spec["extrapolation"]["gate"]["metric"],
-        update_norm=scored.result["update_norm"],
-    )
+        save_tensors(files[LEDGER_WEIGHTS], ray.weights())
+    metric = scored.spec["extrapolation"]["gate"]["metric"]
+    result = decision.ledger(spec["step"], metric=metric, update_norm=scored.result["update_norm"])
     parents = {"candidates": scored.fingerprint, **point.parents}
     parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
+    cost = scored.recorded["cost"]
     write_manifest(
-        out,
-        kind="ledger",
-        spec=spec,
-        parents=parents,
-        files=files,
-        result=result,
-        cost=scored.recorded["cost"],
-        started=started,
+        out, kind="ledger", spec=spec, parents=parents, files=files, result=result, cost=cost, started=started
     )
-    say(f"done: coefficient {outcome.coefficient:g} ({outcome.reason})")
+    say(f"done: {decision}")
 
 
-def _put_together(manifests: list[Manifest], asked: Sequence[float], out: Path, started: float) -> Manifest:
+class _Recorded:
+    """What was said of candidates before, in place of their weights and of the gate."""
+
+    modules = ("all",)
+
+    def __init__(self, manifests: Sequence[Manifest]) -> None:
+        self.path = manifests[0].path
+        self.entries = {entry["coefficient"]: entry for manifest in manifests for entry in manifest.result["values"]}
+
+    def put(self, coefficients: Mapping[str, float]) -> None:
+        """There are no weights to put anywhere."""
+
+    def judge(self, coefficient: float) -> GateValue:
+        if coefficient not in self.entries:
+            raise ArtifactError(f"{self.path} has no value for coefficient {coefficient:g}. Delete it and run again.")
+        return GateValue.from_entry(self.entries[coefficient])
+
+
+def _put_together(manifests: list[Manifest], entries: list[dict[str, Any]], out: Path, started: float) -> Manifest:
     """The manifest that scoring in turn would have left, from one manifest a coefficient; all of them are paid for."""
     first = manifests[0]
-    values = {entry["coefficient"]: entry for manifest in manifests for entry in manifest.result["values"]}
     return write_manifest(
         out.with_name("candidates.json"),
         kind="candidates",
         spec={key: value for key, value in first.spec.items() if key != "coefficient"},
         parents=first.parents,
-        result={**first.result, "values": [values[coefficient] for coefficient in asked]},
+        result={**first.result, "values": entries},
         cost=[row for manifest in manifests for row in manifest.recorded["cost"]],
         started=started,
     )

@@ -38,25 +38,25 @@ def train_rl(spec: dict[str, Any], prompts: Path, init: Path, out: Path, device:
     model = load()
     dtype = dtype_of(settings["precision"])
     partitioned = settings["zero_stage"] == 3  # the engine then needs a model of its own
-    acting = load(dtype) if partitioned else model
+    policy_model = load(dtype) if partitioned else model
     compared = settings["measure_kl"] or settings.get("kl_coefficient")
     reference = load(dtype) if compared else None
     critic = settings["kind"] == "ppo"
     if critic:
-        for one in {id(model): model, id(acting): acting}.values():
+        for one in {id(model): model, id(policy_model): policy_model}.values():
             attach_value_head(one, settings["value_scale"])
     batch_size = settings["samples_per_prompt"] * settings["prompts_per_step"]
     chosen = settings.get("early_stopping")
     validation = load_prompts(prompts_manifest, "validation") if chosen else training
     longest = settings["max_new_tokens"]
     context = max(longest_context(prompts.tokens, longest) for prompts in (training, validation))
-    engine = build_engine(settings, acting, tokenizer, batch_size=batch_size, context=context)
+    engine = build_engine(settings, policy_model, tokenizer, batch_size=batch_size, context=context)
     source = Source(settings, training, task, tokenizer, engine)
-    updates = Updates(settings, acting, reference, special_ids(tokenizer)[1], device)
+    updates = Updates(settings, policy_model, reference, special_ids(tokenizer)[1], device)
 
     def hand_over(trainer: Trainer) -> None:
         if partitioned:
-            trainer.copy_weights_into(acting)
+            trainer.copy_weights_into(policy_model)
         engine.sync_weights()
 
     def train_step(trainer: Trainer, step: int) -> dict[str, float]:

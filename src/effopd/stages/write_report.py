@@ -9,7 +9,6 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-import yaml
 
 from effopd.artifacts.manifest_format import check_checks
 from effopd.artifacts.manifests import Manifest, package_versions, read_json, read_manifest, write_text
@@ -22,6 +21,7 @@ from effopd.report.figures import captions
 from effopd.report.findings import comparison_section
 from effopd.report.labels import label_of, with_interval
 from effopd.report.tables import read_csv
+from effopd.stages.write_config import as_yaml
 
 
 def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
@@ -49,7 +49,7 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
         preflights=_preflights(config, spec["preflights"], results),
         dynamics=dynamics_section(config, tables) if spec["dynamics_tables"] else None,
         chain=_chain(config, results),
-        config_yaml=yaml.safe_dump(config, sort_keys=False),
+        config_yaml=as_yaml(config),
         seeds=config["seeds"],
         problems=int(tables["evaluation"]["completions"].max()) // config["evaluation"]["samples"],
         versions=package_versions(),

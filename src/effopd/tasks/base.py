@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,18 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effopd.common.errors import ConfigError
+from effopd.common.registry import load
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerFast
-
-# Named, not imported: a stage's fingerprint then holds the code of the task in use and of no other.
-TASKS = {
-    "arithmetic": ("effopd.tasks.arithmetic", "ArithmeticTask"),
-    "math": ("effopd.tasks.mathematics", "MathTask"),
-    "choice": ("effopd.tasks.choice", "ChoiceTask"),
-    "code": ("effopd.tasks.programming", "CodeTask"),
-}
 
 
 @dataclass(frozen=True)
@@ -97,13 +89,7 @@ class Task(ABC):
         return found
 
 
-def task_module(name: str) -> str:
-    """The module that a task of this name lives in."""
-    return TASKS[name][0]
-
-
 def build_task(section: Mapping[str, Any]) -> Task:
     """The task that a `task` section of the configuration (or the part that verifying needs) describes."""
-    module, kind = TASKS[section["name"]]
-    task: Task = getattr(importlib.import_module(module), kind)(section)
+    task: Task = load("tasks", section["name"])(section)
     return task

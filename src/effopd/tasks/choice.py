@@ -15,8 +15,11 @@ from effopd.tasks.sources import Row, as_text, text_at, value_at
 from effopd.tasks.splits import content_hash
 
 LONGEST_BOX = 2000  # characters; boxes inside boxes would take time in proportion to the square of their number
-# What only dresses text: emphasis, math mode, and LaTeX's fonts and spaces.
-MARKUP = re.compile(r"\\(?:text|math)[a-z]*\b|\\(?:bf|it|rm|sf|quad|boldsymbol)\b|\\[()\[\],;:! ]|[*_`~${}]")
+# What only dresses text: emphasis, quotation marks, math mode, and LaTeX's fonts and spaces.
+MARKUP = re.compile(
+    r"\\(?:text|math)[a-z]*\b|\\(?:bf|it|rm|sf|quad|boldsymbol)\b|\\[()\[\],;:! ]|[*_`~${}\"“”«»]"
+    r"|(?<!\w)['‘](?=[A-Z]['’])|(?<=['‘][A-Z])['’](?!\w)"
+)
 LABEL = r"[(\[]?[A-Z][)\]]?"
 BETWEEN = r"(?:[ \t,;/&]|\b(?:and|or)\b)++"
 END = r"(?=[)\].,:;]|[^\S\n]*+(?:\n|$))"
@@ -36,18 +39,29 @@ STATED = re.compile(
     rf"(?:{BETWEEN}{LABEL}(?!\w){END})*)(?(link)|(?=[.)]*+[^\S\n]*+(?:\n|$)))"
 )
 
+# `Option C is correct`, `(C) is the right answer`; not `neither option B nor option C is correct`.
+CALLED_RIGHT = re.compile(
+    r"(?<!\bnor )(?<!\bif )(?<!\bor )(?<!\band )(?<!\bwhether )"
+    r"(?:(?i:option|choice|answer)\s++(?=[(\[]?[A-Z])|(?=[(\[][A-Z]))"
+    rf"(?P<labels>{LABEL})\s++is\s++(?:the\s++)?(?i:correct|right|best)(?:\s++(?i:answer|option|choice|one))?"
+    r"(?=\s*+(?:[.,;:!]|\n|$)|\s++(?:because|since|as)\b)"
+)
+TAGGED = re.compile(rf"(?i:<answer>)([^<]{{1,{LONGEST_BOX}}})(?:(?i:</answer>)|\Z)")
+WRITTEN_LABEL = re.compile(r"[(\[]?([A-Z])(?:[)\]]\s*|[.:]\s+)(?=\S)")  # `A)21`, `(A) 21`, `A. 21`
+
 
 class ChoiceTask(DatasetTask):
     """Multiple choice; the choices of each question are shuffled by a permutation of its own."""
 
     def read_row(self, row: Row, columns: Mapping[str, Any]) -> tuple[Problem, str]:
         question = text_at(row, columns["problem"])
-        choices = _choices(row, columns["choices"])
+        written = _choices(row, columns["choices"])
+        choices = _without_labels(written)
         if not question:
             raise UnusableRowError("no question")
         if not 2 <= len(choices) <= len(ascii_uppercase) or "" in choices or len(set(choices)) < len(choices):
             raise UnusableRowError("fewer than two choices, or choices that are empty or alike")
-        right = _right_choice(row, columns, choices)
+        right = _right_choice(row, columns, choices, written)
         content = "\n".join([question, *sorted(choices)])
         order = generator(self.section["seed"], "choices", content_hash(content)).permutation(len(choices)).tolist()
         lines = [f"{letter}. {choices[place]}" for letter, place in zip(ascii_uppercase, order, strict=False)]
@@ -88,11 +102,20 @@ def _labels(row: Row, column: str | Sequence[str]) -> list[str]:
     return [str(label).strip() for label in labels] if isinstance(labels, list) else []
 
 
-def _right_choice(row: Row, columns: Mapping[str, Any], choices: Sequence[str]) -> int:
+def _without_labels(choices: list[str]) -> list[str]:
+    """Choices without the letters that all of them begin with in order: they are shuffled, and get others."""
+    labels = [WRITTEN_LABEL.match(choice) for choice in choices]
+    if any(label is None or label[1] != letter for label, letter in zip(labels, ascii_uppercase, strict=False)):
+        return choices
+    return [choice[label.end() :] if label else choice for choice, label in zip(choices, labels, strict=True)]
+
+
+def _right_choice(row: Row, columns: Mapping[str, Any], choices: Sequence[str], written: Sequence[str]) -> int:
+    """The place of the right choice, which may be given as text with or without the letter `written` before it."""
     answer = text_at(row, columns["answer"])
     kind = columns["answer_is"]
     if kind == "text":
-        place = choices.index(answer) if answer in choices else -1
+        place = next((texts.index(answer) for texts in (choices, written) if answer in texts), -1)
     elif kind == "letter":
         labels = _labels(row, columns["choices"]) or list(ascii_uppercase)
         place = next((labels.index(one) for one in (answer, answer.upper()) if one in labels), -1)
@@ -110,7 +133,9 @@ def _named_letters(completion: str, choices: int) -> set[str]:
     """
     text = MARKUP.sub(lambda mark: " " * len(mark[0]), completion)  # what is found keeps its place
     found = [(start, _boxed_letters(text[start:end])) for start, end in boxes(completion) if end - start <= LONGEST_BOX]
-    found += [(stated.start("labels"), set(re.findall("[A-Z]", stated["labels"]))) for stated in STATED.finditer(text)]
+    found += [(tagged.start(), _boxed_letters(text[slice(*tagged.span(1))])) for tagged in TAGGED.finditer(completion)]
+    for pattern in (STATED, CALLED_RIGHT):
+        found += [(one.start("labels"), set(re.findall("[A-Z]", one["labels"]))) for one in pattern.finditer(text)]
     named = [(place, letters) for place, letters in found if letters and letters <= set(ascii_uppercase[:choices])]
     return max(named, key=lambda pair: pair[0], default=(0, set[str]()))[1]
 

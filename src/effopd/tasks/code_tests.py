@@ -133,6 +133,8 @@ def _read_pairs(inputs: Any, outputs: Any, function: str) -> dict[str, Any]:
     if not inputs:
         raise UnusableRowError("no tests, or not as many outputs as inputs")
     if not function:
+        if any(None in (x if isinstance(x, (list, tuple)) else [x]) for x in outputs):
+            raise UnusableRowError("an expected output that is null")
         return {"kind": "stdin", "inputs": [_as_text(x) for x in inputs], "outputs": [_as_text(x) for x in outputs]}
     as_text = isinstance(inputs[0], str)  # arguments as lines of JSON; results are then JSON too
     arguments = [[json.loads(line) for line in x.splitlines() if line.strip()] if as_text else x for x in inputs]
@@ -143,8 +145,10 @@ def _read_pairs(inputs: Any, outputs: Any, function: str) -> dict[str, Any]:
 
 
 def _as_text(value: Any) -> str:
-    """Input or output as text: lists are lines."""
-    return "\n".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    """Input or output as text: lists are lines, null is no text."""
+    if isinstance(value, (list, tuple)):
+        return "\n".join(map(_as_text, value))
+    return "" if value is None else str(value)
 
 
 def _read_assertions(text: str, function: str, shown: str) -> dict[str, Any]:

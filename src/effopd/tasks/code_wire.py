@@ -2,11 +2,14 @@
 
 Plain data (numbers, text, containers, dates, ...) crosses as JSON and is built anew on the other side, so that nothing
 of the program runs where the tests compare it. Anything else crosses as a handle: a `Proxy`, which asks the other side
-for each attribute, call and operation. Imports the standard library alone.
+for each attribute, call and operation. So do containers of classes of the program's own, such as a list with further
+methods; with plain data they are compared as the standard containers that they extend. Imports the standard library
+alone.
 """
 
 from __future__ import annotations
 
+import collections
 import importlib
 import json
 import operator
@@ -28,7 +31,13 @@ STANDARD: dict[tuple[str, str], Callable[[Any], list[Any]]] = {
     ("datetime", "datetime"): lambda v: [v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond],
     ("datetime", "timedelta"): lambda v: [v.days, v.seconds, v.microseconds],
 }
-DICTS = {"dict": dict, "Counter": None, "OrderedDict": None, "defaultdict": None}  # those of None are in `collections`
+CONTAINERS = {
+    kind.__name__: kind
+    for kind in (list, tuple, dict, set, frozenset, bytes, bytearray,
+                 collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter)
+}  # fmt: skip
+UNCHANGING = (tuple, frozenset, bytes)
+DICTS = ("dict", "Counter", "OrderedDict", "defaultdict")
 READABLE = {"__name__", "__qualname__", "__doc__", "__dict__", "__annotations__", "__module__", "__wrapped__"}
 ENDINGS = (SystemExit, KeyboardInterrupt, GeneratorExit)  # never passed on: the program is at its end
 OPERATORS: dict[str, Callable[..., Any]] = {
@@ -66,13 +75,23 @@ class Known(list[Any]):
 
 
 class Proxy:
-    """An object of the other side."""
+    """An object of the other side.
 
-    __slots__ = ("_number", "_peer")
+    Of a container, `_extends` is the standard type that its class extends, and `_content` what it holds, as a value of
+    that type, if that never changes.
+    """
 
-    def __init__(self, peer: Peer, number: int) -> None:
+    __slots__ = ("_content", "_extends", "_number", "_peer")
+
+    def __init__(self, peer: Peer, number: int, extends: type | None = None, content: Any = None) -> None:
         object.__setattr__(self, "_peer", peer)
         object.__setattr__(self, "_number", number)
+        object.__setattr__(self, "_extends", extends)
+        object.__setattr__(self, "_content", content)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # what isinstance() goes by
+        return self._extends or Proxy
 
     def __call__(self, *given: Any, **named: Any) -> Any:
         return self._peer.ask("call", self, given, named)
@@ -95,7 +114,12 @@ def _forwarded(name: str) -> Callable[..., Any]:
             given = ()
         if name in COMPARISONS and type(given[0]) is not Proxy:
             # what the tests expect stays with them: an object that is no plain data equals none, however it compares
-            return False if name == "__instancecheck__" else NotImplemented
+            if self._extends is None or name == "__instancecheck__":
+                return False if name == "__instancecheck__" else NotImplemented
+            content = self._content if self._content is not None else self._peer.ask("content", self)
+            return OPERATORS[name](content, *given)
+        if name == "__hash__" and self._content is not None:
+            return hash(self._content)
         if name in DIFFERENCES and not self._peer.trusts and isinstance(given[0], (int, float, complex)):
             return NotImplemented  # `abs(found - 0.5) < 1e-6` is a comparison too, and would tell what is expected
         return self._peer.ask(name, self, given)
@@ -191,6 +215,8 @@ class Peer:
     def done(self, what: str, target: Any, given: Any, named: Any) -> Any:
         if what == "call":
             return target(*given, **named)
+        if what == "content" and self.trusts:
+            return _plain(target)
         if what in OPERATORS:
             return OPERATORS[what](target, *given)
         if what not in ("get", "set", "delete"):
@@ -212,39 +238,25 @@ class Peer:
         if (number := known.numbers.get(id(value))) is not None:
             return ["known", number]
         content = self.encode_content(value, known, register=True)
-        return content if content is not None else self.handle(value)
+        return content if content is not None else self.handle(value, known)
 
     def encode_content(self, value: Any, known: Known, register: bool = False) -> Any:
         """A container or other plain data; None if it is no plain data. With `register`, a container is made known."""
         kind = type(value)
         name = (kind.__module__, kind.__name__)
-        if register and (isinstance(value, (list, dict, set, bytearray)) or name == ("collections", "deque")):
-            known.append(value)
-        if isinstance(value, list):
-            return ["list", *[self.encode(item, known) for item in list.__iter__(value)]]
-        if isinstance(value, tuple):
+        if extends := _standard(kind):
+            if kind is not extends and self.trusts:
+                return None
+            if register and extends not in UNCHANGING:
+                known.append(value)
             fields = getattr(kind, "_fields", None)
-            items = [self.encode(item, known) for item in tuple.__iter__(value)]
-            if isinstance(fields, tuple) and len(fields) == len(items):
-                return ["named", kind.__name__, list(fields), *items]
-            return ["tuple", *items]
-        if isinstance(value, dict):
-            special = name[1] if name[0] == "collections" and name[1] in DICTS else "dict"
-            factory = self.encode(getattr(value, "default_factory", None), known) if special == "defaultdict" else None
-            return [special, factory, *[[self.encode(k, known), self.encode(v, known)] for k, v in dict.items(value)]]
-        if isinstance(value, (set, frozenset)):
-            base: Any = set if isinstance(value, set) else frozenset
-            return [base.__name__, *[self.encode(item, known) for item in base.__iter__(value)]]
-        if isinstance(value, (bytes, bytearray)):
-            return ["bytearray" if isinstance(value, bytearray) else "bytes", bytes(value).hex()]
+            return self.encode_container(_plain(value), known, kind.__name__, fields)
         if isinstance(value, int) and kind is not bool:  # an IntEnum, for one
             return int.__int__(value)
         if isinstance(value, float):
             return float.__float__(value)
         if isinstance(value, str):
             return str.__str__(value)
-        if name == ("collections", "deque"):
-            return ["deque", value.maxlen, *[self.encode(item, known) for item in value]]
         if name in STANDARD and getattr(value, "tzinfo", None) is None:
             return ["standard", *name, *[self.encode(part, known) for part in STANDARD[name](value)]]
         if isinstance(value, type) and kind.__module__ == value.__module__ == "builtins":
@@ -253,11 +265,28 @@ class Peer:
             return ["builtin", value.__name__] if getattr(value.__self__, "__name__", "") == "builtins" else None
         return None
 
-    def handle(self, value: Any) -> list[Any]:
+    def encode_container(self, value: Any, known: Known, name: str, fields: Any) -> list[Any]:
+        """A value of one of CONTAINERS; a tuple with `fields` is a named tuple of the class `name`."""
+        kind = type(value)
+        if kind in (bytes, bytearray):
+            return [kind.__name__, bytes(value).hex()]
+        if isinstance(value, dict):
+            factory = self.encode(value.default_factory, known) if isinstance(value, collections.defaultdict) else None
+            return [kind.__name__, factory, *[[self.encode(k, known), self.encode(v, known)] for k, v in value.items()]]
+        items = [self.encode(item, known) for item in value]
+        if isinstance(fields, tuple) and len(fields) == len(items):
+            return ["named", name, list(fields), *items]
+        return [kind.__name__, *([value.maxlen] if isinstance(value, collections.deque) else []), *items]
+
+    def handle(self, value: Any, known: Known) -> list[Any]:
         number = self.numbers.get(id(value))
         if number is None:
             number = self.numbers[id(value)] = len(self.held)
             self.held.append(value)
+        if extends := _standard(type(value)):
+            content = _plain(value) if extends in UNCHANGING else None
+            sent = content is not None and _is_hashable(content)
+            return ["own", number, extends.__name__, *([self.encode(content, known)] if sent else [])]
         kinds = value.__mro__ if isinstance(value, type) and issubclass(value, BaseException) else ()
         return ["mine", number, *([[value.__name__, _builtin_bases(kinds)]] if kinds else [])]
 
@@ -278,6 +307,8 @@ class Peer:
             return self.held[rest[0]]
         if name == "mine":
             return self.error_class(rest[0], *rest[1]) if len(rest) > 1 else self.proxy(rest[0])
+        if name == "own":
+            return self.proxy(rest[0], CONTAINERS[rest[1]], self._decoded(rest[2], known) if rest[2:] else None)
         if name in ("list", "set", "deque", "bytearray") or name in DICTS:
             return self.fill(self.empty(name, rest, known), name, rest, known)
         if name == "bytes":
@@ -291,21 +322,17 @@ class Peer:
             parts = [self._decoded(part, known) for part in rest[2:]]
             return getattr(importlib.import_module(rest[0]), rest[1])(*parts)
         if name == "named":
-            kind = importlib.import_module("collections").namedtuple(rest[0], rest[1])
-            return kind(*[self._decoded(item, known) for item in rest[2:]])
+            named: Any = importlib.import_module("collections").namedtuple(rest[0], rest[1])
+            return named(*[self._decoded(item, known) for item in rest[2:]])
         return {"tuple": tuple, "frozenset": frozenset}[name]([self._decoded(item, known) for item in rest])
 
     def empty(self, name: str, rest: list[Any], known: Known) -> Any:
         """An empty container of a kind, made known before what it holds is read: it may hold itself."""
-        plain = {"list": list, "set": set, "bytearray": bytearray, "dict": dict}.get(name)
-        if plain is None:
-            kind = getattr(importlib.import_module("collections"), name)
-            if name == "deque":
-                container = kind(maxlen=rest[0])
-            else:
-                container = kind(self._decoded(rest[0], known)) if name == "defaultdict" else kind()
+        kind: Any = CONTAINERS[name]
+        if name == "deque":
+            container = kind(maxlen=rest[0])
         else:
-            container = plain()
+            container = kind(self._decoded(rest[0], known)) if name == "defaultdict" else kind()
         known.append(container)
         return container
 
@@ -320,7 +347,7 @@ class Peer:
             container.extend(self._decoded(item, known) for item in rest[1:])
         else:
             for key, item in rest[1:]:
-                dict.__setitem__(container, self._decoded(key, known), self._decoded(item, known))
+                container[self._decoded(key, known)] = self._decoded(item, known)
         return container
 
     def restore(self, changed: list[Any], known: Known) -> None:
@@ -336,10 +363,10 @@ class Peer:
         except (TypeError, ValueError, LookupError, AttributeError):
             raise self.loss() from None
 
-    def proxy(self, number: int) -> Proxy:
+    def proxy(self, number: int, extends: type | None = None, content: Any = None) -> Proxy:
         if type(number) is not int:
             raise self.loss()
-        return self.proxies.setdefault(number, Proxy(self, number))
+        return self.proxies.setdefault(number, Proxy(self, number, extends, content))
 
     # Exceptions
 
@@ -348,7 +375,7 @@ class Peer:
         given = [self.encode(part, known) for part in error.args]
         if kind.__module__ == "builtins":
             return [None, kind.__name__, [kind.__name__], given]
-        return [self.handle(kind)[1], kind.__name__, _builtin_bases(kind.__mro__), given]
+        return [self.handle(kind, known)[1], kind.__name__, _builtin_bases(kind.__mro__), given]
 
     def error(self, value: Any, known: Known, stops: bool) -> BaseException:
         """The exception that the other side raised. One that ends loops is another if it does not come from next()."""
@@ -378,6 +405,35 @@ class Peer:
         if number not in self.errors:
             self.errors[number] = type(str(name), (kinds[0],), {})
         return self.errors[number]
+
+
+def _standard(kind: type) -> Any:
+    """The standard type of containers that a class is or extends; None if it is none of containers."""
+    return next((base for base in kind.__mro__ if CONTAINERS.get(base.__name__) is base), None)
+
+
+def _plain(value: Any) -> Any:
+    """What a container holds, as a value of the standard type that its class extends, whatever the class overrides."""
+    kind = _standard(type(value))
+    if kind is type(value):
+        return value
+    if issubclass(kind, dict):
+        if kind is collections.defaultdict:
+            return kind(value.default_factory, dict.items(value))
+        return kind(dict(kind.items(value)))  # a Counter counts what is no dictionary
+    if kind in (bytes, bytearray):
+        return kind(memoryview(value))
+    items = kind.__iter__(value)
+    return kind(items, value.maxlen) if kind is collections.deque else kind(items)
+
+
+def _is_hashable(value: Any) -> bool:
+    """Whether a value has a hash, and so does not change."""
+    try:
+        hash(value)
+    except Exception:
+        return False
+    return True
 
 
 def _is_plain_type(kind: Any) -> bool:

@@ -27,7 +27,8 @@ from effopd.tasks.code_wire import GoneError, Peer, Proxy
 RESULT = 3  # the descriptor on which the sandbox hands results back
 SOLUTION = "solution"
 # Modules whose names programs may use without importing them, as on the sites that such problems are from.
-PRELOADED = (bisect, collections, functools, heapq, itertools, math, re, string, sys, typing)
+# Of two with one name the later counts: `Counter` is the class, not the hint.
+PRELOADED = (typing, bisect, collections, functools, heapq, itertools, math, re, string, sys)
 PR_SET_DUMPABLE = 4
 SHOWN_ERROR = 200
 

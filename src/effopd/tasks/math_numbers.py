@@ -23,6 +23,29 @@ SHORT_FRACTION = re.compile(r"(\\[dtc]?(?:frac|binom))\s*(\d)\s*(\d)")
 MIXED = re.compile(r"(?<![\w.^/)}\]])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])")
 THOUSANDS = re.compile(r"(?<![\w.,^])[1-9]\d{0,2}(?:[\s_]\d{3})+(?!\d|\s+\d)")
 SIDE_BY_SIDE = re.compile(r"(?<!\\log_)\d\s+\.?\d")
+SIGN = re.compile(r"(^|[(\[{,;=])(\s*)[–‐‑﹣－](?=\s*[\d.\\√π(])")  # a dash between numbers is a range
+ROOT = re.compile(r"√\s*(?:(\d+(?:\.\d+)?|[A-Za-z])|\(([^()]*)\)|\{([^{}]*)\})")
+REPEATING = re.compile(
+    r"(?<![\w.])(\d{1,30})\.(\d{0,30})(?:\\(?:overline|bar)\s*(?:\{(\d{1,30})\}|(\d))|\((\d{1,30})\))(?!\d)"
+)
+# Relations, which make a number another answer.
+RELATIONS = {
+    "<": "<", r"\lt": "<", ">": ">", r"\gt": ">",
+    **dict.fromkeys(("≤", "<=", r"\le", r"\leq", r"\leqslant"), "≤"),
+    **dict.fromkeys(("≥", ">=", r"\ge", r"\geq", r"\geqslant"), "≥"),
+    **dict.fromkeys(("≠", "!=", r"\ne", r"\neq", r"\not="), "≠"),
+}  # fmt: skip
+RELATION = "|".join(re.escape(sign) + r"(?![A-Za-z])" * sign[-1].isalpha() for sign in sorted(RELATIONS, reverse=True))
+BARE_RELATION = re.compile(rf"[\s$]*(?:({RELATION})(.*?)|(.*?)({RELATION}))[\s$]*", re.DOTALL)
+_UNIT = (
+    r"(?:[cdkm]?m|in|ft|yd|mi|k?g|mg|lbs?|oz|m?[lL]|s|secs?|mins?|h|hrs?|mph|kph|inch(?:es)?|foot|feet|"
+    r"(?:yard|mile|(?:centi|milli|kilo)?(?:meter|metre|gram)|pound|ounce|(?:milli)?(?:liter|litre)|gallon|second|minute|hour|day|"
+    r"week|month|year|dollar|cent|euro|degree|unit)s?)(?:\^\{?[23]\}?|[²³])?"
+)
+# The unit behind the number that is the whole answer: `5 cm`, `12 dollars`, `60 km/h`, `9 square feet`.
+UNIT = re.compile(
+    rf"([-+]?[\d.,]*\d(?:/\d+)?)\s+(?:(?:square|cubic|sq\.?|cu\.?)\s+)?{_UNIT}(?:\s*(?:/|\bper\b)\s*{_UNIT})?\.?"
+)
 TYPED = str.maketrans({"−": "-", "⁄": "/", "·": r"\cdot ", "°": r"^\circ ", "∞": r"\infty "})
 BASE = re.compile(r"(?<=\d)_\{?(\d+)\}?\$*$")
 SCIENTIFIC = re.compile(r"(?<![\w.}])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d+)(?![\w.])")
@@ -34,6 +57,27 @@ def in_other_bases(one: str, other: str) -> bool:
     return all(bases) and bases[0] != bases[1]
 
 
+def relation_apart(answer: str) -> tuple[str, str]:
+    """The relation that an answer begins or ends with, as `<`, `>`, `≤`, `≥` or `≠`, and the rest; "" if none.
+
+    math-verify reads `> 204` as 204.
+    """
+    found = BARE_RELATION.fullmatch(answer)
+    if not found:
+        return "", answer
+    if found[1]:
+        return RELATIONS[found[1]], found[2]
+    turned = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}  # `5 <` is `> 5`
+    return turned.get(RELATIONS[found[4]], RELATIONS[found[4]]), found[3]
+
+
+def _fraction(number: re.Match[str]) -> str:
+    """A repeating decimal as a fraction."""
+    whole, first, again = number[1], number[2], next(filter(None, number.groups()[2:]))
+    above = int(whole + first + again) - int(whole + first)
+    return f"\\frac{{{above}}}{{{10 ** len(first) * (10 ** len(again) - 1)}}}"
+
+
 def readings(answer: str) -> list[str]:
     r"""The LaTeX that an answer may mean; none if numbers stand side by side that are not one number.
 
@@ -41,6 +85,10 @@ def readings(answer: str) -> list[str]:
     """
     whole = IN_TEXT.fullmatch(answer)
     text = SPACES.sub(" ", whole[1] if whole else answer).replace("\\!", "").replace("{,}", ",").translate(TYPED)
+    text = ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3]}}}", SIGN.sub(r"\1\2-", text.strip()))
+    text = REPEATING.sub(_fraction, text)
+    if measured := UNIT.fullmatch(text):
+        text = measured[1]
     text = VULGAR.sub(lambda sign: f" {unicodedata.normalize('NFKC', sign[0]).replace('⁄', '/')} ", text).strip()
     text = SHORT_FRACTION.sub(r"\1{\2}{\3}", text)
     text = MIXED.sub(r"\1\\frac{\2}{\3}", text)

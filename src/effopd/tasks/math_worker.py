@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from effopd.tasks.math_numbers import compare_numbers_by, in_other_bases, readings
+from effopd.tasks.math_numbers import compare_numbers_by, in_other_bases, readings, relation_apart
 
 MEMORY_BYTES = 4 * 2**30  # a formula of a few characters can ask for more than any machine has
 
@@ -33,6 +33,9 @@ def comparer() -> Callable[[str, str], tuple[bool, str]]:
     def compare(reference: str, answer: str) -> tuple[bool, str]:
         if in_other_bases(reference, answer):
             return False, "the boxed answer is in another base than the reference"
+        (wanted, reference), (relation, answer) = relation_apart(reference), relation_apart(answer)
+        if relation != wanted:
+            return False, f"the boxed answer has the relation {relation or '='}, the reference {wanted or '='}"
         gold, found = parsed(reference), parsed(answer)
         if not found:
             return False, "the boxed answer cannot be read as mathematics"

@@ -16,6 +16,7 @@ from effopd.tasks.readers import READERS, PlacedRow, Row, UnusableRowError, read
 
 SUFFIXES = tuple(READERS)
 COLUMNS_SHOWN = 20
+SHEET_ERROR = re.compile(r"#(?:NAME\?|REF!|VALUE!|DIV/0!|N/A|NUM!|NULL!|SPILL!|CALC!|ERROR!)|Err:5\d\d")
 EXACT_INTEGERS = 2.0**53  # below it, a double that is a whole number is that number
 
 
@@ -166,7 +167,8 @@ def as_text(value: Any, column: str) -> str:
 
     A number that was not written, as in Parquet, is the shortest text that stands for it; a whole one has no decimal
     point, since columns of integers in which some are missing are often stored as floats. Raises ColumnError if the
-    value is neither text nor a number, UnusableRowError if it is text that no file can hold.
+    value is neither text nor a number, UnusableRowError if it is text that no file can hold, or what a
+    spreadsheet shows where a formula failed.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -183,6 +185,8 @@ def as_text(value: Any, column: str) -> str:
     text = str(value).strip()
     if re.search("[\ud800-\udfff]", text):
         raise UnusableRowError(f"`{column}` is not valid UTF-8")
+    if SHEET_ERROR.fullmatch(text):
+        raise UnusableRowError(f"`{column}` is a spreadsheet's error, such as #REF!")
     return text
 
 

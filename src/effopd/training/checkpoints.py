@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -73,54 +71,14 @@ class Point:
         """AdamW's moments, as the last update left them, and LoRA's factors; None at step 0."""
         if self.manifest.kind == "model":
             return None
-        return _optimizer(self.manifest.result["optimizer_steps"], load_tensors(self.manifest.file(OPTIMIZER)))
+        return OptimizerState.from_tensors(
+            self.manifest.result["optimizer_steps"], load_tensors(self.manifest.file(OPTIMIZER))
+        )
 
 
 def save_state(folder: Path, weights: Weights, optimizer: OptimizerState) -> dict[str, Path]:
     """Write a state's heavy files; the manifest that makes them valid is the caller's to write afterwards."""
     files = {WEIGHTS: folder / WEIGHTS, OPTIMIZER: folder / OPTIMIZER}
     save_tensors(files[WEIGHTS], weights)
-    save_tensors(files[OPTIMIZER], _optimizer_tensors(optimizer))
+    save_tensors(files[OPTIMIZER], optimizer.tensors())
     return files
-
-
-def _optimizer_tensors(optimizer: OptimizerState) -> Weights:
-    return optimizer.moments | {f"factors.{name}": tensor for name, tensor in optimizer.factors.items()}
-
-
-def _optimizer(step: int, tensors: Weights) -> OptimizerState:
-    factors = {n.removeprefix("factors."): t for n, t in tensors.items() if n.startswith("factors.")}
-    return OptimizerState(step, {n: t for n, t in tensors.items() if not n.startswith("factors.")}, factors)
-
-
-class ResumePoint:
-    """One file from which a killed training job goes on, valid for one fingerprint."""
-
-    def __init__(self, path: Path, fingerprint: str) -> None:
-        self.path, self.fingerprint = path, fingerprint
-
-    def save(self, weights: Weights, optimizer: OptimizerState, history: Any) -> None:
-        """Replace the file atomically; `history` is what else the job goes on from, as a JSON value."""
-        tensors = {f"weights.{name}": tensor for name, tensor in weights.items()} | _optimizer_tensors(optimizer)
-        facts = {"fingerprint": self.fingerprint, "step": str(optimizer.step), "history": json.dumps(history)}
-        save_tensors(self.path, tensors, facts)
-
-    def load(self) -> tuple[Weights, OptimizerState, Any] | None:
-        """What was saved, or None where nothing usable of this fingerprint is there."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                facts = file.metadata() or {}
-                if facts.get("fingerprint") != self.fingerprint:
-                    return None
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            step, history = int(facts["step"]), json.loads(facts["history"])
-        except (OSError, SafetensorError, KeyError, ValueError, RecursionError):
-            return None
-        weights = {n.removeprefix("weights."): t for n, t in tensors.items() if n.startswith("weights.")}
-        others = {n: t for n, t in tensors.items() if not n.startswith("weights.")}
-        return weights, _optimizer(step, others), history
-
-    def discard(self) -> None:
-        self.path.unlink(missing_ok=True)

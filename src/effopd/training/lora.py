@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from effopd.common.errors import ConfigError
 from effopd.common.randomness import generator
 from effopd.extrapolation.candidates import moving_parameters
+from effopd.losses.metrics import Metrics
 from effopd.models.models import Weights, load_weights_into, weights_in, weights_of
 from effopd.training.trainer import OptimizerState, Trainer, TrainerSettings
 
@@ -190,17 +191,17 @@ class LoraTrainer(Trainer):
         self.adapters = Adapters(model, lora, seed)
         super().__init__(model, settings, device, trained=self.adapters)
 
-    def step(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def step(self, *args: Any, **kwargs: Any) -> tuple[dict[str, float], list[Metrics]]:
         before = self.adapters.factors()
         # No longer than needed: whether a weight requires gradients decides which kernel multiplies by it, and rollouts
         # come out bitwise alike only where it is as in jobs that do not train.
         self.model.requires_grad_(False)
         try:
-            facts = super().step(*args, **kwargs)
+            result = super().step(*args, **kwargs)
         finally:
             self.model.requires_grad_(True)
         self.adapters.merge_since(before)
-        return facts
+        return result
 
     def weights(self, everywhere: bool = False) -> Weights:
         return weights_of(self.model) if self.first or everywhere else {}

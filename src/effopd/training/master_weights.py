@@ -13,17 +13,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from effopd.common.errors import ArtifactError
 from effopd.models.models import Weights, check_weights
+from effopd.training.deepspeed_compat import flat_masters, has_own_master, in_zero3, write_kept
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def has_own_master(parameter: torch.nn.Parameter) -> bool:
-    """Whether DeepSpeed keeps a float32 copy of a parameter (ZeRO 1 to 3, or its bf16 optimizer)."""
-    return _in_zero3(parameter) or hasattr(parameter, "_hp_mapping")
 
 
 def shape_of(parameter: Any) -> torch.Size:
@@ -47,7 +41,7 @@ def read_masters(parameters: Iterable[tuple[str, torch.nn.Parameter]], keep: boo
 def write_master(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
     """Set a parameter's master, and the parameter itself with it. Every rank is given the whole value."""
     if has_own_master(parameter):
-        _write_kept(parameter, value.to(parameter.device, torch.float32))
+        write_kept(parameter, value.to(parameter.device, torch.float32))
     with _whole(parameter):
         parameter.data.copy_(value)
 
@@ -96,7 +90,7 @@ class Masters:
                 if self.stage == 0:
                     self.adam.state[parameter][moment].copy_(value)
                 else:
-                    _write_kept(parameter, value.to(self.engine.device), moment)
+                    write_kept(parameter, value.to(self.engine.device), moment)
 
     @torch.no_grad()
     def scale_gradients(self, factor: float, step: int) -> None:
@@ -116,43 +110,17 @@ class Masters:
                 parameter.copy_(own.data)
 
     def _optimized(self) -> list[torch.Tensor]:
-        """The tensors that AdamW itself works on: this rank's flat parts of the masters."""
-        optimizer = self.engine.optimizer
-        if self.stage == 0:
-            return list(self.parameters.values())
-        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
-            if hasattr(optimizer, name):
-                return list(getattr(optimizer, name))
-        raise ArtifactError(f"DeepSpeed's {type(optimizer).__name__} keeps its masters where effopd does not know.")
-
-
-def _write_kept(parameter: Any, value: torch.Tensor, *moment: str) -> None:
-    """Set what DeepSpeed keeps of a parameter, its master or a moment, to a value that every rank has in one piece."""
-    utils = _utils()
-    if _in_zero3(parameter):  # where setting whole values fails for sizes that the ranks do not divide
-        size = parameter.ds_tensor.numel()
-        start = size * dist.get_rank(parameter.ds_process_group)
-        part = value.flatten()[start : start + size]
-        part = torch.nn.functional.pad(part, (0, size - part.numel()))
-        write = utils.safe_set_local_optimizer_state if moment else utils.safe_set_local_fp32_param
-        write(parameter, part, *moment)
-    elif moment:
-        utils.safe_set_full_optimizer_state(parameter, value, *moment)
-    else:
-        utils.safe_set_full_fp32_param(parameter, value)
+        """The tensors that AdamW itself works on."""
+        return list(self.parameters.values()) if self.stage == 0 else flat_masters(self.engine.optimizer)
 
 
 def _utils() -> Any:
     return importlib.import_module("deepspeed.utils")
 
 
-def _in_zero3(parameter: torch.nn.Parameter) -> bool:
-    return hasattr(parameter, "ds_id")
-
-
 def _whole(parameter: torch.nn.Parameter, changed: bool = True) -> AbstractContextManager[Any]:
     """A block in which a parameter of the model is in one piece, and after which the changes to it stay."""
-    if not _in_zero3(parameter):
+    if not in_zero3(parameter):
         return nullcontext()
     zero = importlib.import_module("deepspeed").zero
     gathered: AbstractContextManager[Any] = zero.GatheredParameters([parameter], modifier_rank=0 if changed else None)

@@ -17,11 +17,11 @@ from effopd.artifacts.locks import exclusive
 from effopd.artifacts.manifests import atomic_path, fingerprint_of, read_manifest, write_manifest
 from effopd.common.progress import Progress, say
 from effopd.models.models import Weights, load_tensors, save_model, save_tensors
-from effopd.training.checkpoints import ResumePoint
 from effopd.training.early_stopping import BEST, METRIC, EarlyStopping, best_step
+from effopd.training.resume import ResumableTraining, ResumePoint
 from effopd.training.trainer import Trainer, TrainerSettings
 
-RESUME_EVERY_SECONDS = 10.0
+RESUME, RESUME_EVERY_SECONDS = "resume.safetensors", 10.0
 
 
 def train_into_folder(
@@ -59,18 +59,13 @@ def train_into_folder(
         if trainer.broadcast(finished):  # by a job that outlived its killed workflow, while this one waited
             say(f"{what}: finished meanwhile")
             return
-        resume = ResumePoint(folder / "resume.safetensors", fingerprint)
-        rows: list[dict[str, Any]] = []
-        saved = resume.load()
+        resume = ResumableTraining(ResumePoint(folder / RESUME, fingerprint), trainer, RESUME_EVERY_SECONDS)
+        rows: list[dict[str, Any]] = resume.load() or []
         if trainer.first:  # of another model that was here before
-            empty(folder, keep=(resume.path.name, "checkpoints", BEST) if saved else ())
-        if saved:
-            weights, optimizer, rows = saved
-            trainer.load_weights(weights)
-            trainer.load_optimizer_state(optimizer)
+            empty(folder, keep=(RESUME, "checkpoints", BEST) if rows else ())
+        if rows:
             say(f"{what}: going on after step {len(rows)}")
         progress = Progress(what, steps, done=len(rows))
-        last_saved = time.monotonic()
         for step in range(len(rows) + 1, steps + 1):
             facts = train_step(trainer, step)
             if stopping and stopping.due(step):
@@ -88,13 +83,9 @@ def train_into_folder(
                 if trainer.first:
                     say(f"{what}: {stopping.patience} evaluations without gain, stopped after step {step}")
                 break
-            if trainer.broadcast(time.monotonic() - last_saved > RESUME_EVERY_SECONDS) and step < steps:
-                weights, optimizer = trainer.weights(), trainer.optimizer_state()
-                if trainer.first:
-                    resume.save(weights, optimizer, rows)
-                    for outdone in {*best.glob("*")} - {best / f"step{best_step(rows)}.safetensors"}:
-                        outdone.unlink()
-                last_saved = time.monotonic()
+            if step < steps and resume.save_if_due(rows) and trainer.first:
+                for outdone in {*best.glob("*")} - {best / f"step{best_step(rows)}.safetensors"}:
+                    outdone.unlink()
         weights = _without(trainer.weights(), aside)
         if not trainer.first:
             return
@@ -104,7 +95,7 @@ def train_into_folder(
         save_model(config, weights, tokenizer, folder)
         with atomic_path(folder / "training.parquet") as temporary:
             pd.DataFrame(rows).to_parquet(temporary, index=False)
-        own = {path.name: path for path in sorted(folder.glob("[!.]*.*")) if path not in (out, resume.path)}
+        own = {path.name: path for path in sorted(folder.glob("[!.]*.*")) if path not in (out, folder / RESUME)}
         for step in (step for step in checkpoints if taken < step <= len(rows)):
             (folder / f"checkpoints/step{step}.safetensors").unlink(missing_ok=True)
         kept = [f"checkpoints/step{step}.safetensors" for step in sorted(checkpoints) if step <= taken]

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, TypeVar
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from effopd.common.errors import DivergenceError
+from effopd.losses.metrics import Metrics
 from effopd.models.models import Weights, weights_in
+from effopd.training.deepspeed_compat import import_deepspeed, linear_map
 from effopd.training.master_weights import Masters
 
-Micro = TypeVar("Micro")
+Micro = TypeVar("Micro")  # a micro-batch
+LossOfMicroBatch = Callable[[PreTrainedModel, Micro], tuple[torch.Tensor, Metrics]]
+IdleLoss = Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]  # of [1, 1] token ids
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
 
@@ -36,7 +36,7 @@ class TrainerSettings:
     weight_decay: float
     gradient_clipping: float
     precision: str = "float32"  # of forward and backward; master weights and moments are float32 in any case
-    zero_stage: int = 0  # what the ranks share out: 1 moments and masters, 2 gradients too, 3 the model too
+    zero_stage: int = 0  # what the ranks partition: 1 moments and masters, 2 gradients too, 3 the model too
     gradient_checkpointing: bool = False
     offload_optimizer: bool = False
 
@@ -89,6 +89,16 @@ class OptimizerState:
     moments: Weights
     factors: Weights = field(default_factory=dict)
 
+    def tensors(self) -> Weights:
+        """All tensors in one dictionary, the factors' names behind `factors.`."""
+        return self.moments | {f"factors.{name}": tensor for name, tensor in self.factors.items()}
+
+    @staticmethod
+    def from_tensors(step: int, tensors: Weights) -> OptimizerState:
+        """The state whose `tensors` these are."""
+        factors = {n.removeprefix("factors."): t for n, t in tensors.items() if n.startswith("factors.")}
+        return OptimizerState(step, {n: t for n, t in tensors.items() if not n.startswith("factors.")}, factors)
+
 
 def warmed_up(lr: float, step: int, warmup_steps: int) -> float:
     """The learning rate of a step (from 1): linear over `warmup_steps`, then constant."""
@@ -105,7 +115,7 @@ class Trainer:
     """Trains a model's parameters with AdamW under DeepSpeed.
 
     The float32 master weights are what is saved and extrapolated. Runs alone, or as one of the ranks that
-    `torch.distributed.run` starts; a rank passes its share of the micro-batches of each step.
+    `torch.distributed.run` starts; a rank passes its shard of the micro-batches of each step.
     """
 
     def __init__(
@@ -130,8 +140,8 @@ class Trainer:
         adam = torch.optim.AdamW(
             trained.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        # It prints how much memory it takes, and with ZeRO 3 it changes torch's linear map for all models.
-        with contextlib.redirect_stdout(sys.stderr), _linear(torch.nn.functional.linear):
+        # It prints how much memory it takes, and with ZeRO 3 it changes torch's linear map.
+        with contextlib.redirect_stdout(sys.stderr), linear_map(torch.nn.functional.linear):
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
                 model=trained, optimizer=adam, config=settings.deepspeed_config()
             )
@@ -151,8 +161,8 @@ class Trainer:
         """Wait until every rank is here."""
         dist.barrier()
 
-    def share_of(self, items: Sequence[Item]) -> list[Item]:
-        """This rank's share of a batch: every n-th item. With one rank, all."""
+    def shard_of(self, items: Sequence[Item]) -> list[Item]:
+        """This rank's shard of a batch: every n-th item. With one rank, all."""
         return list(items[self.rank :: self.ranks])
 
     def broadcast(self, value: Shared) -> Shared:
@@ -182,23 +192,24 @@ class Trainer:
     def step(
         self,
         micro_batches: Sequence[Micro],
-        loss_of: Callable[[PreTrainedModel, Micro], torch.Tensor],
+        loss_of: LossOfMicroBatch[Micro],
         lr: float,
-        idle_loss: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = zero_of_logits,
-    ) -> dict[str, float]:
+        idle_loss: IdleLoss = zero_of_logits,
+    ) -> tuple[dict[str, float], list[Metrics]]:
         """Forward, loss and backward of every micro-batch, then one update.
 
-        `loss_of(model, micro_batch)` returns a scalar that is already divided by the size of the whole batch, so that
-        the losses of the micro-batches (and ranks) add up. A rank with fewer micro-batches than another takes
-        `idle_loss(model, token)` where all have to keep step (ZeRO 2 and 3): 0, by way of every parameter that is
-        trained. Returns the summed `loss` and the `gradient_norm` before clipping. Raises DivergenceError where either
-        is not finite, before anything is changed.
+        `loss_of(model, micro_batch)` returns metrics and a scalar that is already divided by the size of the whole
+        batch, so that the losses of the micro-batches (and ranks) add up. A rank with fewer micro-batches than another
+        takes `idle_loss(model, token)` if all have to keep step (ZeRO 2 and 3): 0, by way of every parameter that is
+        trained. Returns the summed `loss` with the `gradient_norm` before clipping, and the metrics of each of this
+        rank's micro-batches. Raises DivergenceError if loss or norm is not finite, before anything is changed.
         """
         self.engine.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with _linear(self._linear):
-            value = self.sum_over_ranks(self._add_up_gradients(micro_batches, loss_of, idle_loss))
+        with linear_map(self._linear):
+            loss, metrics = self._add_up_gradients(micro_batches, loss_of, idle_loss)
+        value = self.sum_over_ranks(loss)
         if not math.isfinite(value):
             raise DivergenceError(
                 f"the loss of optimizer step {self.optimizer_steps + 1} is {value}. Lower `lr` (now {lr:g}) or tighten "
@@ -218,29 +229,28 @@ class Trainer:
                 "earlier steps are kept."
             )
         self.optimizer_steps += 1
-        return {"loss": value, "gradient_norm": norm}
+        return {"loss": value, "gradient_norm": norm}, metrics
 
     def _add_up_gradients(
-        self,
-        micro_batches: Sequence[Micro],
-        loss_of: Callable[[PreTrainedModel, Micro], torch.Tensor],
-        idle_loss: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor],
-    ) -> float:
-        """Forward and backward passes of a step on this rank; returns the sum of its losses."""
+        self, micro_batches: Sequence[Micro], loss_of: LossOfMicroBatch[Micro], idle_loss: IdleLoss
+    ) -> tuple[float, list[Metrics]]:
+        """Forward and backward passes of a step on this rank; returns the sum of its losses, and their metrics."""
         total = torch.zeros((), device=self.engine.device)
+        metrics: list[Metrics] = []
         passes = max(1, len(micro_batches))
         if self.settings.zero_stage >= 2:
             passes = max(self.gather(passes))
         for position in range(passes):
             self.engine.set_gradient_accumulation_boundary(position + 1 == passes)
             if position < len(micro_batches):
-                loss = loss_of(self.engine, micro_batches[position])
+                loss, sums = loss_of(self.engine, micro_batches[position])
                 total += loss.detach()
+                metrics.append(sums)
             else:
                 loss = idle_loss(self.engine, torch.zeros((1, 1), dtype=torch.int64, device=self.engine.device))
             # DeepSpeed averages gradients over the ranks; the losses are shares of one sum.
             self.engine.backward(loss * self.ranks, scale_wrt_gas=False)
-        return float(total.item())
+        return float(total.item()), metrics
 
     def weights(self, everywhere: bool = False) -> Weights:
         """A copy of the master weights on the CPU, on the first rank or `everywhere`; nothing on the others.
@@ -266,7 +276,7 @@ class Trainer:
         self.optimizer_steps = state.step
         self.masters.load_moments(state.step, state.moments)
 
-    def forget_after_jump(self, moments: str, coefficient: float) -> None:
+    def rescale_optimizer_state(self, moments: str, coefficient: float) -> None:
         """What becomes of AdamW's memory when the weights jump by `coefficient` times the last update.
 
         "kept": nothing (paper section 2); "reset": it starts anew; "scaled": past gradients weigh 1 / (1 + |c|) of what
@@ -277,33 +287,6 @@ class Trainer:
             self.masters.scale_gradients(0.0, step=0)
         elif moments == "scaled":
             self.masters.scale_gradients(1 / (1 + abs(coefficient)), step=self.optimizer_steps)
-
-
-def import_deepspeed(on_cpu: bool) -> ModuleType:
-    """DeepSpeed, told which accelerator to use and kept from filling the log with its start-up notes."""
-    if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed = importlib.import_module("deepspeed")
-    with mock.patch("torch.compile", lambda function=None, **_: function or (lambda inner: inner)):
-        # which ZeRO imports; it compiles an optimizer that is not used here, and importing the compiler takes seconds
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if on_cpu:  # gloo serves; else the first job of a machine would compile a C++ extension of its own
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-@contextlib.contextmanager
-def _linear(function: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Replace torch's linear map inside the block, whatever the block makes of it."""
-    functional: Any = torch.nn.functional
-    before = functional.linear
-    functional.linear = function
-    try:
-        yield
-    finally:
-        functional.linear = before
 
 
 def _join_process_group(device: torch.device) -> None:

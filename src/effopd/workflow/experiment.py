@@ -13,11 +13,11 @@ from typing import Any, Self
 
 from effopd.artifacts.fingerprints import digest
 from effopd.common.errors import ConfigError, named_for
+from effopd.common.registry import find, load
 from effopd.config.files import read_file, read_files
 from effopd.config.load import complete
 from effopd.config.schema import main_group, run_settings
 from effopd.extrapolation.gate import BLIND
-from effopd.extrapolation.predictors import METHODS
 from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, powers_of_two, trigger_steps
 from effopd.models.pretrained import local_model_files
 from effopd.tasks.sources import local_files, source_name
@@ -32,6 +32,7 @@ PREFLIGHT = (
     "engine_dtype", "precision", "ranks", "zero_stage", "gradient_checkpointing", "offload_optimizer", "lora",
 )  # fmt: skip
 LOCAL_THEORY_TABLES = ("local_residuals", "local_eigenspace", "local_path", "local_gradient")
+IN_TURN = ("first_failure", "all")  # searches that try the `coefficients` and nothing else
 TABLES = ("models", "evaluation", "extrapolation", "speedup", "comparison", "summary")
 TSNE_CHECKPOINTS = 6  # that a t-SNE map needs, as in effopd.dynamics.trajectory, which is too heavy to read here
 WEIGHT_TABLES = ("dynamics_spectra", "dynamics_norms", "dynamics_alignment")
@@ -52,10 +53,11 @@ class Outline:
         """Raise ConfigError where there is no step that weights can be predicted from."""
         method, run = self.predictions[prediction]["method"], self.predicted_from(prediction)
         if not self.prediction_steps(prediction):
+            needed = load("predictors", method).states
             raise ConfigError(
-                f"config: `predictions.{prediction}.method` is {method!r}, which needs {METHODS[method].states} kept "
-                f"states, and run `{run}` keeps {len(self.boundaries(run))}. Train it for more steps, or "
-                "keep more of them (`training.kept_steps`)."
+                f"config: `predictions.{prediction}.method` is {method!r}, which needs {needed} kept states, and "
+                f"run `{run}` keeps {len(self.boundaries(run))}. Train it for more steps, or keep more of them "
+                "(`training.kept_steps`)."
             )
 
     @classmethod
@@ -70,7 +72,10 @@ class Outline:
 
     @classmethod
     def of_results(cls, results: Path) -> Self:
-        """The plan that a results folder was last run with. Raises ConfigError where the folder does not say."""
+        """The plan that a results folder was last run with.
+
+        Raises ConfigError where the folder does not say, PermissionError where its configuration may not be read.
+        """
         path = results / "config.yaml"
         if not path.exists():
             inside = results / "results"
@@ -79,6 +84,8 @@ class Outline:
         try:
             configuration = read_file(path)
         except ConfigError as error:
+            if isinstance(error.__context__, PermissionError):
+                raise error.__context__ from None
             raise ConfigError(f"{path} is damaged ({error}) Delete it and run the workflow again.") from None
         if not configuration.values:
             raise ConfigError(f"{path} is damaged: it is empty. Delete it and run the workflow again.")
@@ -141,10 +148,10 @@ class Outline:
     def candidates(self, run: str) -> list[float]:
         """The coefficients that are jobs of their own (0: the weights as they are); none where one job does them all.
 
-        A line search is one job in any case: what it tries depends on what it found.
+        Other searches than `first_failure` and `all` are one job in any case: what they try depends on what they found.
         """
         extrapolation = self.runs[run]["extrapolation"]
-        if not self.staged or extrapolation["search"] == "line":
+        if not self.staged or extrapolation["search"] not in IN_TURN:
             return []
         return [0.0, *extrapolation["coefficients"]]
 
@@ -157,8 +164,8 @@ class Outline:
         return self.config["models"][name].get("init")
 
     def model_stage(self, name: str) -> str:
-        stages = {"pretrain": "pretrain_model", "pretrained": "fetch_model"}
-        return stages.get(self.config["models"][name]["kind"], "train_rl")
+        """The stage that makes a model."""
+        return find("model_kinds", self.config["models"][name]["kind"]).attribute
 
     def model_files(self, name: str) -> list[str]:
         """The local files that a model is. Raises ConfigError where its folder is none of a model."""
@@ -185,7 +192,8 @@ class Outline:
         return f"{settings['student']}-{settings['teacher']}-{digest(settings)[:8]}"
 
     def _preflight_settings(self, run: str) -> dict[str, Any]:
-        return {key: value for key, value in self.runs[run]["training"].items() if key in PREFLIGHT}
+        training = self.runs[run]["training"]
+        return {key: value for key, value in training.items() if key in (*PREFLIGHT, training["engine"])}
 
     def preflights(self) -> dict[str, list[str]]:
         """All checks by name, with the runs that depend on them."""
@@ -211,7 +219,7 @@ class Outline:
 
     def prediction_steps(self, prediction: str) -> tuple[int, ...]:
         """The steps of its run from which weights are predicted: those with as many kept states as the method needs."""
-        least = METHODS[self.predictions[prediction]["method"]].states
+        least = load("predictors", self.predictions[prediction]["method"]).states
         return self.boundaries(self.predicted_from(prediction))[least - 1 :]
 
     def predicted_points(self) -> list[tuple[str, int, int]]:
@@ -228,7 +236,7 @@ class Outline:
 
     def validated_behind(self, prediction: str, step: int) -> list[int]:
         """The steps whose accuracy on the validation split a prediction is made from, the base's (0) first."""
-        asks = METHODS[self.predictions[prediction]["method"]].accuracies
+        asks = load("predictors", self.predictions[prediction]["method"]).accuracies
         return [0, *self.states_behind(prediction, step)] if asks else []
 
     @cache  # noqa: B019
@@ -302,9 +310,9 @@ class Outline:
     @property
     def several_sources(self) -> bool:
         """Whether the test problems of the task that is trained on come from several sources, by their names."""
-        if self.task_name == "arithmetic":
-            return False
         splits = self.config["task"]["splits"]
+        if not isinstance(splits["test"], Mapping):  # a number of problems that the task makes up
+            return False
         behind = splits["test"] if "sources" in splits["test"] else splits["train"]  # a share is of the training's
         return len({source_name(source) for source in behind["sources"]}) > 1
 
@@ -314,9 +322,7 @@ class Outline:
 
     def data_files(self, task: str | None = None) -> list[str]:
         """The local files that a task's data is made from. Raises ConfigError where one does not exist."""
-        if self.task(task)["name"] == "arithmetic":
-            return []
-        splits = self.task(task)["splits"].values()
+        splits = [split for split in self.task(task)["splits"].values() if isinstance(split, Mapping)]
         sources = [source for split in splits for source in split.get("sources", ())]
         with named_for(task if task in self.other_tasks else None):
             return [str(path) for source in sources for path in local_files(source)]

@@ -29,18 +29,14 @@ MALLOC = {  # fewer page faults: keep freed memory instead of handing it back; h
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
 }
-JOBS = (  # what most jobs are, and what they name only where they use it
-    "effopd.cli.commands",
-    "effopd.engines.transformers_engine",
-    "effopd.stages.collect_run",
-    "effopd.stages.evaluate",
-    "effopd.stages.evaluate_candidates",
-    "effopd.stages.predict_weights",
-    "effopd.stages.segments",
-    "effopd.stages.select_candidate",
-    "effopd.distillation.every_step",
-    "effopd.tasks.arithmetic",
-)
+JOBS = {  # what most jobs are, and what they name only where they use it
+    "stages": (
+        "collect_run", "evaluate", "evaluate_candidates", "predict_weights", "select_candidate", "train_segment",
+    ),
+    "engines": ("transformers",),
+    "parts": ("extrapolation",),
+    "tasks": ("arithmetic",),
+}  # fmt: skip
 _REQUEST = {"arguments", "environment", "folder"}
 _KILLED = 128  # and the number of the signal: the exit status of a killed job
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -245,8 +241,6 @@ def preload() -> None:
 
     Nothing else: a thread or a device opened here would not survive the fork.
     """
-    import importlib
-
     import jsonschema  # noqa: F401 - what manifests are checked with
     import matplotlib.pyplot  # noqa: F401
     import pyarrow.dataset  # noqa: F401 - what pandas imports at its first parquet file
@@ -256,12 +250,15 @@ def preload() -> None:
     torch.set_num_threads(1)
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
+    import effopd.cli.commands  # noqa: F401
     from effopd.artifacts.manifests import package_versions
-    from effopd.training.trainer import import_deepspeed
+    from effopd.common import registry
+    from effopd.training.deepspeed_compat import import_deepspeed
 
     import_deepspeed(on_cpu=True)
-    for name in JOBS:
-        importlib.import_module(name)
+    for kind, names in JOBS.items():
+        for name in names:
+            registry.load(kind, name)
     package_versions()
     with contextlib.suppress(ImportError):  # no documented function
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping

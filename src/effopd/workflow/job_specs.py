@@ -10,20 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from effopd.artifacts.fingerprints import canonical_json, code_digest, file_sha256
-from effopd.engines import engine_module
-from effopd.tasks.base import task_module
-from effopd.teachers import teacher_module
+from effopd.common import registry
 from effopd.workflow.experiment import FIGURES, Outline, groups
-
-# Rules that share a module of `effopd.stages` with others.
-MODULES = {
-    "train_segment": "segments",
-    "generate_rollouts": "segments",
-    "score_rollouts": "segments",
-    "update_policy": "segments",
-    "evaluate_candidate": "evaluate_candidates",
-    "make_source_table": "make_task_table",
-}
 
 
 class Plan(Outline):
@@ -35,7 +23,7 @@ class Plan(Outline):
         This one string is both what Snakemake tracks and what the command receives, so neither can differ.
         """
         part = getattr(self, f"_{stage}")(**wildcards)
-        return canonical_json({**part, "code": code_digest(f"effopd.stages.{MODULES.get(stage, stage)}")})
+        return canonical_json({**part, "code": _code("stages", stage)})
 
     def _make_data(self, task: str | None = None) -> dict[str, Any]:
         settings = {key: value for key, value in self.task(task).items() if key not in ("prompt", "sandbox")}
@@ -73,11 +61,16 @@ class Plan(Outline):
         elsewhere = ("steps", "kept_steps")  # they decide which segments there are
         training = {key: value for key, value in self.runs[run]["training"].items() if key not in elsewhere}
         start = self.previous_boundary(run, int(step))
-        parts = {"engine": _engine(training), "teacher": code_digest(teacher_module(training["scored_by"]))}
+        parts = {
+            "engine": _engine(training),
+            "teacher": _code("teachers", training["scored_by"]),
+            "objective": _code("objectives", training["objective"]["divergence"]),
+        }
         if "lora" in training:
-            parts["lora"] = code_digest("effopd.training.lora")
+            parts["lora"] = _code("parts", "lora")
         if self.every_step(run):
-            parts["extrapolation"] = code_digest("effopd.distillation.every_step")
+            parts["extrapolation"] = _code("parts", "extrapolation")
+            parts |= _search(self.runs[run]["extrapolation"])
         return {
             "training": training,
             "extrapolation": self._extrapolation_within(run, start),
@@ -110,7 +103,7 @@ class Plan(Outline):
         settings = self.runs[run]
         elsewhere = ("triggers", "moments")
         extrapolation = {key: value for key, value in settings["extrapolation"].items() if key not in elsewhere}
-        return {"extrapolation": extrapolation, **self._gate(run, seed, step)}
+        return {"extrapolation": extrapolation, "parts": _search(extrapolation), **self._gate(run, seed, step)}
 
     def _gate(self, run: str, seed: str, step: str) -> dict[str, Any]:
         """What the gate of a run's weights after a step depends on, besides its own settings."""
@@ -126,11 +119,14 @@ class Plan(Outline):
 
     def _predict_weights(self, prediction: str, seed: str, step: str) -> dict[str, Any]:
         settings = self.predictions[prediction]
-        keys = ("coefficients", "search", "accept", "parameters", "gate")
+        method, search = settings["method"], settings["search"]
+        keys = ("coefficients", "search", "accept", "parameters", "gate", search)
         return {
-            "method": settings["method"],
+            "method": method,
+            **({"options": settings[method]} if method in settings else {}),
+            "parts": {"method": _code("predictors", method), **_search(settings)},
             "states": self.states_behind(prediction, int(step)),
-            "extrapolation": {key: settings[key] for key in keys},
+            "extrapolation": {key: settings[key] for key in keys if key in settings},
             **self._gate(settings["run"], seed, step),
         }
 
@@ -140,8 +136,14 @@ class Plan(Outline):
 
     def _select_candidate(self, run: str, seed: str, step: str) -> dict[str, Any]:
         extrapolation = self.runs[run]["extrapolation"]
-        keys = ("coefficients", "search", "accept", "anchor", "parameters")
-        return {"extrapolation": {key: extrapolation[key] for key in keys}, "seed": int(seed), "step": int(step)}
+        search = extrapolation["search"]
+        keys = ("coefficients", "search", "accept", "anchor", "parameters", search)
+        return {
+            "extrapolation": {key: extrapolation[key] for key in keys if key in extrapolation},
+            "parts": {"search": _code("searches", search)},
+            "seed": int(seed),
+            "step": int(step),
+        }
 
     def _evaluate(
         self, max_new_tokens: int, precision: str | None, split: str = "test", task: str | None = None
@@ -339,13 +341,24 @@ class Plan(Outline):
 
     def _task_code(self, task: str | None = None) -> str:
         """The code of a task in use; stages name it only when they run."""
-        return code_digest(task_module(self.task(task)["name"]))
+        return _code("tasks", self.task(task)["name"])
+
+
+def _code(kind: str, name: str) -> str:
+    """The code behind a name of the configuration; stages name it only when they run."""
+    return code_digest(registry.find(kind, name).module)
 
 
 def _engine(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The engine in use and its code; stages name it only when they run."""
-    settings = {key: section[key] for key in ("engine", "engine_dtype")}
-    return {**settings, "code": code_digest(engine_module(section["engine"]))}
+    """The engine in use and its code."""
+    settings = {key: section[key] for key in ("engine", "engine_dtype", section["engine"]) if key in section}
+    return {**settings, "code": _code("engines", section["engine"])}
+
+
+def _search(extrapolation: Mapping[str, Any]) -> dict[str, str]:
+    """The code of what judges candidates and of what chooses which to try."""
+    chosen = {"search": ("searches", extrapolation["search"]), "gate": ("gates", extrapolation["gate"]["metric"])}
+    return {part: _code(*entry) for part, entry in chosen.items()}
 
 
 def _template_digest(name: str) -> str:

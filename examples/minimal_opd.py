@@ -1,0 +1,150 @@
+"""EffOPD in one file: evaluate, sample, score, train, extrapolate, log.
+
+    python examples/minimal_opd.py results --run effopd --seed 0 --steps 8 --out trained
+
+takes models, prompts and a run's settings from a finished results folder and trains the run's student again, in one
+process. On a CPU it ends with the run's weights, to the bit. Left out: several ranks, LoRA, extrapolation within steps,
+gates on rollouts or by difficulty, resuming a killed run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from effopd.artifacts.manifests import read_manifest
+from effopd.common.randomness import seed_of
+from effopd.data.prompts import Prompts, load_prompts
+from effopd.distillation.learner import teacher_head_of, teacher_of
+from effopd.distillation.step import generate_rollouts, update_policy
+from effopd.engines.base import RolloutEngine, Sampling, build_engine, longest_context
+from effopd.evaluation.measure import Measurement, measure
+from effopd.extrapolation.candidates import RayInMemory, moving_or_refuse
+from effopd.extrapolation.driver import SearchSettings, extrapolate
+from effopd.extrapolation.gate import GateValue, gate_rows, gate_seeds
+from effopd.extrapolation.modules import by_module
+from effopd.models import models
+from effopd.models.lm_head import restricted
+from effopd.tasks.base import build_task
+from effopd.training.trainer import Trainer, TrainerSettings
+from effopd.workflow.experiment import Outline
+
+CPU = torch.device("cpu")
+
+
+class Run:
+    """A run of a results folder: its settings, and its student and teacher from the start on."""
+
+    def __init__(self, results: Path, name: str, seed: int) -> None:
+        self.outline, self.seed = Outline.of_results(results), seed
+        self.training, self.extrapolation = (self.outline.runs[name][key] for key in ("training", "extrapolation"))
+        self.triggers, gate = self.outline.triggers(name), self.extrapolation["gate"]
+        if "lora" in self.training or self.outline.every_step(name) or gate["source"] == "rollouts":
+            raise SystemExit(f"`{name}` is a run that this example leaves out. Choose another one.")
+        self.student_folder, self.teacher_folder = (
+            results / "models" / self.training[role] for role in ("student", "teacher")
+        )
+        prompts = results / f"data/{self.outline.task_name}/prompts-{self.training['student']}/manifest.json"
+        self.prompts, self.tokenizer = read_manifest(prompts, "prompts"), models.load_tokenizer(self.student_folder)
+        student, self.probe = (
+            restricted(models.load_model(self.student_folder, CPU), self.tokenizer) for _ in range(2)
+        )
+        self.trainer = Trainer(student, TrainerSettings.of(self.training))
+        self.teacher = models.load_frozen(self.teacher_folder, CPU)
+
+    def engine(self, model: Any, prompts: Sequence[Sequence[int]], batch_size: int) -> closing[RolloutEngine]:
+        """What generates with a model, until the end of a `with` block."""
+        context = longest_context(prompts, self.training["max_new_tokens"])
+        return closing(build_engine(self.training, model, self.tokenizer, batch_size=batch_size, context=context))
+
+    def ask(
+        self, weights: models.Weights, problems: Prompts, seeds: Sequence[int], temperature: float, batch_size: int
+    ) -> Measurement:
+        """The answers that weights give to problems: verified, with their reverse KL to the teacher."""
+        models.load_weights_into(self.probe, weights)
+        task, sampling = build_task(self.outline.task()), Sampling(temperature, self.training["max_new_tokens"])
+        with self.engine(self.probe, problems.tokens, batch_size) as engine:
+            return measure(
+                engine, task, self.tokenizer, problems, seeds, sampling, range(len(problems)), student=self.probe,
+                teacher=self.teacher, batch_size=batch_size, policy_temperature=temperature,
+            )  # fmt: skip
+
+
+@dataclass
+class ProblemGate:
+    """Judges weights by their answers to a few problems: extrapolation.gate.Gate."""
+
+    run: Run
+    step: int
+    weights: Callable[[], models.Weights]
+
+    def judge(self, coefficient: float) -> GateValue:
+        settings, seed = self.run.extrapolation["gate"], self.run.seed
+        problems = load_prompts(self.run.prompts, settings["source"])
+        rows = gate_rows(seed, settings["source"], len(problems), settings["examples"], settings["samples"])
+        seeds = gate_seeds(seed, self.step, coefficient, len(rows), settings["paired"])
+        temperature = self.run.training["temperature"]
+        answers = self.run.ask(self.weights(), problems.select(rows), seeds, temperature, len(rows))
+        if settings["metric"] == "accuracy":
+            return GateValue(answers.accuracy, answers.accuracy, answers.items["reward"].tolist())
+        return GateValue(answers.reverse_kl, -answers.reverse_kl, answers.items["reverse_kl"].tolist())
+
+
+def evaluate(run: Run) -> Measurement:
+    """The student's answers to the test split; all weights meet the same random numbers."""
+    settings, problems = run.outline.config["evaluation"], load_prompts(run.prompts, "test")
+    rows = [row for row in range(len(problems)) for _ in range(settings["samples"])]
+    seeds = [seed_of(settings["seed"], "evaluation", position) for position in range(len(rows))]
+    asked, temperature = problems.select(rows), settings["temperature"]
+    return run.ask(run.trainer.weights(), asked, seeds, temperature, settings["batch_size"])
+
+
+def distill(run: Run, steps: int) -> Iterator[dict[str, Any]]:
+    """Train on the student's own rollouts; extrapolate at triggers. Yields the metrics of each step."""
+    training, settings, trainer = run.training, run.extrapolation, run.trainer
+    prompts, (_, pad_id) = load_prompts(run.prompts, "train").tokens, models.special_ids(run.tokenizer)
+    scorer = teacher_of(training, run.student_folder, run.teacher_folder, run.tokenizer, CPU)
+    head = teacher_head_of(training, run.teacher_folder, run.tokenizer, CPU)
+    anchor = trainer.weights()
+    with run.engine(trainer.model, prompts, training["batch_size"]) as engine:
+        for step in range(1, steps + 1):
+            rollouts = generate_rollouts(engine, prompts, training, run.seed, step)
+            scores = scorer.score(rollouts)
+            metrics: dict[str, Any] = update_policy(trainer, rollouts, scores, training, step, pad_id, head)
+            if step in run.triggers:
+                current = trainer.weights()
+                ray = RayInMemory(current, anchor, by_module(moving_or_refuse(current, settings["parameters"])))
+                decision = extrapolate(ray, ProblemGate(run, step, ray.weights), SearchSettings.from_config(settings))
+                anchor = ray.weights() if settings["anchor"] == "accepted" else current
+                if decision.coefficient != 0:
+                    trainer.load_weights(ray.weights())
+                    trainer.rescale_optimizer_state(settings["moments"], decision.coefficient)
+                metrics["coefficient"] = decision.coefficient
+            yield {"step": step, **metrics}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="a finished results folder")
+    parser.add_argument("--run", required=True, help="whose models, prompts and settings to take")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="default: those of the run")
+    parser.add_argument("--out", type=Path, help="where to write the trained model, a Hugging Face folder")
+    options = parser.parse_args()
+    run = Run(options.results, options.run, options.seed)
+    print(f"accuracy before training: {evaluate(run).accuracy:.3f}")
+    for metrics in distill(run, options.steps or run.training["steps"]):
+        print(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()), flush=True)
+    print(f"accuracy after training: {evaluate(run).accuracy:.3f}")
+    if options.out:
+        models.save_model(run.trainer.model.config, run.trainer.weights(), run.tokenizer, options.out)
+
+
+if __name__ == "__main__":
+    main()

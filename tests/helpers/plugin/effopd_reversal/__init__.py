@@ -1,0 +1,1 @@
+"""A task, an objective and a gate for effopd."""
