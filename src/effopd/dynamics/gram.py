@@ -47,7 +47,7 @@ class Gram(ABC):
         """The `count` largest eigenvalues, decreasing, and their orthonormal eigenvectors [n, count]."""
 
     def _set_facts(self, diagonal: np.ndarray, norm: float, sampled: float, precision: float) -> None:
-        """`sampled` is the relative rounding error of G's entries, || E ||_F / trace, as measured or modelled."""
+        """`sampled` is the relative rounding error of G's entries, || E ||_F / trace, as measured or modeled."""
         self.trace, self.norm = float(diagonal.sum(dtype=np.float64)), norm
         # the solver's part was measured, over many kinds of spectra: 0.02 to 0.5 units in the last place of the norm
         self.noise = float(np.hypot(sampled * self.trace / self.size**0.5, 0.5 * precision * norm))

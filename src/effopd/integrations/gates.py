@@ -134,7 +134,7 @@ class AccuracyGate(_SampledGate):
 
 
 class ReverseKLGate(_SampledGate):
-    """The exact KL(student || teacher) of sampled completions, per token: what distillation minimises."""
+    """The exact KL(student || teacher) of sampled completions, per token: what distillation minimizes."""
 
     metric = "reverse_kl"
 

@@ -368,7 +368,7 @@ class Outline:
 
     @cache  # noqa: B019
     def weight_figures(self) -> list[str]:
-        """The names of the figures on weights: those for which what they show is analysed."""
+        """The names of the figures on weights: those for which what they show is analyzed."""
         if not self.dynamics_subjects():
             return []
         settings = self.config["dynamics"]
