@@ -35,7 +35,7 @@ class _Spec(dict[str, Any]):
         raise UserError(f"--spec has no `{key}` where one is needed: it is not a spec of this version of effopd.")
 
 
-class _SpecType(click.ParamType):
+class _SpecType(click.ParamType):  # type: ignore[type-arg]  # older versions of click take none
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

@@ -13,7 +13,7 @@ def paired_cosines(vectors: np.ndarray, final: np.ndarray) -> np.ndarray:
     Signs of singular vectors are arbitrary, hence the absolute value. Where two singular values are nearly equal, their
     vectors may swap or mix at will: a low value then says nothing.
     """
-    return np.minimum(np.abs((vectors * final).sum(axis=0)), 1.0)
+    return np.asarray(np.minimum(np.abs((vectors * final).sum(axis=0)), 1.0))
 
 
 def principal_cosines(vectors: np.ndarray, final: np.ndarray) -> np.ndarray:
@@ -33,4 +33,6 @@ def relative_gaps(singular_values: np.ndarray) -> np.ndarray:
     """
     steps = np.concatenate([[np.inf], -np.diff(singular_values), [np.inf]])
     gaps = np.minimum(steps[:-1], steps[1:])
-    return np.divide(gaps, singular_values, out=np.full(len(gaps), np.nan), where=singular_values > 0)
+    relative = np.full(len(gaps), np.nan)
+    np.divide(gaps, singular_values, out=relative, where=singular_values > 0)
+    return relative

@@ -89,7 +89,7 @@ class NumpyGram(Gram):
             rows = slice(start, start + 256)
             left = self._gram[rows] - scaled[rows] @ vectors.T
             square += float(np.vdot(left, left))
-        return square**0.5
+        return float(square**0.5)
 
     def eigenvalues(self) -> np.ndarray:
         spectrum = scipy.linalg.eigh(
@@ -147,7 +147,7 @@ class TorchGram(Gram):
         return float(torch.linalg.vector_norm(self._gram - (moved * self._move(values)) @ moved.T))
 
     def eigenvalues(self) -> np.ndarray:
-        return torch.linalg.eigvalsh(self._gram).double().cpu().numpy()
+        return np.asarray(torch.linalg.eigvalsh(self._gram).double().cpu())
 
     def leading(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         values, vectors = torch.linalg.eigh(self._gram)

@@ -181,6 +181,7 @@ def inside(model: Any) -> PreTrainedModel:
 
 
 def name_of(judge: Judge) -> str:
+    """The name of a function, or of an object's class."""
     return str(getattr(judge, "__name__", type(judge).__name__))
 
 

@@ -184,7 +184,7 @@ class Outline:
 
     def longest_chain(self) -> int:
         """The jobs that one run's last state is made by, one after the other: at most four a step."""
-        return max(4 * settings["training"]["steps"] for settings in self.runs.values())
+        return int(max(4 * settings["training"]["steps"] for settings in self.runs.values()))
 
     def preflight(self, run: str) -> str:
         """The name of the checks that a run's student and teacher must pass: runs with the same settings share them."""

@@ -20,6 +20,7 @@ from effopd.report.tables import read_csv
 
 
 def accuracy_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
+    """Draw accuracy on held-out problems against optimizer steps, one curve per run."""
     figure, axes = plt.subplots(layout="constrained")
     evaluation = _of_main(spec, read_csv(results / "tables/evaluation.csv"))
     _references(axes, results)
@@ -32,6 +33,7 @@ def accuracy_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
 
 
 def accuracy_vs_seconds(spec: dict[str, Any], results: Path) -> Figure:
+    """Draw accuracy on held-out problems against seconds of work, one curve per run."""
     figure, axes = plt.subplots(layout="constrained")
     evaluation = _of_main(spec, read_csv(results / "tables/evaluation.csv"))
     _references(axes, results)
@@ -45,6 +47,7 @@ def accuracy_vs_seconds(spec: dict[str, Any], results: Path) -> Figure:
 
 
 def reverse_kl_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
+    """Draw the reverse KL to the teacher against optimizer steps, one curve per run."""
     figure, axes = plt.subplots(layout="constrained")
     evaluation = _of_main(spec, read_csv(results / "tables/evaluation.csv"))
     ends = curves(axes, spec, evaluation, "step", "reverse_kl", looks(spec))

@@ -27,6 +27,7 @@ RESIDUALS = {"logits": ("logits, centred", "0.45", "s"), "weighted": ("as the KL
 
 
 def local_theory(spec: dict[str, Any], results: Path) -> Figure:
+    """Draw how well the local theory predicts each run's updates."""
     figure, grid = panels(spec, 2, rows=2)
     _residuals(grid[0, 0], table_of(results, "local_residuals"))
     _eigenspace(grid[0, 1], table_of(results, "local_eigenspace"))

@@ -179,4 +179,5 @@ def title(axes: Axes, number: int, text: str) -> None:
 
 
 def table_of(results: Path, name: str) -> pd.DataFrame:
+    """A table of the results; columns that label rows stay text."""
     return read_csv(results / f"tables/{name}.csv", text=("seed", "layer"))
