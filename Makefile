@@ -45,6 +45,7 @@ lint-python: .venv/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
 
 lint-types: .venv/.ready-dev
 	$(BIN)/mypy

@@ -147,10 +147,10 @@ def exponent(points: Points, part: str) -> float:
 def draw(curves: dict[str, Points], path: str) -> None:
     figure, grid = plt.subplots(1, len(curves), figsize=(13, 3.2), sharey=True, layout="constrained")
     for axes, (name, points) in zip(grid, curves.items(), strict=True):
-        for part, colour, marker in zip(PARTS, ("#0072b2", "#e69f00", "#009e73"), "osD", strict=True):
+        for part, color, marker in zip(PARTS, ("#0072b2", "#e69f00", "#009e73"), "osD", strict=True):
             sizes, seconds = zip(*((size, times[part]) for size, times in points), strict=True)
             label = f"{part}, {exponent(points, part):.2f}"
-            axes.loglog(sizes, seconds, color=colour, marker=marker, label=label)
+            axes.loglog(sizes, seconds, color=color, marker=marker, label=label)
         axes.set_xlabel(name)
         axes.legend(frameon=False, fontsize=8, title="part, exponent", title_fontsize=8)
     grid[0].set_ylabel("CPU seconds")

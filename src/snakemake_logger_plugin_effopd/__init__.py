@@ -272,9 +272,9 @@ class LogHandler(LogHandlerBase):
         seconds = int(time.monotonic() - self.started)
         share = f" {self.done / self.total:4.0%}" if self.total and not self.common_settings.dryrun else ""
         clock = f"[{seconds // 60:2d}:{seconds % 60:02d}{share}]"
-        colour = error and sys.stderr.isatty() and not self.common_settings.nocolor
+        color = error and sys.stderr.isatty() and not self.common_settings.nocolor
         line = f"{clock} {text}"
-        print(f"\033[31m{line}\033[0m" if colour else line, file=sys.stderr, flush=True)
+        print(f"\033[31m{line}\033[0m" if color else line, file=sys.stderr, flush=True)
 
     def _record(self, **event: Any) -> None:
         """Write an event for `effopd status`, beside Snakemake's own log where it keeps one (it does not in a dry run).

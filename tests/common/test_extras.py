@@ -54,6 +54,16 @@ def test_the_extras_are_those_of_the_project(extra):
     assert named == declared(PROJECT["optional-dependencies"][extra]) - NOT_IMPORTED - core
 
 
+def test_the_lock_is_within_the_ranges():
+    lines = [line for name in ("", "-dev") for line in (ROOT / f"envs/requirements{name}.txt").read_text().splitlines()]
+    locked = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
+    texts = PROJECT["dependencies"] + [
+        text for name in ("workflow", "trl", "dev") for text in PROJECT["optional-dependencies"][name]
+    ]
+    wanted = [r for r in map(Requirement, texts) if r.name not in ("effopd", "pre-commit")]  # which nothing here runs
+    assert not [str(r) for r in wanted if not r.specifier.contains(locked[canonicalize_name(r.name)])]
+
+
 @pytest.mark.parametrize(("module", "extra"), [(m, extra) for extra, modules in EXTRAS.items() for m in modules])
 def test_a_missing_module_is_named_with_its_extra(module, extra):
     line = missing_extra(ModuleNotFoundError(name=f"{module}.inner"), "effopd verb")

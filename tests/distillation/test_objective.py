@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import added_entries
 import objective_steps
 from effopd.common.randomness import epoch_order
 from effopd.distillation.objective import ScoredBatch, distillation_loss
@@ -223,3 +224,15 @@ def test_rollouts_cut_at_the_horizon_are_prefixes_and_not_finished(model):
     facts, _ = step("full", cut, 4)
     assert facts["tokens"] == sum(min(4, len(c)) for c in whole.completions)
     assert facts["finished"] == sum(cut.finished) / 24
+
+
+def test_an_added_objective_that_computes_the_same_gives_the_same_update(model, other_model, monkeypatch):
+    loss, gradients, sums = loss_and_gradients(model, other_model, "top_k forward")
+    added_entries.add(monkeypatch, "objectives")
+    monkeypatch.setitem(OBJECTIVES, "added", {"support": "top_k", "top_k": 4, "divergence": "own_forward_kl"})
+    added, same, more = loss_and_gradients(model, other_model, "added")
+    assert added == loss
+    assert all(torch.equal(same[name], gradient) for name, gradient in gradients.items())
+    tokens = rollouts_of(model).completion_tokens
+    assert more.pop("own_forward_kl_value") == pytest.approx(loss * tokens)
+    assert more == sums

@@ -18,7 +18,7 @@ from effopd.cli.commands import run_verb
 from effopd.common.errors import UserError
 from effopd.dynamics import analysis
 from effopd.dynamics.analysis import analyse_checkpoints, analyse_parameter, arrow_table
-from effopd.dynamics.summary import numbered, summarise
+from effopd.dynamics.summary import numbered, summarize
 from effopd.models.weight_files import Parameter
 from tiny_models import FAMILIES, make_family
 
@@ -42,12 +42,12 @@ def trained_from(family, out, amounts, dtype=torch.float32, **save):
     return out / "base", {step: out / f"checkpoint-{step}" for step in range(1, len(amounts) + 1)}
 
 
-def analysed(base, trained, out):
+def analyzed(base, trained, out):
     return {name: table.to_pandas() for name, table in analyse_checkpoints(base, trained, out, CPU).items()}
 
 
 def summary(tables):
-    return summarise({name: pa.Table.from_pandas(table) for name, table in tables.items()})
+    return summarize({name: pa.Table.from_pandas(table) for name, table in tables.items()})
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def path(tmp_path_factory):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pair_of_every_family_against_numpy(family, tmp_path):
     base, trained = trained_from(family, tmp_path, [1.0])
-    tables = analysed(base, trained, tmp_path / "out")
+    tables = analyzed(base, trained, tmp_path / "out")
     assert tables.keys() == {"norms", "sparsity", "spectra", "embeddings"}
     for name, table in tables.items():
         pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / f"out/{name}.parquet"), table)
@@ -99,7 +99,7 @@ def test_a_pair_of_every_family_against_numpy(family, tmp_path):
 
 
 def test_identical_checkpoints_have_no_update(pair, tmp_path):
-    tables = analysed(pair[0], {1: pair[0]}, tmp_path)
+    tables = analyzed(pair[0], {1: pair[0]}, tmp_path)
     assert not tables["norms"]["frobenius_norm"].any()
     assert (tables["sparsity"]["sparsity"] == 1).all()
     assert (tables["spectra"]["method"] == "zero").all()
@@ -108,13 +108,13 @@ def test_identical_checkpoints_have_no_update(pair, tmp_path):
 
 
 def test_sharding_and_the_order_of_parameters_change_nothing(pair, tmp_path):
-    expected = analysed(*pair, tmp_path / "one")
+    expected = analyzed(*pair, tmp_path / "one")
     base, trained = trained_from("qwen3", tmp_path, [1.0], max_shard_size="15KB")
     assert len(list(base.glob("*.safetensors"))) > 3
-    sharded = analysed(base, trained, tmp_path / "two")
+    sharded = analyzed(base, trained, tmp_path / "two")
     tensors = load_file(pair[0] / "model.safetensors")
     save_file(dict(reversed(tensors.items())), tmp_path / "reversed.safetensors")
-    bare = analysed(tmp_path / "reversed.safetensors", pair[1], tmp_path / "three")
+    bare = analyzed(tmp_path / "reversed.safetensors", pair[1], tmp_path / "three")
     for name, table in expected.items():
         pd.testing.assert_frame_equal(sharded[name], table)
         pd.testing.assert_frame_equal(bare[name], table)
@@ -123,7 +123,7 @@ def test_sharding_and_the_order_of_parameters_change_nothing(pair, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_stored_types_are_subtracted_in_float32(dtype, tmp_path):
     base, trained = trained_from("llama", tmp_path, [1.0], dtype)
-    tables = analysed(base, trained, tmp_path / "out")
+    tables = analyzed(base, trained, tmp_path / "out")
     before, after = (load_file(folder / "model.safetensors") for folder in (base, trained[1]))
     norms = tables["norms"].set_index("parameter")["frobenius_norm"]
     for name in before:
@@ -132,14 +132,14 @@ def test_stored_types_are_subtracted_in_float32(dtype, tmp_path):
 
 
 def test_reading_in_small_blocks_changes_nothing(pair, tmp_path, monkeypatch):
-    expected = analysed(*pair, tmp_path / "one")
+    expected = analyzed(*pair, tmp_path / "one")
     monkeypatch.setattr("effopd.models.weight_files.BLOCK_ELEMENTS", 100)
-    for name, table in analysed(*pair, tmp_path / "two").items():
+    for name, table in analyzed(*pair, tmp_path / "two").items():
         pd.testing.assert_frame_equal(table, expected[name])
 
 
 def test_checkpoints_along_one_way_align_with_the_last(path, tmp_path):
-    tables = analysed(*path, tmp_path)
+    tables = analyzed(*path, tmp_path)
     assert tables.keys() == set(analysis.TABLES)
     alignment = tables["alignment"]
     assert sorted(alignment["step"].unique()) == [1, 2, 3, 4, 5]
@@ -162,7 +162,7 @@ def test_checkpoints_along_one_way_align_with_the_last(path, tmp_path):
 
 
 def test_the_same_analysis_takes_tensors_from_memory(path, tmp_path):
-    tables = analysed(*path, tmp_path)
+    tables = analyzed(*path, tmp_path)
     base, trained = path
     name = "model.layers.1.mlp.down_proj.weight"
     states = {step: load_file(folder / "model.safetensors")[name] for step, folder in trained.items()}
@@ -176,14 +176,14 @@ def test_the_same_analysis_takes_tensors_from_memory(path, tmp_path):
 
 
 def test_a_second_call_reads_back_and_another_input_computes_anew(pair, tmp_path, capfd):
-    first = analysed(*pair, tmp_path / "out")
-    for name, table in analysed(*pair, tmp_path / "out").items():
+    first = analyzed(*pair, tmp_path / "out")
+    for name, table in analyzed(*pair, tmp_path / "out").items():
         pd.testing.assert_frame_equal(table, first[name])
     assert "holds this analysis already" in capfd.readouterr().err
-    other = analysed(pair[0], {1: pair[0]}, tmp_path / "out")
+    other = analyzed(pair[0], {1: pair[0]}, tmp_path / "out")
     assert not other["norms"]["frobenius_norm"].any()
     (tmp_path / "out/norms.parquet").write_bytes(b"torn")
-    again = analysed(pair[0], {1: pair[0]}, tmp_path / "out")
+    again = analyzed(pair[0], {1: pair[0]}, tmp_path / "out")
     pd.testing.assert_frame_equal(again["norms"], other["norms"])
 
 
@@ -222,7 +222,7 @@ def command(base, trained, out):
 
 @pytest.mark.slow
 def test_a_killed_analysis_goes_on_where_it_was(path, tmp_path, monkeypatch):
-    undisturbed = analysed(*path, tmp_path / "undisturbed")
+    undisturbed = analyzed(*path, tmp_path / "undisturbed")
     out, names = tmp_path / "killed", set(undisturbed["norms"]["parameter"])
     process = subprocess.Popen([sys.executable, "-m", "effopd", *command(*path, out)], stderr=subprocess.DEVNULL)
     journal = out / "partial.jsonl"
@@ -241,7 +241,7 @@ def test_a_killed_analysis_goes_on_where_it_was(path, tmp_path, monkeypatch):
         return original(parameter, *arguments)
 
     monkeypatch.setattr(analysis, "analyse_parameter", spy)
-    resumed = analysed(*path, out)
+    resumed = analyzed(*path, out)
     assert len(computed) == len(names) - finished
     for name, table in undisturbed.items():
         pd.testing.assert_frame_equal(resumed[name], table)

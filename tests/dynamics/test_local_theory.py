@@ -76,7 +76,7 @@ def krylov(dense):
 def test_the_jacobian_is_the_slope_of_the_logits(dense):
     torch.manual_seed(2)
     v = torch.randn_like(dense.origin)
-    small = 1e-3  # the model normalises in float32: no smaller
+    small = 1e-3  # the model normalizes in float32: no smaller
     ahead, behind = (dense.linear.logits(dense.origin + sign * small * v) for sign in (1, -1))
     found = dense.linear.jacobian_product(v)
     torch.testing.assert_close(found, (ahead - behind) / (2 * small), rtol=1e-2, atol=1e-2 * float(found.abs().max()))

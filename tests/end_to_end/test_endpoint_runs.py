@@ -16,7 +16,7 @@ from effopd.teachers.scoring import LocalTeacher, Scores
 from workflow_runs import BEFORE_STUDENTS, effopd
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
-from teacher_server import Behaviour, serving
+from teacher_server import Behavior, serving
 
 pytestmark = pytest.mark.slow
 STEPS = (1, 2, 3, 4)
@@ -30,20 +30,20 @@ def scored_elsewhere(undisturbed, tmp_path_factory):
     workflow.config |= {"runs": {"opd": workflow.config["runs"]["opd"]}, "seeds": [0], "dynamics": {"enabled": False}}
     workflow.config["training"]["scored_by"] = "endpoint"
     folder = workflow.path("models/teacher")
-    behaviour = Behaviour(load_frozen(folder, torch.device("cpu")), load_tokenizer(folder))
-    behaviour.failures = [503, 0]  # it is busy, and then loses a connection
-    with serving(behaviour) as url:
+    behavior = Behavior(load_frozen(folder, torch.device("cpu")), load_tokenizer(folder))
+    behavior.failures = [503, 0]  # it is busy, and then loses a connection
+    with serving(behavior) as url:
         address = url.replace("//", f"//me:{PASSWORD}@")
         endpoint = {"url": address, "model": "teacher", "backoff": 0.01, "concurrency": 4}
         workflow.config["runtime"]["endpoints"] = {"teacher": endpoint}
         workflow.run()
-    return workflow, behaviour
+    return workflow, behavior
 
 
 def test_a_run_scored_by_a_server_is_the_run_scored_locally_to_rounding(scored_elsewhere, undisturbed):
-    workflow, behaviour = scored_elsewhere
-    assert behaviour.completions >= 8 * len(STEPS), "every rollout was sent"
-    assert not behaviour.failures
+    workflow, behavior = scored_elsewhere
+    assert behavior.completions >= 8 * len(STEPS), "every rollout was sent"
+    assert not behavior.failures
     run = "runs/opd/seed0"
     folder = workflow.path("models/teacher")
     _, pad_id = special_ids(load_tokenizer(folder))

@@ -18,7 +18,7 @@ REPORT = {"write_report": 1}
 CONFIG = {**REPORT, "write_config": 1}
 FIGURES = {"plot_figure": 5, **CONFIG}
 WEIGHT_FIGURES = {"plot_weight_figure": 10}
-LOOKS = {"write_explorer": 1, **WEIGHT_FIGURES}  # what shows runs by name and colour, besides the figures above
+LOOKS = {"write_explorer": 1, **WEIGHT_FIGURES}  # what shows runs by name and color, besides the figures above
 TABLES = {"make_tables": 1, **FIGURES}
 
 

@@ -83,7 +83,7 @@ CASES = {
         Kill("evaluate-candidate", f"{RUN}/extrapolation/1/*", "job", KILL),
         Kill("evaluate-candidate", f"{RUN}/extrapolation/*/*", "group", INT),
     ],
-    "analysed": [
+    "analyzed": [
         Kill("analyze-weights", "dynamics/effopd/seed0/*", "job", KILL),
         Kill("evaluate-interventions", "dynamics/effopd/seed0/*", "group", KILL, 1.0),
         Kill("evaluate-interventions", "dynamics/models/teacher/*", "job", TERM, 1.0),
@@ -105,7 +105,7 @@ CASES = {
 def small(folder: Path, mode: str) -> Workflow:
     """The tiny experiment cut down to one run of two steps; with `ranks`, staged and two processes a training job.
 
-    In `bfloat16` two processes share out AdamW's moments and train a segment together. Only where it is `analysed` are
+    In `bfloat16` two processes share out AdamW's moments and train a segment together. Only where it is `analyzed` are
     its weights looked into: tables and figures of that are most of a run's jobs.
     """
     workflow, ranks = Workflow(folder), 2 if mode in ("ranks", "bfloat16") else 1
@@ -117,8 +117,8 @@ def small(folder: Path, mode: str) -> Workflow:
     config["runs"] = {"effopd": config["runs"]["effopd"]}
     config["evaluation"]["baseline"] = "effopd"
     config["seeds"] = [0]
-    config["dynamics"]["enabled"] = mode == "analysed"
-    together = mode in ("colocated", "analysed", "bfloat16")
+    config["dynamics"]["enabled"] = mode == "analyzed"
+    together = mode in ("colocated", "analyzed", "bfloat16")
     config["execution"] = {"mode": "colocated", "shards": 1} if together else {"mode": "staged", "shards": 2}
     return workflow
 

@@ -21,8 +21,6 @@ PROFILE = ROOT / "config/profiles/slurm"
 # Nobody on the test cluster minds being asked often.
 OPTIONS = ("--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "2")
 
-TABLES = ("--until", "make_tables")  # figures, each of which starts cold here, are compared by nobody
-
 
 class Row(NamedTuple):
     """A job in SLURM's queue; `name` is its rule and wildcards."""
@@ -131,17 +129,17 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_queued_cancelled_and_preempted_jobs_end_in_the_artifacts_of_a_local_run(cluster, models, tmp_path, case):
     local = Workflow(copied(models, tmp_path / "local"), experiment(**case.changes))
-    local.run(*TABLES)
+    local.run()
     workflow = cluster.workflow(copied(models, tmp_path / "slurm"), local.config)
-    with workflow.started(*TABLES) as process:
+    with workflow.started() as process:
         seen = disturb(cluster, workflow, process, case)
         output, _ = process.communicate()
     assert process.returncode == 0, output
 
     assert workflow.contents() == local.contents()
-    assert workflow.planned(*TABLES) == {}
+    assert workflow.planned() == {}
     workflow.options = local.options
-    assert workflow.planned(*TABLES) == {}, "where a job ran must not matter"
+    assert workflow.planned() == {}, "where a job ran must not matter"
 
     assert seen.waited, "no job had to wait for another: the test proves too little"
     name = case.cancelled.replace("rule_", "").replace("_wildcards_", " ")

@@ -16,6 +16,7 @@ from effopd.artifacts.locks import claim_results, exclusive
 from effopd.artifacts.manifest_format import seal
 from effopd.artifacts.manifests import read_manifest, write_manifest
 from effopd.results.status import status
+from effopd.workflow.snakemake_log import events_beside
 from workflow_runs import BEFORE_STUDENTS, Workflow, effopd
 
 pytestmark = pytest.mark.slow
@@ -192,10 +193,10 @@ def test_a_state_whose_successor_is_missing_keeps_its_optimizer(copy):
 def test_a_state_that_snakemake_makes_again_counts_as_missing(copy):
     """After a kill between a manifest and Snakemake's note that its job is over, the job is done again."""
     log = copy.folder / json.loads(copy.path(".workflow.lock").read_text())["log"]
-    started = next(
-        block for block in log.read_text().split("[") if "output: results/runs/opd/seed0/state/4/state.json" in block
-    )
-    log.write_text(f"{log.read_text()}[{started}")
+    events = events_beside(log).read_text()
+    started = [line for line in events.splitlines() if line.startswith('{"started"')]
+    again = next(line for line in started if '["results/runs/opd/seed0/state/4/state.json"]' in line)
+    events_beside(log).write_text(f"{events}{again}\n")
     effopd(copy, "prune", "--optimizers", "1", "--apply")
     kept = {seed: copy.path(f"runs/opd/seed{seed}/state").glob("*/optimizer.safetensors") for seed in (0, 1)}
     assert {path.parent.name for path in kept[0]} == {"2", "4"}

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 
+import added_entries
 from effopd.common.errors import ConfigError
 from effopd.common.randomness import generator, seed_of
 from effopd.data.prompts import Prompts
@@ -278,3 +279,58 @@ def test_a_gate_that_is_not_finite_accepts_nothing(gate_of, kind, accept):
         outcome = search(kind, lambda c, g=gate, w=others: g.score(w, c), gate.score(current, 0.0), [2, 4], accept)
         assert outcome.coefficient == 0
         assert not any(trial.accepted for trial in outcome.trials)
+
+
+@pytest.mark.parametrize(
+    ("metric", "source"), [("accuracy", "train"), ("reverse_kl", "train"), ("reverse_kl", "rollouts")]
+)
+def test_an_added_gate_that_computes_the_same_says_the_same_at_the_same_cost(
+    gate_of, tokenizer, monkeypatch, metric, source
+):
+    rollouts = None
+    if source == "rollouts":
+        engine = TransformersEngine.of(make_model(0), tokenizer, batch_size=16, context=32, dtype="float32")
+        prompts = encode_prompts(tokenizer, [problem.text for problem in PROBLEMS[:16]])
+        rollouts = engine.generate(prompts, list(range(16)), Sampling(2.0, 8))
+    added_entries.add(monkeypatch, "gates")
+    gates = [gate_of(rollouts, temperature=2.0, metric=name, source=source) for name in (metric, f"own_{metric}")]
+    broken = {name: tensor * float("nan") for name, tensor in weights_of(make_model(0)).items()}
+    for gate in gates:
+        for coefficient, weights in ((0.0, weights_of(make_model(0))), (2.0, weights_of(make_model(2))), (4.0, broken)):
+            gate.score(weights, coefficient)
+    assert gates[1].values == gates[0].values
+    assert gates[0].values[2]["score"] is None
+    spent = [[{key: row[key] for key in row if key != "seconds"} for row in gate.costs] for gate in gates]
+    assert [row for row in spent[1] if row["coefficient"] != 4] == [row for row in spent[0] if row["coefficient"] != 4]
+
+
+def test_an_added_gate_is_given_its_options_and_asks_the_teacher_once_about_the_same_rollouts(
+    gate_of, tokenizer, monkeypatch
+):
+    added_entries.add(monkeypatch, "gates")
+    engine = TransformersEngine.of(make_model(0), tokenizer, batch_size=16, context=32, dtype="float32")
+    prompts = encode_prompts(tokenizer, [problem.text for problem in PROBLEMS[:16]])
+    rollouts = engine.generate(prompts, list(range(16)), Sampling(1.0, 8))
+    gates = [gate_of(rollouts, source="rollouts", metric="sampled_kl", sampled_kl={"scale": scale}) for scale in (1, 3)]
+    for gate in gates:
+        assert gate.score(weights_of(make_model(1)), 0.0) == pytest.approx(0, abs=1e-6)  # the teacher's own
+        gate.score(weights_of(make_model(0)), 2.0)
+        tokens = [row["judged_tokens"] for row in gate.costs]
+        assert [row["scored_tokens"] for row in gate.costs] == [tokens[0], 0]
+    assert gates[1].values[1]["value"] == pytest.approx(3 * gates[0].values[1]["value"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "line"),
+    [
+        ("no_value", "the gate `no_value` of the package one returned 1.0. It has to return a GateValue"),
+        ("own_accuracy", "`gate.metric` is 'own_accuracy', which asks for rewards, and the source `rollouts` has none"),
+    ],
+)
+def test_what_an_added_gate_cannot_do_is_one_line(gate_of, tokenizer, monkeypatch, metric, line):
+    added_entries.add(monkeypatch, "gates")
+    engine = TransformersEngine.of(make_model(0), tokenizer, batch_size=16, context=32, dtype="float32")
+    prompts = encode_prompts(tokenizer, [problem.text for problem in PROBLEMS[:16]])
+    rollouts = engine.generate(prompts, list(range(16)), Sampling(1.0, 8))
+    with pytest.raises(ConfigError, match=line):
+        gate_of(rollouts, source="rollouts", metric=metric).score(weights_of(make_model(0)), 0.0)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 @dataclass
-class Behaviour:
+class Behavior:
     """How the server answers, and what it saw."""
 
     model: PreTrainedModel
@@ -35,10 +35,10 @@ class Behaviour:
     lock: Any = field(default_factory=threading.Lock)
 
 
-def prompt_logprobs(behaviour: Behaviour, tokens: list[int], count: int) -> list[Any]:
+def prompt_logprobs(behavior: Behavior, tokens: list[int], count: int) -> list[Any]:
     """As vLLM gives them: nothing of the first token, then each token and the likeliest ones, with their ranks."""
     with torch.no_grad():
-        logprobs = torch.log_softmax(behaviour.model(torch.tensor([tokens])).logits[0].float(), -1)
+        logprobs = torch.log_softmax(behavior.model(torch.tensor([tokens])).logits[0].float(), -1)
     rows: list[Any] = [None]
     for row, token in zip(logprobs, tokens[1:], strict=False):
         order = row.argsort(descending=True).tolist()
@@ -47,7 +47,7 @@ def prompt_logprobs(behaviour: Behaviour, tokens: list[int], count: int) -> list
 
 
 @contextmanager
-def serving(behaviour: Behaviour) -> Iterator[str]:
+def serving(behavior: Behavior) -> Iterator[str]:
     """The base URL of a server on the loopback, which ends with the block."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -62,31 +62,31 @@ def serving(behaviour: Behaviour) -> Iterator[str]:
             self.wfile.write(payload)
 
         def do_GET(self) -> None:
-            self.answer(200, {"data": [{"id": "teacher", "max_model_len": behaviour.room}]})
+            self.answer(200, {"data": [{"id": "teacher", "max_model_len": behavior.room}]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.path == "/detokenize":
-                text = behaviour.tokenizer.decode(body["tokens"])
-                return self.answer(*((200, {"prompt": text}) if behaviour.knows_detokenize else (404, {})))
-            with behaviour.lock:
-                behaviour.completions += 1
-                behaviour.at_once += 1
-                behaviour.most_at_once = max(behaviour.most_at_once, behaviour.at_once)
-                failure = behaviour.failures.pop(0) if behaviour.failures else None
-            time.sleep(behaviour.delay)
-            with behaviour.lock:
-                behaviour.at_once -= 1
+                text = behavior.tokenizer.decode(body["tokens"])
+                return self.answer(*((200, {"prompt": text}) if behavior.knows_detokenize else (404, {})))
+            with behavior.lock:
+                behavior.completions += 1
+                behavior.at_once += 1
+                behavior.most_at_once = max(behavior.most_at_once, behavior.at_once)
+                failure = behavior.failures.pop(0) if behavior.failures else None
+            time.sleep(behavior.delay)
+            with behavior.lock:
+                behavior.at_once -= 1
             if failure == 0:
                 self.close_connection = True
                 return None
             if failure is not None:
                 return self.answer(failure, {"error": {"message": f"failing on purpose with {failure}"}})
-            if body["prompt_logprobs"] > behaviour.max_logprobs:
-                said = f"Requested prompt logprobs of {body['prompt_logprobs']}, more than {behaviour.max_logprobs}"
+            if body["prompt_logprobs"] > behavior.max_logprobs:
+                said = f"Requested prompt logprobs of {body['prompt_logprobs']}, more than {behavior.max_logprobs}"
                 return self.answer(400, {"error": {"message": said}})
             assert body["max_tokens"] == 1
-            rows = prompt_logprobs(behaviour, body["prompt"], body["prompt_logprobs"])
+            rows = prompt_logprobs(behavior, body["prompt"], body["prompt_logprobs"])
             return self.answer(200, {"choices": [{"prompt_logprobs": rows}]})
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -50,7 +50,7 @@ from effopd.workflow.estimates.memory import (
 )
 from effopd.workflow.estimates.parts import of_run
 from effopd.workflow.job_specs import Plan
-from teacher_server import Behaviour, serving
+from teacher_server import Behavior, serving
 from tiny_models import TASK_SECTION, make_model
 
 CPU = torch.device("cpu")
@@ -503,7 +503,7 @@ def test_a_server_must_say_what_the_teachers_folder_does(workplace, tokenizer, m
     """The served model scores; one that is another is told by its log-probs."""
     pair = workplace.model("student", 0), workplace.model("teacher", 1)
     for served, outcome in ((1, "passed"), (2, "failed")):
-        with serving(Behaviour(make_model(served), tokenizer)) as url:
+        with serving(Behavior(make_model(served), tokenizer)) as url:
             where = {"url": url, "model": "teacher", "timeout": 10, "retries": 0, "backoff": 0.01, "concurrency": 2}
             monkeypatch.setenv(VARIABLE, json.dumps({"endpoints": {"teacher": where}}))
             if outcome == "failed":

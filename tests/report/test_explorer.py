@@ -87,7 +87,7 @@ def test_a_browser_without_a_network_shows_it_and_answers_mouse_and_keyboard(res
         assert tip.startswith("up, layer 1, step 2\nnorm of the update")
         assert f"{float(f'{value:.3g}'):g}" in tip
         assert "Frobenius norm" in tip
-        colour = browser.run(f'return document.querySelector("{cell}").getAttribute("fill")')
+        color = browser.run(f'return document.querySelector("{cell}").getAttribute("fill")')
         browser.click(cell)
         assert "up, layer 1: norm of the update" in browser.run("return document.getElementById('detail').textContent")
         assert browser.run("return document.querySelectorAll('#detail circle').length") == 3
@@ -101,8 +101,8 @@ def test_a_browser_without_a_network_shows_it_and_answers_mouse_and_keyboard(res
 
         browser.run("const s = document.getElementById('subject'); s.value = 1; s.dispatchEvent(new Event('change'))")
         assert browser.run("return document.querySelectorAll('.map').length") == 2
-        assert colour == browser.run(f'return document.querySelector("{cell}").getAttribute("fill")'), (
-            "one value, one colour"
+        assert color == browser.run(f'return document.querySelector("{cell}").getAttribute("fill")'), (
+            "one value, one color"
         )
         browser.run("const s = document.getElementById('metric'); s.value = 4; s.dispatchEvent(new Event('change'))")
         legend = browser.run("return document.getElementById('legend').textContent")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from effopd.report.figures import captions
-from effopd.report.figures.style import GREYS, LABEL_SIZE, label_ends, label_panel, looks, panels, stacked
+from effopd.report.figures.style import GRAYS, LABEL_SIZE, label_ends, label_panel, looks, panels, stacked
 from effopd.stages.plot_figure import DRAW
 from effopd.workflow.job_specs import Plan
 
@@ -24,11 +24,11 @@ SPEC = {
 
 def test_each_run_has_a_look_of_its_own():
     found = looks(SPEC)
-    assert found["run3"].colour == "black"
+    assert found["run3"].color == "black"
     assert found["models/teacher"].label == "teacher (RL)"
     first_seven = [found[f"run{i}"] for i in range(8)]
-    assert len({look.colour for look in first_seven}) == 8
-    assert len({(look.colour, look.marker) for look in found.values()}) == len(found)
+    assert len({look.color for look in first_seven}) == 8
+    assert len({(look.color, look.marker) for look in found.values()}) == len(found)
 
 
 @pytest.mark.parametrize(("width", "height"), [(7.2, 3.4), (3.3, 5.0)])
@@ -217,7 +217,7 @@ def test_each_group_has_a_panel_with_what_it_is_compared_with_in_grey(many_runs)
         }
         looks_of = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
         assert len(looks_of) == len(axes.lines), "two runs look alike"
-        assert sum(line.get_color() in GREYS for line in axes.lines) == 2
+        assert sum(line.get_color() in GRAYS for line in axes.lines) == 2
         assert texts_apart(made, axes.texts)
     plt.close(made)
 
@@ -226,8 +226,8 @@ def test_what_one_run_is_compared_with_is_grey_too_where_it_is_of_another_group(
     made = drawn("ablations", many_runs, height=None, own_references={"gate10": "jump", "rate1": "rate0"})
     rates, gates = made.axes
     assert "Run jump, of a long name" in {text.get_text() for text in gates.texts}
-    assert sum(line.get_color() in GREYS for line in gates.lines) == 3
-    assert sum(line.get_color() in GREYS for line in rates.lines) == 2
+    assert sum(line.get_color() in GRAYS for line in gates.lines) == 3
+    assert sum(line.get_color() in GRAYS for line in rates.lines) == 2
     assert len({(line.get_color(), line.get_linestyle()) for line in gates.lines}) == len(gates.lines)
     plt.close(made)
 

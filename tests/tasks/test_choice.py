@@ -51,8 +51,8 @@ def test_what_the_answer_column_may_hold(task):
     row = {"question": "Which?", "choices": ["2", "0", "1"]}
     for kind, answer in (("index", 2), ("index", "2"), ("letter", "C"), ("letter", "c"), ("text", "1")):
         assert marked(task.read_row({**row, "answer": answer}, {**COLUMNS, "answer_is": kind})[0]) == "1"
-    labelled = {"question": "Which?", "choices": {"label": ["A", "B"], "text": ["no", "yes"]}, "answer": "B"}
-    assert marked(task.read_row(labelled, {**COLUMNS, "answer_is": "letter"})[0]) == "yes"
+    labeled = {"question": "Which?", "choices": {"label": ["A", "B"], "text": ["no", "yes"]}, "answer": "B"}
+    assert marked(task.read_row(labeled, {**COLUMNS, "answer_is": "letter"})[0]) == "yes"
 
 
 @pytest.mark.parametrize(

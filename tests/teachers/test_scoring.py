@@ -130,11 +130,19 @@ def test_ids_of_rows_that_pad_the_vocabulary_are_never_among_the_top(rollouts, o
     assert found.max() == 8
 
 
-def test_more_top_tokens_than_there_are_is_refused(other_model):
-    with pytest.raises(
-        ConfigError, match=r"`training.objective.top_k` is 16, and the teacher's vocabulary has 16 tokens"
-    ):
-        LocalTeacher(other_model, pad_id=0, batch_size=4, top_k=16)
+@pytest.mark.parametrize(("tokens", "known"), [(None, 16), (KnownTokens(9, holes=(2, 5)), 7)])
+def test_more_top_tokens_than_there_are_is_refused(other_model, tokens, known):
+    with pytest.raises(ConfigError, match=rf"top_k` is {known}, and the teacher's vocabulary has {known} tokens"):
+        LocalTeacher(other_model, pad_id=0, batch_size=4, top_k=known, tokens=tokens)
+    LocalTeacher(other_model, pad_id=0, batch_size=4, top_k=known - 1, tokens=tokens)
+
+
+def test_a_teacher_that_is_asked_for_nothing_more_gives_log_probabilities_alone(rollouts, other_model, tmp_path):
+    scores = LocalTeacher(other_model, pad_id=0, batch_size=4).score(rollouts)
+    scores.write(tmp_path / "s.safetensors")
+    for given in (scores, Scores.read(tmp_path / "s.safetensors")):
+        assert len(given.logprobs) == len(rollouts)
+        assert not any([given.top_ids, given.top_logprobs, given.hidden_states, given.reference_logprobs])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

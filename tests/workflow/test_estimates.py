@@ -173,14 +173,14 @@ def test_decoding_reads_weights_and_cache():
         vocabulary=32000,
         tied=True,
     )
-    one = Hardware(1, tflops=1000, bandwidth_gb=1000, memory_gb=80, utilisation=1, bandwidth_share=1)
+    one = Hardware(1, tflops=1000, bandwidth_gb=1000, memory_gb=80, utilization=1, bandwidth_share=1)
     alone = one.decode(shape, 1, 0, 100, 100)
     assert alone == pytest.approx(100 * (2 * shape.parameters + 50 * shape.cache_bytes) / 1e12)
     assert one.decode(shape, 64, 0, 100, 100) < 2 * alone  # a batch shares the weights
     assert one.decode(shape, 64, 0, 100, 1000) == pytest.approx(10 * one.decode(shape, 64, 0, 100, 100))  # stragglers
     many = 10**6  # beyond the memory: in turn
     assert one.decode(shape, 2 * many, 0, 100, 100) == pytest.approx(2 * one.decode(shape, many, 0, 100, 100), rel=0.01)
-    eight = Hardware(8, tflops=1000, bandwidth_gb=1000, memory_gb=80, utilisation=1, bandwidth_share=1)
+    eight = Hardware(8, tflops=1000, bandwidth_gb=1000, memory_gb=80, utilization=1, bandwidth_share=1)
     assert eight.decode(shape, 8 * many, 0, 100, 100) == pytest.approx(one.decode(shape, many, 0, 100, 100))
     assert eight.compute(1e15) == pytest.approx(1e15 / 8e15)
 

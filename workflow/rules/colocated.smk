@@ -18,5 +18,5 @@ use rule model_job as train_segment with:
     params:
         command="train-segment",
         spec=PARAMS.spec("train_segment"),
-        launch=launch(PARAMS.ranks_of_run),
+        launch=PARAMS.launch(PARAMS.ranks_of_run),
         extra=f"--run-folder {paths.RUN}",

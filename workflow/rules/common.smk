@@ -62,17 +62,6 @@ def begin_run(log):
         workflow.scheduler.job_rate_limiter = None
 
 
-def launch(ranks=None):
-    """A params function: what starts a command's processes, one or its ranks, with the job's resources."""
-    start = PARAMS.launch(ranks)
-
-    def params(wildcards, threads, resources):
-        with said_in_a_line():
-            return start(wildcards, threads, resources)
-
-    return params
-
-
 def one_of(names):
     """A regular expression of these names; one that matches nothing where there are none."""
     return "|".join(names) or "(?!)"

@@ -24,7 +24,7 @@ use rule job as model_job with:
     log:
         "logs/model_job.log",
     params:
-        launch=launch(),
+        launch=PARAMS.launch(),
 
 
 # A job that looks for what it reads in the results folder.

@@ -29,7 +29,7 @@ use rule model_job as pretrain_model with:
     params:
         command="pretrain-model",
         spec=PARAMS.spec("pretrain_model"),
-        launch=launch(PARAMS.ranks_of_model),
+        launch=PARAMS.launch(PARAMS.ranks_of_model),
 
 
 use rule pretrain_model as train_rl with:

@@ -50,5 +50,5 @@ use rule model_job as update_policy with:
     params:
         command="update-policy",
         spec=PARAMS.spec("update_policy"),
-        launch=launch(PARAMS.ranks_of_run),
+        launch=PARAMS.launch(PARAMS.ranks_of_run),
         extra=f"--run-folder {paths.RUN}",

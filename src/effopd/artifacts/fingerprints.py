@@ -31,6 +31,7 @@ def digest(value: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
+    """The sha256 of a file's contents, as hex digits."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

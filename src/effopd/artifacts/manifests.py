@@ -21,7 +21,7 @@ from effopd.artifacts.fingerprints import digest, file_sha256
 from effopd.artifacts.manifest_format import WHEN, check_manifest, check_record, check_seal, is_sealed, seal
 from effopd.artifacts.own_files import delete_own, is_own, numbered
 from effopd.common.errors import ArtifactError, PrunedError
-from effopd.common.strict_json import read_json
+from effopd.common.strict_json import read_json as read_json
 
 # Files up to this size are hashed whenever they are read; larger ones only by size (`effopd verify` hashes all).
 HASH_ON_READ_BYTES = 256 * 2**20
@@ -56,11 +56,13 @@ def _umask() -> int:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file atomically, with sorted keys. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
@@ -76,6 +78,7 @@ def package_versions() -> dict[str, str]:
 
 @cache
 def host_facts() -> dict[str, Any]:
+    """The machine that a manifest records: platform, architecture and number of CPUs."""
     return {"platform": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()}
 
 

@@ -35,7 +35,7 @@ class _Spec(dict[str, Any]):
         raise UserError(f"--spec has no `{key}` where one is needed: it is not a spec of this version of effopd.")
 
 
-class _SpecType(click.ParamType):
+class _SpecType(click.ParamType):  # type: ignore[type-arg]  # older versions of click take none
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -310,7 +310,7 @@ def predict_weights(device: str, threads: int, **arguments: Any) -> None:
 
 @_stage("analyze-weights", _BASE, _STATES, _LEDGERS, computes=True)
 def analyze_weights(device: str, threads: int, **arguments: Any) -> None:
-    """Analyse the weights of a run's kept states, or of a model's checkpoints."""
+    """Analyze the weights of a run's kept states, or of a model's checkpoints."""
     from effopd.stages.analyze_weights import analyze_weights as run
 
     run(device=_device(device, threads), **arguments)
@@ -410,12 +410,12 @@ for _verb, _text in {
 def analyze(base: Path, trained: tuple[str, ...], out: Path, tolerance: float, device: str, threads: int) -> None:
     """Compare checkpoints of one model: norms, sparsity, spectra, alignment and trajectory of the weight updates."""
     from effopd.dynamics.analysis import analyse_checkpoints
-    from effopd.dynamics.summary import numbered, summarise
+    from effopd.dynamics.summary import numbered, summarize
 
     if math.isnan(tolerance):
         raise UserError("--tolerance is nan. Give a number from 0 to 0.1.")
     tables = analyse_checkpoints(base, numbered(trained), out, _device(device, threads), tolerance)
-    click.echo(summarise(tables))
+    click.echo(summarize(tables))
     click.echo(one_line(f"wrote {', '.join(f'{name}.parquet' for name in tables)} to {out}"))
 
 

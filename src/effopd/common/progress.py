@@ -15,6 +15,7 @@ INTERVAL_SECONDS = 2.0
 
 
 def say(text: str) -> None:
+    """Print one line to standard error, at once."""
     print(text, file=sys.stderr, flush=True)
 
 

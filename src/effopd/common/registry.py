@@ -161,7 +161,7 @@ def find(kind: str, name: str) -> Entry:
     if name in BUILT_IN[kind]:  # whatever else is installed
         return Entry(kind, name, *BUILT_IN[kind][name].split(":"))
     if name not in entries(kind):
-        raise ConfigError(f"there is no {OPEN[kind][0]} {name!r}. Name one of: {', '.join(names(kind))}.")
+        raise ConfigError(f"there is no {OPEN.get(kind, (kind,))[0]} {name!r}. Name one of: {', '.join(names(kind))}.")
     return entries(kind)[name]
 
 

@@ -47,7 +47,7 @@ def _rows(prefix: str, node: Mapping[str, Any]) -> Iterator[tuple[str, str, str,
 
 
 def _alike(properties: Mapping[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """Keys and what they take; neighbours that are one and the same reference, such as splits, together."""
+    """Keys and what they take; neighbors that are one and the same reference, such as splits, together."""
     groups = itertools.groupby(properties.items(), key=lambda item: item[1] if set(item[1]) == {"$ref"} else item)
     for _, group in groups:
         keys, children = zip(*group, strict=True)

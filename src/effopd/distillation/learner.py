@@ -115,8 +115,9 @@ def sync_policy(policy_model: PreTrainedModel, trainer: Trainer) -> None:
 def teacher_of(
     training: dict[str, Any], student: Path, teacher: Path, tokenizer: PreTrainedTokenizerFast, device: torch.device
 ) -> Teacher:
-    """Who scores as the objective needs it: the teacher's folder, or the server that has it; with the untrained
-    student's folder as reference (ExOPD).
+    """Who scores as the objective needs it: the teacher's folder, or the server that has it.
+
+    With the untrained student's folder as reference (ExOPD).
     """
     objective, support = training["objective"], training["objective"]["support"]
     _, pad_id = special_ids(tokenizer)

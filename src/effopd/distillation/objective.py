@@ -69,11 +69,7 @@ class ScoredBatch:
             return torch.from_numpy(np.concatenate(rows)).to(device) if rows else None
 
         batch = PaddedBatch.of(rollouts, pad_id, device)
-        top_ids, top_logprobs, states = (
-            tensor(scores.top_ids),
-            tensor(scores.top_logprobs),
-            tensor(scores.hidden_states),
-        )
+        top_ids, top_logprobs, states = map(tensor, (scores.top_ids, scores.top_logprobs, scores.hidden_states))
         return ScoredBatch(
             batch,
             rollout_logprobs=batch.flatten(rollouts.logprobs),
@@ -120,40 +116,37 @@ def distillation_loss(
     `total_tokens` counts those of the whole step, on all ranks: losses of chunks, micro-batches and ranks add up to the
     mean over them. The policy is the one that was sampled from, at the rollouts' temperature.
     """
-    objective, divergence = training["objective"], training["objective"]["divergence"]
-    targets, rollout_logprobs = micro.targets[rows], micro.rollout_logprobs[rows]
+    objective, divergence, given = training["objective"], training["objective"]["divergence"], micro.at(rows)
     logits = logits if training["temperature"] == 1 else logits / training["temperature"]
     metrics: Metrics = {}
     if objective["support"] == "sampled":
-        logprobs = token_logprobs(logits, targets)
+        logprobs = token_logprobs(logits, given.tokens)
     elif objective["support"] == "top_k":
-        assert micro.top_ids is not None
-        assert micro.teacher_buckets is not None
-        logprobs = gather_logprobs(logits.detach(), targets) - logits.detach().logsumexp(-1)
-        student, teacher = top_k_with_tail(logits, micro.top_ids[rows]), micro.teacher_buckets[rows]
+        assert given.top_ids is not None
+        assert given.teacher_buckets is not None
+        logprobs = gather_logprobs(logits.detach(), given.tokens) - logits.detach().logsumexp(-1)
+        student, teacher = top_k_with_tail(logits, given.top_ids), given.teacher_buckets
         metrics = sums_of(student_top_mass=-student[:, -1].detach().expm1(), teacher_top_mass=-teacher[:, -1].expm1())
     else:
-        assert micro.teacher_logits is not None
-        student, teacher = vocabulary_logprobs(logits, micro.teacher_logits(rows))
-        logprobs = gather_logprobs(student.detach(), targets)
+        assert given.teacher_logits is not None
+        student, teacher = vocabulary_logprobs(logits, given.teacher_logits)
+        logprobs = gather_logprobs(student.detach(), given.tokens)
     limit = training["importance_limit"]
-    weights = truncated_importance_weights(logprobs, rollout_logprobs, limit)
-    metrics = (
-        sums_of(
-            importance_weight=weights,
-            importance_clipped=weights == limit,
-            logprob_difference=(logprobs.detach() - rollout_logprobs).abs(),
-        )
-        | metrics
+    weights = truncated_importance_weights(logprobs, given.rollout_logprobs, limit)
+    compared = sums_of(
+        importance_weight=weights,
+        importance_clipped=weights == limit,
+        logprob_difference=(logprobs.detach() - given.rollout_logprobs).abs(),
     )
+    metrics = compared | metrics
     if is_added("objectives", divergence):
-        loss, own = load("objectives", divergence)(logits, micro.at(rows), **objective.get(divergence, {}))
+        loss, own = load("objectives", divergence)(logits, given, **objective.get(divergence, {}))
         return loss / total_tokens, metrics | {f"{divergence}_{name}": value for name, value in own.items()}
     if objective["support"] != "sampled":
         # The divergence is exact at each position: that an engine drew the tokens needs no weight.
         return load("objectives", divergence)(student, teacher).sum() / total_tokens, metrics
-    target_logprobs = micro.teacher_logprobs[rows]
-    if micro.reference_logprobs is not None:
-        target_logprobs = extrapolated_logprobs(target_logprobs, micro.reference_logprobs[rows], objective["lambda"])
-    advantages = distillation_advantages(target_logprobs, rollout_logprobs)
+    target_logprobs = given.teacher_logprobs
+    if given.reference_logprobs is not None:
+        target_logprobs = extrapolated_logprobs(target_logprobs, given.reference_logprobs, objective["lambda"])
+    advantages = distillation_advantages(target_logprobs, given.rollout_logprobs)
     return policy_gradient_loss(logprobs, advantages, weights, total_tokens), metrics

@@ -13,7 +13,7 @@ def paired_cosines(vectors: np.ndarray, final: np.ndarray) -> np.ndarray:
     Signs of singular vectors are arbitrary, hence the absolute value. Where two singular values are nearly equal, their
     vectors may swap or mix at will: a low value then says nothing.
     """
-    return np.minimum(np.abs((vectors * final).sum(axis=0)), 1.0)
+    return np.asarray(np.minimum(np.abs((vectors * final).sum(axis=0)), 1.0))
 
 
 def principal_cosines(vectors: np.ndarray, final: np.ndarray) -> np.ndarray:
@@ -28,9 +28,11 @@ def principal_cosines(vectors: np.ndarray, final: np.ndarray) -> np.ndarray:
 def relative_gaps(singular_values: np.ndarray) -> np.ndarray:
     """min(sigma_{i-1} - sigma_i, sigma_i - sigma_{i+1}) / sigma_i: how well the i-th direction is defined.
 
-    The ends have one neighbour. A perturbation of relative size e turns the direction by about e / gap; NaN where
+    The ends have one neighbor. A perturbation of relative size e turns the direction by about e / gap; NaN where
     sigma_i is zero, infinity for a single value.
     """
     steps = np.concatenate([[np.inf], -np.diff(singular_values), [np.inf]])
     gaps = np.minimum(steps[:-1], steps[1:])
-    return np.divide(gaps, singular_values, out=np.full(len(gaps), np.nan), where=singular_values > 0)
+    relative = np.full(len(gaps), np.nan)
+    np.divide(gaps, singular_values, out=relative, where=singular_values > 0)
+    return relative

@@ -141,10 +141,10 @@ def analyse_checkpoints(
     by_step = {step: Checkpoint.open(trained[step]) for step in sorted(trained)}
     parents = {"base": first.fingerprint} | {f"step {step}": by_step[step].fingerprint for step in by_step}
     spec = {"code": code_digest(__name__), "tolerance": tolerance}
-    return analyse(first, by_step, out / MANIFEST, out, spec=spec, parents=parents, device=device)
+    return analyze(first, by_step, out / MANIFEST, out, spec=spec, parents=parents, device=device)
 
 
-def analyse(
+def analyze(
     base: Checkpoint,
     trained: Mapping[int, Checkpoint],
     out: Path,

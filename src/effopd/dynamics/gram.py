@@ -47,7 +47,7 @@ class Gram(ABC):
         """The `count` largest eigenvalues, decreasing, and their orthonormal eigenvectors [n, count]."""
 
     def _set_facts(self, diagonal: np.ndarray, norm: float, sampled: float, precision: float) -> None:
-        """`sampled` is the relative rounding error of G's entries, || E ||_F / trace, as measured or modelled."""
+        """`sampled` is the relative rounding error of G's entries, || E ||_F / trace, as measured or modeled."""
         self.trace, self.norm = float(diagonal.sum(dtype=np.float64)), norm
         # the solver's part was measured, over many kinds of spectra: 0.02 to 0.5 units in the last place of the norm
         self.noise = float(np.hypot(sampled * self.trace / self.size**0.5, 0.5 * precision * norm))
@@ -89,7 +89,7 @@ class NumpyGram(Gram):
             rows = slice(start, start + 256)
             left = self._gram[rows] - scaled[rows] @ vectors.T
             square += float(np.vdot(left, left))
-        return square**0.5
+        return float(square**0.5)
 
     def eigenvalues(self) -> np.ndarray:
         spectrum = scipy.linalg.eigh(
@@ -147,7 +147,7 @@ class TorchGram(Gram):
         return float(torch.linalg.vector_norm(self._gram - (moved * self._move(values)) @ moved.T))
 
     def eigenvalues(self) -> np.ndarray:
-        return torch.linalg.eigvalsh(self._gram).double().cpu().numpy()
+        return np.asarray(torch.linalg.eigvalsh(self._gram).double().cpu())
 
     def leading(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         values, vectors = torch.linalg.eigh(self._gram)

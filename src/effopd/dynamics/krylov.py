@@ -56,13 +56,15 @@ class RitzPairs:
     def relative_residuals(self) -> np.ndarray:
         """Residuals over the eigenvalue; infinite where that is not positive."""
         above = self.values > 0
-        return np.divide(self.residuals, self.values, out=np.full(len(self.values), np.inf), where=above)
+        relative = np.full(len(self.values), np.inf)
+        np.divide(self.residuals, self.values, out=relative, where=above)
+        return relative
 
     @property
     def cumulative_shares(self) -> np.ndarray:
         """The share of || b ||^2 in the span of the first k eigenvectors, for k = 1..m; the last is 1."""
         energies = np.square(self.parts)
-        return np.cumsum(energies) / energies.sum()
+        return np.asarray(np.cumsum(energies) / energies.sum())
 
 
 def lanczos(multiply: Product, start: torch.Tensor, iterations: int) -> Krylov:

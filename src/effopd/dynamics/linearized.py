@@ -80,7 +80,8 @@ class LinearizedModel:
         with _differentiable():
             _, pull = vjp(partial(self._logits, batch=batch), self.origin)  # type: ignore[misc]
             (pulled,) = pull(cotangents)
-        return pulled.detach()
+        gradient: torch.Tensor = pulled.detach()
+        return gradient
 
 
 def flat(weights: Weights) -> torch.Tensor:

@@ -80,5 +80,5 @@ def _project(delta: torch.Tensor, fraction: float, top: bool) -> torch.Tensor:
         return delta.double()  # all directions: exactly the update, without the rounding of a projection
     vectors = torch.linalg.eigh(matrix.T @ matrix).eigenvectors  # increasing eigenvalues
     chosen = vectors[:, rank - count :] if top else vectors[:, :count]
-    kept = (matrix @ chosen) @ chosen.T
+    kept: torch.Tensor = (matrix @ chosen) @ chosen.T
     return kept.T if wide else kept

@@ -273,7 +273,7 @@ def _from_quadrature(quadrature: Quadrature, gram: Gram) -> Spectrum:
 
 def _influence(share: np.ndarray, rank: float) -> np.ndarray:
     """d entropy / d w_i for shares p_i of a sum, p_i (1 - ln p_i - ln rank), where `rank` is exp(entropy)."""
-    return share * (1 - np.log(np.maximum(share, np.finfo(float).tiny)) - math.log(rank))
+    return np.asarray(share * (1 - np.log(np.maximum(share, np.finfo(float).tiny)) - math.log(rank)))
 
 
 def _changes(now: Spectrum, before: Spectrum) -> dict[str, float]:

@@ -51,7 +51,7 @@ def numbered(checkpoints: Sequence[str]) -> dict[int, Path]:
     return dict(zip(steps, paths, strict=True))
 
 
-def summarise(tables: Mapping[str, pa.Table]) -> str:
+def summarize(tables: Mapping[str, pa.Table]) -> str:
     """A table by module type for the last step, and one line each on how it was computed and where training went.
 
     Spectral metrics are means over matrices, as in the paper; norms are of all parameters of the type together.

@@ -28,8 +28,8 @@ def principal_path(vectors: np.ndarray) -> tuple[np.ndarray, float]:
     span t - 1 dimensions: the EVR of up to 3 checkpoints is 1 whatever they are, so compare equal numbers of them.
     NaN where all vectors are the same.
     """
-    centred = vectors - vectors.mean(axis=0)
-    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    centered = vectors - vectors.mean(axis=0)
+    left, values, _ = np.linalg.svd(centered, full_matrices=False)
     coordinates = np.zeros((len(vectors), 2))
     kept = min(2, len(values))
     coordinates[:, :kept] = left[:, :kept] * values[:kept]

@@ -73,17 +73,17 @@ def early_step(steps: Sequence[int], progress: float) -> int:
 
 
 def windows(layers: int, width: float, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(centre, first, last) of windows of layers that reach floor(width * layers / 2) to both sides of their centre.
+    """(center, first, last) of windows of layers that reach floor(width * layers / 2) to both sides of their center.
 
     As in the paper they are cut off at the bottom and the top, where they are therefore narrower.
     """
     reach = math.floor(width * layers / 2)
-    for centre in range(0, layers, stride):
-        yield centre, max(0, centre - reach), min(layers - 1, centre + reach)
+    for center in range(0, layers, stride):
+        yield center, max(0, center - reach), min(layers - 1, center + reach)
 
 
 def _windows(settings: Mapping[str, Any], step: int, layers: int) -> Iterator[Variant]:
     for part in settings["parts"]:
-        for centre, first, last in windows(layers, settings["width"], settings["stride"]):
-            name = f"window {part} {centre}"
-            yield Variant("window", name, step, part, layer=centre, first_layer=first, last_layer=last)
+        for center, first, last in windows(layers, settings["width"], settings["stride"]):
+            name = f"window {part} {center}"
+            yield Variant("window", name, step, part, layer=center, first_layer=first, last_layer=last)

@@ -10,7 +10,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor
 from effopd.engines.vllm_engine import UNKNOWN_TOKENS
 
 
-class KnownTokensOnly(LogitsProcessor):
+class KnownTokensOnly(LogitsProcessor):  # type: ignore[misc]  # of a package that need not be here
     """Gives the tokens that the tokenizer does not know the probability 0, in what is sampled and in its log-probs."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from effopd.engines.base import RolloutEngine, Sampling
 from effopd.extrapolation.gate import GateValue, gate_seeds
 from effopd.models.models import Weights, load_weights_into, special_ids
 from effopd.tasks.base import Problem, Task
-from effopd.teachers.scoring import measure_logprobs, measure_reverse_kl
+from effopd.teachers.scoring import ReverseKL, measure_logprobs
 
 
 class Measured:
@@ -57,17 +58,23 @@ class Measured:
     @cached_property
     def teacher_logprobs(self) -> list[np.ndarray]:
         """log pi of each completion's tokens by the teacher, at temperature 1: N float32 arrays."""
+        if self._gate.taught is not None:
+            return self._gate.taught
         self.scored += self.rollouts.completion_tokens
-        return self._logprobs(self._gate.teacher, 1.0)
+        found = self._logprobs(self._gate.teacher, 1.0)
+        if self.problems is None:  # the same rollouts are judged again
+            self._gate.taught = found
+        return found
 
     @cached_property
     def reverse_kl(self) -> list[np.ndarray]:
         """The exact KL(student || teacher) at each completion's tokens, in nats: N float32 arrays."""
-        self.scored += self.rollouts.completion_tokens
+        divergence = self._gate.divergence_of(self.rollouts)
+        before = divergence.scored_tokens
+        found = divergence.of(self._gate.model)
+        self.scored += divergence.scored_tokens - before
         self.judged += self.rollouts.completion_tokens
-        temperature = self._gate.sampling.temperature
-        student, teacher = self._gate.model, self._gate.teacher
-        return measure_reverse_kl(student, teacher, self.rollouts, temperature=temperature, **self._gate.batches)
+        return found
 
     def _logprobs(self, model: PreTrainedModel, temperature: float) -> list[np.ndarray]:
         return measure_logprobs(model, self.rollouts, temperature=temperature, **self._gate.batches)
@@ -91,6 +98,8 @@ class AddedGate:
     task: Task
     load_teacher: Callable[[], PreTrainedModel]
     engine: RolloutEngine | None = None
+    taught: list[np.ndarray] | None = None  # what the teacher says of the step's own rollouts, once it was asked
+    _divergence: ReverseKL | None = None
     _costs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -105,6 +114,15 @@ class AddedGate:
     def batches(self) -> dict[str, int]:
         return {"pad_id": special_ids(self.tokenizer)[1], "batch_size": len(self.source)}
 
+    def divergence_of(self, rollouts: Rollouts) -> ReverseKL:
+        """The exact reverse KL at these rollouts; of the step's own the teacher is asked once."""
+        if self._divergence is None or rollouts is not self.source:
+            again, temperature = rollouts is self.source, self.sampling.temperature
+            self._divergence = ReverseKL(
+                self.teacher, rollouts, temperature=temperature, remember=again, **self.batches
+            )
+        return self._divergence
+
     def judge(self, coefficient: float) -> GateValue:
         self._costs = []
         entry, problems = find("gates", self.metric), None
@@ -113,12 +131,15 @@ class AddedGate:
             rollouts = self.source
         else:
             rollouts, problems = self._answers(self.source, coefficient), self.source.problems
+        if not all(np.isfinite(row).all() for row in rollouts.logprobs):
+            return GateValue(math.nan, math.nan, cost=self._costs)
         measured, started = Measured(self, rollouts, problems), time.perf_counter()
         found = entry.load()(measured, **self.settings.get(self.metric, {}))
         if not isinstance(found, GateValue):
             raise ConfigError(f"{entry} returned {found!r}. It has to return a GateValue (docs/plugins.md).")
-        tokens = {"scored": measured.scored, "judged": measured.judged}
-        self._costs.append(cost_row("gate: score", self.step, time.perf_counter() - started, **tokens))
+        if measured.scored or measured.judged:
+            tokens = {"scored": measured.scored, "judged": measured.judged}
+            self._costs.append(cost_row("gate: score", self.step, time.perf_counter() - started, **tokens))
         return GateValue(float(found.value), float(found.score), [float(item) for item in found.per_item], self._costs)
 
     def _answers(self, prompts: Prompts, coefficient: float) -> Rollouts:

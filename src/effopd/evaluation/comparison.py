@@ -39,7 +39,7 @@ class Outcome:
         return np.asarray(shares @ self.rewards)
 
     def divergence(self, shares: np.ndarray) -> np.ndarray:
-        """Reverse KL per token, in nats; infinite where it is no number for any problem. [B, problems] -> [B]"""
+        """Reverse KL per token, in nats; infinite if it is not finite for every problem: [B, problems] -> [B]."""
         if not np.isfinite(self.reverse_kl).all():
             return np.full(len(shares), math.inf)
         return np.asarray(shares @ self.reverse_kl / (shares @ self.tokens))
@@ -79,8 +79,10 @@ class Curve:
         )
 
     def area(self, steps: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Area under the score over log2 of these kept steps, as a share of the largest possible: a mean score in
-        which every doubling of the steps counts alike. ([S], [B, S]); NaN for fewer than two steps."""
+        """Area under the score over log2 of these kept steps, as a share of the largest possible: ([S], [B, S]).
+
+        It is a mean score in which every doubling of the steps counts alike. NaN for fewer than two steps.
+        """
         if len(steps) < 2:
             return np.full(len(self.score), math.nan), np.full(self.resampled.shape[:2], math.nan)
         columns, x = [self.steps.index(step) for step in steps], np.log2(steps)

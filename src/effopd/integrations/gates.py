@@ -134,7 +134,7 @@ class AccuracyGate(_SampledGate):
 
 
 class ReverseKLGate(_SampledGate):
-    """The exact KL(student || teacher) of sampled completions, per token: what distillation minimises."""
+    """The exact KL(student || teacher) of sampled completions, per token: what distillation minimizes."""
 
     metric = "reverse_kl"
 
@@ -181,6 +181,7 @@ def inside(model: Any) -> PreTrainedModel:
 
 
 def name_of(judge: Judge) -> str:
+    """The name of a function, or of an object's class."""
     return str(getattr(judge, "__name__", type(judge).__name__))
 
 

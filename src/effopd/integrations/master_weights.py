@@ -12,14 +12,17 @@ from torch import nn
 from effopd.common.errors import UserError
 from effopd.extrapolation.candidates import RayInMemory
 from effopd.models.models import Weights
-from effopd.training.master_weights import has_own_master, read_masters, shape_of, write_master
+from effopd.training.deepspeed_compat import has_own_master
+from effopd.training.master_weights import read_masters, shape_of, write_master
 
 
 def rank() -> int:
+    """The rank of this process; 0 if training is not distributed."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def ranks() -> int:
+    """The number of training processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

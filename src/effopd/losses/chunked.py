@@ -68,7 +68,8 @@ def _loss_in_place_of_logits(model: PreTrainedModel, mask: torch.Tensor, loss_of
         return loss_of(tokens(capped(product, cap)), rows)
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = HeadAndLoss.apply(hidden[mask], head.weight, head.bias, size, loss_of_product)
+        product: Any = HeadAndLoss
+        loss: torch.Tensor = product.apply(hidden[mask], head.weight, head.bias, size, loss_of_product)
         return loss.reshape(1, 1, 1)
 
     head.forward = forward

@@ -45,7 +45,7 @@ def vocabulary_logprobs(first: torch.Tensor, second: torch.Tensor) -> tuple[torc
 def kl_divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """KL(first || second) = sum_v p(v) (log p(v) - log q(v)) at each position, in nats.
 
-    Finite, normalised log-probabilities float32 [M, K] -> float32 [M].
+    Finite, normalized log-probabilities float32 [M, K] -> float32 [M].
     """
     return (first.exp() * (first - second)).sum(-1)
 
@@ -53,7 +53,7 @@ def kl_divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 def js_divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """The Jensen-Shannon divergence KL(p || m) / 2 + KL(q || m) / 2 with m = (p + q) / 2, in nats, at most ln 2.
 
-    Normalised log-probabilities float32 [M, K] -> float32 [M].
+    Normalized log-probabilities float32 [M, K] -> float32 [M].
     """
     mixture = torch.logaddexp(first, second) - math.log(2.0)
     return (kl_divergence(first, mixture) + kl_divergence(second, mixture)) / 2
@@ -67,7 +67,7 @@ def forward_kl_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch
 def top_k_with_tail(logits: torch.Tensor, top_ids: torch.Tensor) -> torch.Tensor:
     """The log-probabilities of K tokens a position, and in a last "tail" bucket those of all others together.
 
-    logits [M, V], top_ids int64 [M, K] without repeats, K < V -> float32 [M, K + 1], normalised. A divergence between
+    logits [M, V], top_ids int64 [M, K] without repeats, K < V -> float32 [M, K + 1], normalized. A divergence between
     two such distributions is at most that over the vocabulary, and has its minimum where they agree. Over the top
     tokens alone it would be none: moving mass out of them could lower it, and its gradient would be wrong
     (arXiv 2605.11182, 2603.25562).
@@ -79,7 +79,7 @@ def top_k_with_tail(logits: torch.Tensor, top_ids: torch.Tensor) -> torch.Tensor
 
 
 def with_tail(top_logprobs: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of K tokens, and what is left for all others: float32 [M, K] -> float32 [M, K + 1], normalised.
+    """Log-probabilities of K tokens, and what is left for all others: float32 [M, K] -> float32 [M, K + 1], normalized.
 
     What is left is taken to be at least SMALLEST_TAIL.
     """

@@ -117,6 +117,7 @@ class Head:
 
 
 def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Logits of any shape, softly limited to plus or minus `cap` if there is one."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
@@ -140,7 +141,8 @@ def fits_at_once(batch: PaddedBatch, vocabulary: int) -> bool:
 @torch.inference_mode()
 def completion_states(model: PreTrainedModel, batch: PaddedBatch) -> torch.Tensor:
     """The last hidden states that predict the batch's completion tokens: [M, H], in the model's dtype."""
-    return model.base_model(input_ids=batch.tokens[:, :-1], use_cache=False).last_hidden_state[batch.mask]
+    states: torch.Tensor = model.base_model(input_ids=batch.tokens[:, :-1], use_cache=False).last_hidden_state
+    return states[batch.mask]
 
 
 @torch.inference_mode()

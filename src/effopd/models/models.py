@@ -45,8 +45,8 @@ def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype = to
         model = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=_trusts(folder)
         )
-    model = model.to(device)  # type: ignore[arg-type]  # (its wrapper hides the signature)
-    return model.eval()
+    loaded: PreTrainedModel = model.to(device).eval()  # type: ignore[arg-type]  # (its wrapper hides the signature)
+    return loaded
 
 
 def load_frozen(folder: Path, device: torch.device) -> PreTrainedModel:
@@ -85,8 +85,9 @@ def model_with(
 
     Raises ArtifactError where the weights are not of this architecture.
     """
-    model = _model_of(model_config(folder), weights, dtype, _trusts(folder)).to(device)  # type: ignore[arg-type]
-    return model.eval()
+    model = _model_of(model_config(folder), weights, dtype, _trusts(folder))
+    moved: PreTrainedModel = model.to(device).eval()  # type: ignore[arg-type]
+    return moved
 
 
 def without_weights(folder: str | Path, trust: bool | None = None) -> PreTrainedModel:
@@ -139,7 +140,8 @@ def load_tokenizer(folder: str | Path, trust: bool | None = None) -> PreTrainedT
         tokenizer: Any = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=_trusts(folder) if trust is None else trust
         )
-    return tokenizer
+    fast: PreTrainedTokenizerFast = tokenizer
+    return fast
 
 
 def _trusts(folder: str | Path) -> bool:

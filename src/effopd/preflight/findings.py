@@ -26,14 +26,17 @@ class Finding:
 
 
 def passed(check: str, measured: str) -> Finding:
+    """The finding of a check that passed."""
     return Finding(check, PASSED, measured)
 
 
 def warned(check: str, measured: str, why: str, remedy: str) -> Finding:
+    """The finding of a check that stops nothing."""
     return Finding(check, WARNED, measured, why, remedy)
 
 
 def failed(check: str, measured: str, why: str, remedy: str) -> Finding:
+    """The finding of a check that stops the run."""
     return Finding(check, FAILED, measured, why, remedy)
 
 

@@ -2,7 +2,7 @@
 
 Shapes: N rollouts, consecutive `group` rows of a prompt; M completion tokens of them all, flattened. What is divided by
 `total_tokens` counts a whole minibatch, so that micro-batches and ranks add up to the same however it is split.
-GRPO: arXiv 2402.03300; DAPO: 2503.14476; PPO: 1707.06347; generalised advantage estimation: 1506.02438.
+GRPO: arXiv 2402.03300; DAPO: 2503.14476; PPO: 1707.06347; generalized advantage estimation: 1506.02438.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def group_advantages(rewards: torch.Tensor, group: int, scale: bool = False) -> 
     if len(rewards) % group:
         raise ValueError(f"{len(rewards)} rewards do not divide into groups of {group}")
     grouped = rewards.view(-1, group)
-    centred = grouped - grouped.mean(1, keepdim=True)
+    centered = grouped - grouped.mean(1, keepdim=True)
     if scale:
         differ = informative_groups(rewards, group).unsqueeze(1)  # elsewhere rounding alone would be scaled up
-        centred = differ * centred / (grouped.std(1, keepdim=True) + SMALLEST_DEVIATION)
-    return centred.view(-1)
+        centered = differ * centered / (grouped.std(1, keepdim=True) + SMALLEST_DEVIATION)
+    return centered.view(-1)
 
 
 def informative_groups(rewards: torch.Tensor, group: int) -> torch.Tensor:

@@ -137,7 +137,8 @@ class Updates:
             return groups.rewards
         lengths = torch.tensor([len(completion) for completion in groups.rollouts.completions])
         penalty = overlong_penalty(lengths, self.settings["max_new_tokens"], self.settings["overlong_buffer"])
-        return groups.rewards + self.settings["overlong_penalty"] * penalty
+        weight: float = self.settings["overlong_penalty"]
+        return groups.rewards + weight * penalty
 
     def _micro_batch(self, rollouts: Rollouts) -> RewardedBatch:
         batch = PaddedBatch.of(rollouts, self.pad_id, self.device)

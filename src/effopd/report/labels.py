@@ -24,4 +24,5 @@ def with_interval(row: pd.Series, column: str, scale: float = 1, digits: int = 3
 
 
 def percent(share: float, digits: int = 0) -> str:
+    """A share from 0 to 1 as text, in percent."""
     return f"{100 * share:.{digits}f} %"

@@ -163,7 +163,7 @@ def _seconds_left(inventory: Inventory, runs: list[dict[str, Any]], started: flo
     if left == 0 or behind < ENOUGH_DONE * (behind + left):
         return None
     first = min(_finished(manifest) - manifest.recorded["seconds"] for manifest in recent)
-    return max(left / behind * (time.time() - first), longest)
+    return float(max(left / behind * (time.time() - first), longest))
 
 
 def _work_of_one(inventory: Inventory, holdings: Mapping[Place, Holding], run: str) -> float | None:

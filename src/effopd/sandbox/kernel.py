@@ -102,6 +102,7 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """Mount a file system (mount(2)). Raises OSError."""
     result = _LIBC.mount(
         source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), options.encode() or None
     )
@@ -118,6 +119,7 @@ def make_read_only(target: str) -> None:
 
 
 def unmount(target: str) -> None:
+    """Detach a mount at once (umount2(2)). Raises OSError."""
     _checked(f"umount {target}", _LIBC.umount2(target.encode(), MNT_DETACH))
 
 
@@ -192,6 +194,7 @@ def landlock(readable: Iterable[str], writable: Iterable[str], listable: Iterabl
 
 
 def seccomp_supported() -> bool:
+    """Whether the numbers of this processor's system calls are known."""
     return platform.machine() in _ARCHITECTURES
 
 

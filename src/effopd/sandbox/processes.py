@@ -14,6 +14,7 @@ from effopd.sandbox.folders import TooMuchError
 
 
 def kill(process: int) -> None:
+    """Kill a process by its id, if it still runs."""
     try:
         os.kill(process, signal.SIGKILL)
     except ProcessLookupError:

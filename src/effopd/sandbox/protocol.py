@@ -13,6 +13,7 @@ from typing import Any
 
 
 def send(descriptor: int, message: dict[str, Any]) -> None:
+    """Write a JSON message, preceded by its length, to a descriptor."""
     text = json.dumps(message).encode()
     rest = memoryview(struct.pack("!I", len(text)) + text)
     while rest:
@@ -30,10 +31,12 @@ def receive(descriptor: int) -> dict[str, Any] | None:
 
 
 def packed(content: bytes) -> str:
+    """Bytes as text for a JSON message."""
     return base64.b64encode(content).decode()
 
 
 def unpacked(text: str) -> bytes:
+    """The bytes of a text that `packed` made."""
     return base64.b64decode(text)
 
 

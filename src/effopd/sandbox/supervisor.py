@@ -349,7 +349,7 @@ class _Watch:
         except folders.TooMuchError:
             return True
         self.next_look = time.monotonic() + (time.monotonic() - start) / LOOKING
-        return held > (self.limits["file_mb"] + 1) * MEGABYTE  # a file as large as it may be is beside the program
+        return bool(held > (self.limits["file_mb"] + 1) * MEGABYTE)  # a file as large as it may be is beside it
 
     def drain(self) -> None:
         """Read what is left in the pipes, whose writers are all dead, and close them."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from effopd.common.progress import say
-from effopd.dynamics.analysis import analyse
+from effopd.dynamics.analysis import analyze
 from effopd.dynamics.kept import Kept
 
 
@@ -22,12 +22,12 @@ def analyze_weights(
     out: Path,
     device: torch.device,
 ) -> None:
-    """Analyse all kept states against the model `base` and write the manifest `out`, its tables beside it.
+    """Analyze all kept states against the model `base` and write the manifest `out`, its tables beside it.
 
     A model among the states stands for its checkpoints and itself.
     """
     kept = Kept.open(base, states, ledgers)
     work = out.with_name(".weights")
-    tables = analyse(kept.base, kept.trained, out, work, spec=spec, parents=kept.parents, device=device)
+    tables = analyze(kept.base, kept.trained, out, work, spec=spec, parents=kept.parents, device=device)
     norm = sum(row["frobenius_norm"] ** 2 for row in tables["norms"].to_pylist() if row["step"] == kept.last) ** 0.5
     say(f"done: {len(kept.trained)} kept states, the last one {norm:.4g} from the base")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ VARIANT = ["analysis", "variant", "step", "part", "amount", "layer", "first_laye
 def make_dynamics_tables(spec: dict[str, Any], results: Path, out: Path) -> None:
     """Write the tables that spec["tables"] names as CSV files into the folder `out` (docs/dynamics.md)."""
     confidence = spec["confidence"]
-    makers = {
+    makers: dict[str, tuple[Callable[[dict[str, pd.DataFrame]], pd.DataFrame], list[str], list[str]]] = {
         "dynamics_spectra": (lambda tables: spectra(tables["spectra"]), ["step", "module"], METRICS),
         "dynamics_norms": (lambda tables: norms(tables["norms"]), ["step", "module", "layer"], NORMS),
         "dynamics_alignment": (alignment, ["step"], ALIGNMENT),
@@ -45,6 +45,7 @@ def make_dynamics_tables(spec: dict[str, Any], results: Path, out: Path) -> None
     }
     subjects = [(about, _tables(results / "dynamics" / about["subject"])) for about in spec["subjects"]]
     for name in spec["tables"]:
+        make: Callable[..., pd.DataFrame]
         make, keys, values = makers[name]
         parts = [
             made.assign(run=about["run"], seed=about["seed"]) for about, tables in subjects if len(made := make(tables))

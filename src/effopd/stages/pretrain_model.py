@@ -91,4 +91,5 @@ def _new_model(settings: dict[str, Any], tokenizer: Any, positions: int) -> PreT
         bos_token_id=None,
     )
     torch.manual_seed(seed_of(settings["seed"], "initial weights"))
-    return AutoModelForCausalLM.from_config(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model

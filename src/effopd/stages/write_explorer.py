@@ -20,7 +20,7 @@ from effopd.report.figures.weights import MODULES, subjects
 from effopd.report.tables import read_parquet
 
 SHADES = 24
-# Name, label, unit, whether its colours go by orders of magnitude, and the lowest value of its scale where it has one.
+# Name, label, unit, whether its colors go by orders of magnitude, and the lowest value of its scale where it has one.
 METRICS: tuple[tuple[str, str, str, bool, float | None], ...] = (
     ("frobenius_norm", "norm of the update, ‖ΔW‖", "Frobenius norm", True, None),
     ("relative_norm", "relative norm, ‖ΔW‖ / ‖W‖", "share of the base's norm", True, None),
@@ -49,7 +49,7 @@ def write_explorer(spec: dict[str, Any], results: Path, out: Path) -> None:
 def explorer_data(spec: dict[str, Any], results: Path) -> dict[str, Any]:
     """What the page shows: for each subject, metric and step a value for each layer and module, null where none is.
 
-    A colour scale is fixed for each metric: from its least to its largest value anywhere.
+    A color scale is fixed for each metric: from its least to its largest value anywhere.
     """
     styles = looks(spec)
     tables = [(run, seed, _values(folder)) for run, seed, folder in subjects(spec, results)]
@@ -69,7 +69,7 @@ def explorer_data(spec: dict[str, Any], results: Path) -> dict[str, Any]:
         "layers": layers,
         "modules": modules,
         "metrics": metrics,
-        "colours": [matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["cividis"](np.linspace(0, 1, SHADES))],
+        "colors": [matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["cividis"](np.linspace(0, 1, SHADES))],
         "subjects": [
             {
                 "name": styles[run].label + ("" if seed is None else f", seed {seed}"),

@@ -11,9 +11,10 @@ import jinja2
 import pandas as pd
 
 from effopd.artifacts.manifest_format import check_checks
-from effopd.artifacts.manifests import Manifest, package_versions, read_json, read_manifest, write_text
+from effopd.artifacts.manifests import Manifest, package_versions, read_manifest, write_text
 from effopd.common.errors import ArtifactError
 from effopd.common.progress import say
+from effopd.common.strict_json import read_json
 from effopd.evaluation.statistics import MEAN
 from effopd.report.claims import claims, local_theory_findings, paper_rows
 from effopd.report.dynamics_findings import dynamics_section

@@ -10,8 +10,9 @@ from typing import Any
 from effopd.common.randomness import generator
 from effopd.tasks.base import Problem, Verdict
 from effopd.tasks.boxed import boxes
-from effopd.tasks.dataset import DatasetTask, UnusableRowError
-from effopd.tasks.sources import Row, as_text, text_at, value_at
+from effopd.tasks.dataset import DatasetTask
+from effopd.tasks.readers import Row, UnusableRowError
+from effopd.tasks.sources import as_text, text_at, value_at
 from effopd.tasks.splits import content_hash
 
 LONGEST_BOX = 2000  # characters; boxes inside boxes would take time in proportion to the square of their number

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from effopd.tasks.code_outputs import same_output, same_value
-from effopd.tasks.dataset import UnusableRowError
+from effopd.tasks.readers import UnusableRowError
 
 MOST_BYTES = 2**28  # of tests that came compressed
 NAMING = ("func_name", "fn_name", "entry_point")  # fields of a JSON object that names the function under test

@@ -386,7 +386,7 @@ class Peer:
         except (TypeError, ValueError):
             raise self.loss() from None
         try:
-            error = kind(*parts)
+            error: BaseException = kind(*parts)
         except Exception:  # made in another way
             error = kind.__new__(kind)
             error.args = parts

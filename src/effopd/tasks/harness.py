@@ -67,6 +67,7 @@ def load(code: str, preamble: str = "") -> dict[str, Any]:
 
 
 def preloaded() -> dict[str, Any]:
+    """The names that a program finds without importing them."""
     names: dict[str, Any] = {}
     for module in PRELOADED:
         public = getattr(module, "__all__", None) or [n for n in dir(module) if not n.startswith("_")]
@@ -94,7 +95,8 @@ def judge() -> None:
 
     def ask() -> dict[str, Any]:
         os.write(RESULT, b"\n")
-        return json.loads(read())
+        value: dict[str, Any] = json.loads(read())
+        return value
 
     report = judged(json.loads(read()), ask)
     os.write(RESULT, json.dumps(report).encode())

@@ -46,6 +46,7 @@ def comparer() -> Callable[[str, str], tuple[bool, str]]:
 
 
 def main() -> None:
+    """Compare the pairs of answers that come on standard input, one JSON line each."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     sys.set_int_max_str_digits(0)  # time and memory are limited
     compare = comparer()

@@ -17,8 +17,9 @@ from effopd.common.errors import UserError
 from effopd.tasks import math_worker
 from effopd.tasks.base import Problem, Verdict
 from effopd.tasks.boxed import last_boxed
-from effopd.tasks.dataset import DatasetTask, UnusableRowError
-from effopd.tasks.sources import Row, text_at
+from effopd.tasks.dataset import DatasetTask
+from effopd.tasks.readers import Row, UnusableRowError
+from effopd.tasks.sources import text_at
 
 SECONDS = 5.0  # for one comparison; SymPy can take for ever over a short formula
 START_SECONDS = 120.0

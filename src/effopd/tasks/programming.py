@@ -19,8 +19,9 @@ from effopd.tasks.base import Problem, Verdict
 from effopd.tasks.code_blocks import NoProgramError, program_in
 from effopd.tasks.code_outputs import read_value, same_output, same_value
 from effopd.tasks.code_tests import idle_program, questions, read_function, read_tests, reference_program
-from effopd.tasks.dataset import DatasetTask, UnusableRowError
-from effopd.tasks.sources import Row, text_at, value_at
+from effopd.tasks.dataset import DatasetTask
+from effopd.tasks.readers import Row, UnusableRowError
+from effopd.tasks.sources import text_at, value_at
 
 SHOWN_ERROR = 200  # characters of a program's own error in a reason
 HARNESS = (code_wire, harness)  # what runs around a solution, in this order

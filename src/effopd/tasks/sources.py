@@ -57,8 +57,10 @@ def local_files(source: Row) -> list[Path]:
 
 
 def _may_be_read(path: Path) -> bool:
-    """Whether `datasets` may read a file at this path in a data set's folder: it passes over whatever is hidden (.git,
-    .cache, .DS_Store) and folders that begin with two underscores."""
+    """Whether `datasets` may read a file at this path in a data set's folder.
+
+    It skips whatever is hidden (.git, .cache, .DS_Store) and folders that begin with two underscores.
+    """
     hidden = any(part.startswith(".") for part in path.parts)
     return not hidden and not any(part.startswith("__") for part in path.parent.parts)
 

@@ -34,8 +34,8 @@ class Item:
 
 def content_hash(text: str) -> str:
     """Digest of a problem's text, blind to case, white space and Unicode variants of one character."""
-    normalised = "".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return hashlib.sha256(normalised.encode()).hexdigest()
+    normalized = "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return hashlib.sha256(normalized.encode()).hexdigest()
 
 
 @dataclass

@@ -24,7 +24,7 @@ SPARE_TOKENS = 1  # the completion that the interface demands
 BYTES_AN_ENTRY = 512  # at most, of a token at a position: its id, log-prob, rank and text
 MINUS_INFINITY = -9999.0  # which vLLM writes for it
 
-Kind = TypeVar("Kind", dict, list, str)
+Kind = TypeVar("Kind", dict[str, Any], list[Any], str)
 
 
 class EndpointTeacher:

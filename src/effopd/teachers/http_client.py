@@ -138,7 +138,7 @@ class JsonClient:
         doubled = self.endpoint["backoff"] * 2.0 ** min(state.attempt_number - 1, 30)
         drawn = random.uniform(0, min(doubled, LONGEST_BACKOFF_SECONDS))
         error = state.outcome.exception() if state.outcome else None
-        return max(drawn, min(getattr(error, "after", 0.0), self.endpoint["timeout"]))
+        return float(max(drawn, min(getattr(error, "after", 0.0), self.endpoint["timeout"])))
 
     def _ask_once(
         self,

@@ -33,8 +33,10 @@ from effopd.teachers.score_checks import check_scores
 
 @dataclass
 class Scores:
-    """What the teacher says at every completion token of N rollouts. A column is empty where the objective has no use
-    for it; else it has an array a rollout, as long as the completion.
+    """What the teacher says at every completion token of N rollouts.
+
+    A column is empty if the objective does not use it; otherwise it has one array per rollout, of the completion's
+    length.
     """
 
     logprobs: list[np.ndarray]  # float32 [length], log pi_teacher of the sampled tokens
@@ -274,7 +276,7 @@ class ReverseKL:
 def _places(passes: list[list[int]]) -> list[int]:
     """Where each row stands among the results of the passes, one after the other."""
     order = [row for rows in passes for row in rows]
-    return np.argsort(order).tolist()
+    return [int(row) for row in np.argsort(order)]
 
 
 def _split(values: torch.Tensor, rollouts: Rollouts) -> list[np.ndarray]:

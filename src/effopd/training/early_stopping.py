@@ -31,7 +31,7 @@ class EarlyStopping:
     def over(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether training ends after these steps."""
         since_best = sum(METRIC in row and row["step"] > best_step(rows) for row in rows)
-        return since_best >= self.patience
+        return bool(since_best >= self.patience)
 
 
 def best_step(rows: Sequence[Mapping[str, Any]]) -> int:

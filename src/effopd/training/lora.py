@@ -67,8 +67,10 @@ class Adapters(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, settings: Mapping[str, Any], seed: int) -> None:
-        """Adapt `model` in place, as `training.lora` says; A is drawn by `seed`, uniform as a linear layer's weights
-        are, and B is 0. Raises ConfigError where the parameters are not those of linear layers.
+        """Adapt `model` in place, as `training.lora` says.
+
+        A is drawn by `seed`, uniform as a linear layer's weights are, and B is 0. Raises ConfigError if the parameters
+        are not those of linear layers.
         """
         super().__init__()
         self._held = (model,)  # in a tuple, so that its parameters are not this module's
@@ -131,7 +133,8 @@ class Adapters(nn.Module):
         def forward(x: torch.Tensor) -> torch.Tensor:
             if not torch.is_grad_enabled():
                 return nn.functional.linear(x, layer.weight, layer.bias)
-            y: torch.Tensor = MergedLinear.apply(x, layer.weight, layer.bias, place.lora_A, place.lora_B, self.scale)
+            merged: Any = MergedLinear
+            y: torch.Tensor = merged.apply(x, layer.weight, layer.bias, place.lora_A, place.lora_B, self.scale)
             return y
 
         layer.forward = forward  # type: ignore[method-assign, assignment]

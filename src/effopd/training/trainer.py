@@ -298,4 +298,4 @@ def _join_process_group(device: torch.device) -> None:
         dist.init_process_group(backend)
     else:
         os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]

@@ -184,7 +184,7 @@ class Outline:
 
     def longest_chain(self) -> int:
         """The jobs that one run's last state is made by, one after the other: at most four a step."""
-        return max(4 * settings["training"]["steps"] for settings in self.runs.values())
+        return int(max(4 * settings["training"]["steps"] for settings in self.runs.values()))
 
     def preflight(self, run: str) -> str:
         """The name of the checks that a run's student and teacher must pass: runs with the same settings share them."""
@@ -368,7 +368,7 @@ class Outline:
 
     @cache  # noqa: B019
     def weight_figures(self) -> list[str]:
-        """The names of the figures on weights: those for which what they show is analysed."""
+        """The names of the figures on weights: those for which what they show is analyzed."""
         if not self.dynamics_subjects():
             return []
         settings = self.config["dynamics"]

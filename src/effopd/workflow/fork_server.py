@@ -43,6 +43,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 
 
 def supported() -> bool:
+    """Whether jobs can be forks of one process here."""
     return sys.platform == "linux"
 
 

@@ -284,7 +284,7 @@ class Plan(Outline):
         }
 
     def _looks(self, runs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the names and colours of runs depend on, and what there is to draw of weights."""
+        """What the names and colors of runs depend on, and what there is to draw of weights."""
         return {
             "runs": list(runs),  # a list: canonical JSON sorts mappings
             "groups": groups(runs),

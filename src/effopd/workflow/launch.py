@@ -157,6 +157,7 @@ def start(ranks: int, gpus: int, nodes: int, verb: Sequence[str]) -> NoReturn:
 
 
 def main() -> None:
+    """Run a verb of `effopd` as the ranks of one job."""
     parser = argparse.ArgumentParser(prog="python -m effopd.workflow.launch", description=__doc__)
     parser.add_argument("--ranks", type=int, default=1, help="processes of the job")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of this machine to claim, unless SLURM gave some")

@@ -19,11 +19,11 @@ COMPARISON = {
     ),
     "ablations": (
         "Accuracy against optimizer steps, group by group",
-        "A panel for each group of runs beside the main one. Grey: what they are compared with.",
+        "A panel for each group of runs beside the main one. Gray: what they are compared with.",
     ),
     "reverse_kl_vs_steps": (
         "Reverse KL to the teacher against optimizer steps",
-        "What on-policy distillation minimises, measured exactly over the vocabulary on completions of held-out "
+        "What on-policy distillation minimizes, measured exactly over the vocabulary on completions of held-out "
         "problems. It is smoother than accuracy, and a gate on it sees progress that 50 graded answers do not.",
     ),
     "gate_vs_coefficient": (
@@ -45,7 +45,7 @@ WEIGHTS = {
     ),
     "sliding_window": (
         "The update inside a window of layers alone",
-        "Attention or MLP weights of the layers around the centre are the trained ones, all others the base's. "
+        "Attention or MLP weights of the layers around the center are the trained ones, all others the base's. "
         "Dotted: the base.",
     ),
     "spectra": (
@@ -60,7 +60,7 @@ WEIGHTS = {
     "alignment": (
         "How early the final directions are there",
         "Cosines of a step's first 20 singular directions with the final ones: paired by index, as in the paper, and "
-        "by principal angles, which do not suffer where neighbouring directions swap.",
+        "by principal angles, which do not suffer where neighboring directions swap.",
     ),
     "norm_scaling": (
         "An early update, scaled towards the final norm",
@@ -74,7 +74,7 @@ WEIGHTS = {
     ),
     "trajectory_map": (
         "The same directions as a t-SNE map",
-        "Only which steps are neighbours means anything: neither distances nor the shape do.",
+        "Only which steps are neighbors means anything: neither distances nor the shape do.",
     ),
     "embeddings": (
         "How far representations moved, and what the base's embeddings cost",

@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from effopd.evaluation.statistics import mean_interval
-from effopd.report.figures.style import COLOURS, Look, label_ends, looks, nats_axis, step_axis
+from effopd.report.figures.style import COLORS, Look, label_ends, looks, nats_axis, step_axis
 from effopd.report.tables import read_csv
 
 
 def accuracy_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
+    """Draw accuracy on held-out problems against optimizer steps, one curve per run."""
     figure, axes = plt.subplots(layout="constrained")
     evaluation = _of_main(spec, read_csv(results / "tables/evaluation.csv"))
     _references(axes, results)
@@ -32,6 +33,7 @@ def accuracy_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
 
 
 def accuracy_vs_seconds(spec: dict[str, Any], results: Path) -> Figure:
+    """Draw accuracy on held-out problems against seconds of work, one curve per run."""
     figure, axes = plt.subplots(layout="constrained")
     evaluation = _of_main(spec, read_csv(results / "tables/evaluation.csv"))
     _references(axes, results)
@@ -45,6 +47,7 @@ def accuracy_vs_seconds(spec: dict[str, Any], results: Path) -> Figure:
 
 
 def reverse_kl_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
+    """Draw the reverse KL to the teacher against optimizer steps, one curve per run."""
     figure, axes = plt.subplots(layout="constrained")
     evaluation = _of_main(spec, read_csv(results / "tables/evaluation.csv"))
     ends = curves(axes, spec, evaluation, "step", "reverse_kl", looks(spec))
@@ -76,10 +79,10 @@ def gate_vs_coefficient(spec: dict[str, Any], results: Path) -> Figure:
             here = of_run[of_run["step"] == step]
             for number, (_, seed) in enumerate(here.groupby("seed")):
                 seed = seed.sort_values("coefficient")
-                colour = COLOURS[number % len(COLOURS)]
-                axes.plot(seed["coefficient"], seed["value"], color=colour, linewidth=0.9, alpha=0.8)
-                face = [colour if selected else "white" for selected in seed["selected"]]
-                axes.scatter(seed["coefficient"], seed["value"], s=16, c=face, edgecolors=colour, zorder=3)
+                color = COLORS[number % len(COLORS)]
+                axes.plot(seed["coefficient"], seed["value"], color=color, linewidth=0.9, alpha=0.8)
+                face = [color if selected else "white" for selected in seed["selected"]]
+                axes.scatter(seed["coefficient"], seed["value"], s=16, c=face, edgecolors=color, zorder=3)
             axes.axvline(0, color="0.7", linewidth=0.6, zorder=0)
             axes.tick_params(labelsize=7)
             if row == 0:
@@ -88,7 +91,7 @@ def gate_vs_coefficient(spec: dict[str, Any], results: Path) -> Figure:
                 axes.set_ylabel(f"{textwrap.fill(spec['labels'][run], room)}\n{metric}", fontsize=8)
     seeds = sorted(trials["seed"].unique())
     handles = [
-        plt.Line2D([], [], color=COLOURS[i % len(COLOURS)], marker="o", mfc="white", label=f"seed {seed}")
+        plt.Line2D([], [], color=COLORS[i % len(COLORS)], marker="o", mfc="white", label=f"seed {seed}")
         for i, seed in enumerate(seeds)
     ]
     handles.append(plt.Line2D([], [], color="0.3", marker="o", linestyle="", label="selected"))
@@ -125,7 +128,7 @@ def curves(
 ) -> list[tuple[float, float, str, str]]:
     """A line a run through the means over seeds, and a band for the interval.
 
-    Returns the end of each line with its label and colour.
+    Returns the end of each line with its label and color.
     """
     ends: list[tuple[float, float, str, str]] = []
     for run, group in evaluation.groupby("run", sort=False):
@@ -138,7 +141,7 @@ def curves(
         else:
             lows = lows.clip(min=means / 4)  # a log axis has no zero
         look = styles[run]
-        axes.plot(positions, means, color=look.colour, marker=look.marker, linestyle=look.line, zorder=3)
-        axes.fill_between(positions, lows, highs, color=look.colour, alpha=0.13, linewidth=0)
-        ends.append((float(np.asarray(positions)[-1]), float(means[-1]), look.label, look.colour))
+        axes.plot(positions, means, color=look.color, marker=look.marker, linestyle=look.line, zorder=3)
+        axes.fill_between(positions, lows, highs, color=look.color, alpha=0.13, linewidth=0)
+        ends.append((float(np.asarray(positions)[-1]), float(means[-1]), look.label, look.color))
     return ends

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
 
 from effopd.report.figures.comparison import curves
-from effopd.report.figures.style import DASHED, DOTTED, GREYS, Look, label_ends, looks, step_axis
+from effopd.report.figures.style import DASHED, DOTTED, GRAYS, Look, label_ends, looks, step_axis
 from effopd.report.tables import read_csv
 
 MEASURES = {"step": "steps", "generated_tokens": "generated tokens", "flops": "FLOPs"}
@@ -55,11 +55,11 @@ def _ratio(axes: Axes, row: pd.Series, measure: str, height: float, look: Look) 
     """A run's ratio; hollow where its interval holds 1, a triangle where it is an upper bound."""
     mean, low, high = (row[f"{measure}_ratio{bound}"] for bound in ("", "_low", "_high"))
     bound = row["reached"] < row["seeds"]
-    shown = look.colour if low > 1 or high < 1 else "white"
+    shown = look.color if low > 1 or high < 1 else "white"
     if not math.isnan(low):
         line = ":" if bound else "-"
-        axes.plot([max(low, mean / 1e6), high], [height, height], color=look.colour, linewidth=1.2, linestyle=line)
-    axes.plot([mean], [height], marker="<" if bound else "o", color=look.colour, mfc=shown, markersize=4.5, zorder=3)
+        axes.plot([max(low, mean / 1e6), high], [height, height], color=look.color, linewidth=1.2, linestyle=line)
+    axes.plot([mean], [height], marker="<" if bound else "o", color=look.color, mfc=shown, markersize=4.5, zorder=3)
 
 
 def _ratio_axis(axes: Axes, means: pd.Series) -> None:
@@ -77,12 +77,12 @@ def _ratio_axis(axes: Axes, means: pd.Series) -> None:
 
 
 def ablations(spec: dict[str, Any], results: Path) -> Figure:
-    """Accuracy against steps, a panel for each group but the main one, with what all are compared with in grey."""
+    """Accuracy against steps, a panel for each group but the main one, with what all are compared with in gray."""
     evaluation = read_csv(results / "tables/evaluation.csv")
     _, *groups = spec["groups"]
     styles = looks(spec)
     for number, run in enumerate(spec["references"]):
-        styles[run] = Look(styles[run].label, GREYS[number], "", "-" if number == 0 else DASHED)
+        styles[run] = Look(styles[run].label, GRAYS[number], "", "-" if number == 0 else DASHED)
     columns = max(1, min(len(groups), int(spec["options"]["width"] // PANEL_WIDTH)))
     rows = -(-len(groups) // columns)
     size = spec["options"]["width"], PANEL_HEIGHT * rows
@@ -93,7 +93,7 @@ def ablations(spec: dict[str, Any], results: Path) -> Figure:
             continue
         name, runs = groups[number]
         own = dict.fromkeys(spec["own_references"][run] for run in runs if run in spec["own_references"])
-        beside = {run: Look(styles[run].label, GREYS[-1], "", DOTTED) for run in own if run not in runs}
+        beside = {run: Look(styles[run].label, GRAYS[-1], "", DOTTED) for run in own if run not in runs}
         shown = evaluation[evaluation["run"].isin([*spec["references"], *beside, *runs])]
         ends = curves(axes, spec, shown, "step", "accuracy", {**styles, **beside})
         step_axis(axes, shown["step"], "optimizer steps")

@@ -56,7 +56,7 @@ def sliding_window(spec: dict[str, Any], results: Path) -> Figure:
             ticks = np.unique(windows["layer"].dropna())
             axes.set_xticks(ticks[:: max(1, -(-len(ticks) // 12))])
     for axes in grid[-1]:
-        axes.set_xlabel("centre of the window (layer)")
+        axes.set_xlabel("center of the window (layer)")
     return figure
 
 
@@ -142,15 +142,15 @@ def _replaced(axes: Axes, spec: dict[str, Any], table: pd.DataFrame) -> None:
             if not len(rows):
                 continue
             row, y = rows.iloc[0], height + 0.22 * (number - (len(parts) - 1) / 2)
-            face = look.colour if number == 0 else "white"
+            face = look.color if number == 0 else "white"
             axes.hlines(
-                y, row["accuracy_difference_low"], row["accuracy_difference_high"], color=look.colour, linewidth=1
+                y, row["accuracy_difference_low"], row["accuracy_difference_high"], color=look.color, linewidth=1
             )
-            axes.plot(row["accuracy_difference"], y, color=look.colour, marker=look.marker, mfc=face)
+            axes.plot(row["accuracy_difference"], y, color=look.color, marker=look.marker, mfc=face)
     axes.axvline(0, color="0.6", linewidth=0.9, zorder=0)
     axes.set_yticks(range(len(present)), [look.label for _, look in reversed(present)], fontsize=7.5)
     for tick, (_, look) in zip(axes.get_yticklabels(), reversed(present), strict=True):
-        tick.set_color(look.colour)
+        tick.set_color(look.color)
     axes.grid(axis="y", visible=False)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.0f}"))
     axes.set_xlabel("accuracy, difference in points" + ("\n(open: the head too)" if len(parts) > 1 else ""))

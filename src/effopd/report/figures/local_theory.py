@@ -23,10 +23,11 @@ from effopd.report.figures.style import (
 )
 
 CONVERGED = 1e-2  # relative residual of an eigenpair that is drawn filled
-RESIDUALS = {"logits": ("logits, centred", "0.45", "s"), "weighted": ("as the KL weighs them", "black", "o")}
+RESIDUALS = {"logits": ("logits, centered", "0.45", "s"), "weighted": ("as the KL weighs them", "black", "o")}
 
 
 def local_theory(spec: dict[str, Any], results: Path) -> Figure:
+    """Draw how well the local theory predicts each run's updates."""
     figure, grid = panels(spec, 2, rows=2)
     _residuals(grid[0, 0], table_of(results, "local_residuals"))
     _eigenspace(grid[0, 1], table_of(results, "local_eigenspace"))
@@ -45,7 +46,7 @@ def local_theory(spec: dict[str, Any], results: Path) -> Figure:
             grid[1, 1].plot(
                 of_run["step"],
                 of_run["predicted_reverse_kl"],
-                color=look.colour,
+                color=look.color,
                 linestyle=":",
                 linewidth=1.2,
                 zorder=2,
@@ -66,11 +67,11 @@ def local_theory(spec: dict[str, Any], results: Path) -> Figure:
 
 def _residuals(axes: Any, table: Any) -> None:
     table = table[(table["student"] == table["student"].iloc[0]) & (table["teacher"] == table["teacher"].iloc[0])]
-    for kind, (label, colour, marker) in RESIDUALS.items():
+    for kind, (label, color, marker) in RESIDUALS.items():
         rows = table[table["kind"] == kind]
         values = rows["singular_value"] / rows["singular_value"].iloc[0]
         shown = values > 1e-6  # below there is the direction that softmax does not see
-        axes.plot(rows["index"][shown], values[shown], color=colour, marker=marker, markersize=3, label=label)
+        axes.plot(rows["index"][shown], values[shown], color=color, marker=marker, markersize=3, label=label)
     axes.set_yscale("log")
     axes.set_xlabel("index i")
     axes.set_ylabel("σᵢ / σ₁")
@@ -81,12 +82,12 @@ def _residuals(axes: Any, table: Any) -> None:
 def _eigenspace(axes: Any, table: Any) -> None:
     table = table[(table["student"] == table["student"].iloc[0]) & (table["teacher"] == table["teacher"].iloc[0])]
     furthest = 2
-    for start, label, colour, marker in (("b", "gradient b", "black", "o"), ("random", "random vector", "0.55", "s")):
+    for start, label, color, marker in (("b", "gradient b", "black", "o"), ("random", "random vector", "0.55", "s")):
         rows = table[table["start"] == start]
         settled = rows["relative_residual"].lt(CONVERGED).cumprod().astype(bool)
         if not settled.any():  # too few iterations for one eigenpair
             continue
-        axes.plot(rows["index"][settled], rows["cumulative_share"][settled], color=colour, marker=marker, markersize=3)
+        axes.plot(rows["index"][settled], rows["cumulative_share"][settled], color=color, marker=marker, markersize=3)
         last = rows[settled].iloc[-1]
         furthest = max(furthest, last["index"])
         axes.annotate(
@@ -95,7 +96,7 @@ def _eigenspace(axes: Any, table: Any) -> None:
             xytext=(5, 0),
             textcoords="offset points",
             fontsize=8,
-            color=colour,
+            color=color,
             va="center",
         )
     axes.set_ylim(-0.03, 1.03)

@@ -23,10 +23,10 @@ from scipy.optimize import isotonic_regression
 from effopd.common.formatting import one_line
 from effopd.report.tables import read_csv
 
-# Okabe-Ito, which colour-blind readers can tell apart; the baseline is black, models are grey and dashed.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
+# Okabe-Ito, which colour-blind readers can tell apart; the baseline is black, models are gray and dashed.
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
 MARKERS = "osD^vPX"
-GREYS = ["#6b6b6b", "#a0a0a0", "#878787"]
+GRAYS = ["#6b6b6b", "#a0a0a0", "#878787"]
 DASHED = (0, (4, 2))
 DOTTED = (0, (1, 1.5))
 STYLE = {
@@ -51,7 +51,7 @@ class Look:
     """How a run, or a model, is drawn and named in every figure."""
 
     label: str
-    colour: str
+    color: str
     marker: str
     line: Any = "-"
 
@@ -69,16 +69,16 @@ def _plain(text: str) -> str:
 def looks(spec: dict[str, Any]) -> dict[str, Look]:
     """The looks of the runs of spec["groups"], in order, and of models/<name> for those in spec["models"].
 
-    Colours begin anew in each group, as no panel has two of them; where a group uses them up, dashed.
+    Colors begin anew in each group, as no panel has two of them; where a group uses them up, dashed.
     """
     found = {}
     for _, runs in spec["groups"]:
-        colours = itertools.chain(((c, "-") for c in COLOURS), itertools.cycle((c, DASHED) for c in COLOURS))
+        colors = itertools.chain(((c, "-") for c in COLORS), itertools.cycle((c, DASHED) for c in COLORS))
         for number, run in enumerate(runs):
-            colour, line = ("black", "-") if run == spec["baseline"] else next(colours)
-            found[run] = Look(spec["labels"][run], colour, MARKERS[number % len(MARKERS)], line)
+            color, line = ("black", "-") if run == spec["baseline"] else next(colors)
+            found[run] = Look(spec["labels"][run], color, MARKERS[number % len(MARKERS)], line)
     for number, model in enumerate(spec["models"]):
-        found[f"models/{model}"] = Look(f"{model} (RL)", GREYS[number % len(GREYS)], "h", DASHED)
+        found[f"models/{model}"] = Look(f"{model} (RL)", GRAYS[number % len(GRAYS)], "h", DASHED)
     return found
 
 
@@ -111,18 +111,18 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
 def curve(axes: Axes, rows: pd.DataFrame, x: str, y: str, look: Look, floor: float | None = None) -> None:
     """A line through the means, and a band for the interval where there is one (above `floor` on a log axis)."""
     rows = rows.sort_values(x)
-    axes.plot(rows[x], rows[y], color=look.colour, marker=look.marker, linestyle=look.line, zorder=3)
+    axes.plot(rows[x], rows[y], color=look.color, marker=look.marker, linestyle=look.line, zorder=3)
     low, high = rows[f"{y}_low"], rows[f"{y}_high"]
     if floor is not None:
         low = low.clip(lower=rows[y] * floor)
     if low.notna().any():
-        axes.fill_between(rows[x], low, high, color=look.colour, alpha=0.13, linewidth=0)
+        axes.fill_between(rows[x], low, high, color=look.color, alpha=0.13, linewidth=0)
 
 
 def end_of(rows: pd.DataFrame, x: str, y: str, look: Look) -> tuple[float, float, str, str]:
-    """The last point of a curve, with its label and colour, for `label_ends`."""
+    """The last point of a curve, with its label and color, for `label_ends`."""
     last = rows.dropna(subset=[y]).sort_values(x).iloc[-1]
-    return float(last[x]), float(last[y]), look.label, look.colour
+    return float(last[x]), float(last[y]), look.label, look.color
 
 
 def label_ends(
@@ -139,8 +139,8 @@ def label_ends(
     bases = isotonic_regression(np.array(heights)[order] - offsets).x if ends else offsets
     top = 1.0 - apart * (len(ends) - 1)
     for height, index in zip(np.clip(bases, min(0.0, top), top) + offsets, order, strict=True):
-        _, _, label, colour = ends[index]
-        axes.annotate(label, (1.015, height), xycoords="axes fraction", color=colour, fontsize=size, va="center")
+        _, _, label, color = ends[index]
+        axes.annotate(label, (1.015, height), xycoords="axes fraction", color=color, fontsize=size, va="center")
 
 
 def label_panel(axes: Axes, ends: Sequence[tuple[float, float, str, str]], spec: dict[str, Any], rows: int) -> None:
@@ -179,4 +179,5 @@ def title(axes: Axes, number: int, text: str) -> None:
 
 
 def table_of(results: Path, name: str) -> pd.DataFrame:
+    """A table of the results; columns that label rows stay text."""
     return read_csv(results / f"tables/{name}.csv", text=("seed", "layer"))

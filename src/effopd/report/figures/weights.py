@@ -59,11 +59,11 @@ def norms(spec: dict[str, Any], results: Path) -> Figure:
             places,
             of_run["frobenius_norm_low"].clip(lower=values / 4),
             of_run["frobenius_norm_high"],
-            color=look.colour,
+            color=look.color,
             linewidth=1,
         )
-        right.plot(places, values, color=look.colour, marker=look.marker, linestyle="")
-        ends.append((float(places[-1]), float(values.iloc[-1]), look.label, look.colour))
+        right.plot(places, values, color=look.color, marker=look.marker, linestyle="")
+        ends.append((float(places[-1]), float(values.iloc[-1]), look.label, look.color))
     for axes in (left, right):
         axes.set_yscale("log")
     left.set_ylabel("‖ΔW‖ (Frobenius)")
@@ -170,7 +170,7 @@ def trajectory(spec: dict[str, Any], results: Path) -> Figure:
 
 def trajectory_map(spec: dict[str, Any], results: Path) -> Figure:
     """The same directions as a t-SNE map, of the runs with enough checkpoints for one."""
-    return _paths(spec, results, "tsne1", "tsne2", "t-SNE map: only who is whose neighbour means anything")
+    return _paths(spec, results, "tsne1", "tsne2", "t-SNE map: only who is whose neighbor means anything")
 
 
 def _paths(spec: dict[str, Any], results: Path, x: str, y: str, caption: str) -> Figure:
@@ -188,8 +188,8 @@ def _paths(spec: dict[str, Any], results: Path, x: str, y: str, caption: str) ->
         axes.remove()
     for axes, (run, seed, path, table) in zip(grid.ravel(), found, strict=False):
         look = styles[run]
-        axes.plot(path[x], path[y], color=look.colour, linestyle=look.line, linewidth=1, alpha=0.6, zorder=2)
-        axes.scatter(path[x], path[y], c=[look.colour], s=14 + 30 * np.linspace(0, 1, len(path)), zorder=3)
+        axes.plot(path[x], path[y], color=look.color, linestyle=look.line, linewidth=1, alpha=0.6, zorder=2)
+        axes.scatter(path[x], path[y], c=[look.color], s=14 + 30 * np.linspace(0, 1, len(path)), zorder=3)
         for place, step in enumerate(path["step"]):
             if place in (0, len(path) - 1):
                 axes.annotate(
@@ -204,7 +204,7 @@ def _paths(spec: dict[str, Any], results: Path, x: str, y: str, caption: str) ->
                 )
         explained = table.groupby("parameter")["explained_variance_ratio"].first().mean()
         named = look.label if run.startswith("models/") else f"{look.label}, seed {seed}"
-        axes.set_title(f"{named}\nEVR {explained:.2f}, {len(path)} steps", fontsize=8, color=look.colour)
+        axes.set_title(f"{named}\nEVR {explained:.2f}, {len(path)} steps", fontsize=8, color=look.color)
         axes.margins(0.22)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -218,7 +218,7 @@ def _paths(spec: dict[str, Any], results: Path, x: str, y: str, caption: str) ->
 
 
 def subjects(spec: dict[str, Any], results: Path) -> list[tuple[str, int | None, Path]]:
-    """(run or models/<name>, seed, folder) of everything whose weights were analysed."""
+    """(run or models/<name>, seed, folder) of everything whose weights were analyzed."""
     runs = [(run, seed, results / f"dynamics/{run}/seed{seed}") for run in spec["runs"] for seed in spec["seeds"]]
     models = [(f"models/{name}", None, results / f"dynamics/models/{name}") for name in spec["models"]]
     return [(run, seed, folder) for run, seed, folder in (*runs, *models) if (folder / "weights.json").is_file()]
@@ -249,7 +249,7 @@ def _level(axes: Axes, rows: pd.DataFrame, y: str, look: Look, last: int) -> Non
     """A model's last value as a line across: its steps are not the runs'."""
     if len(rows):
         value = rows.sort_values("step")[y].iloc[-1]
-        axes.hlines(value, 1, last, color=look.colour, linestyle=look.line, linewidth=1.2, zorder=2)
+        axes.hlines(value, 1, last, color=look.color, linestyle=look.line, linewidth=1.2, zorder=2)
 
 
 def _whole_ticks(axes: Axes, values: pd.Series) -> None:

@@ -19,7 +19,7 @@ class Hardware:
     tflops: float  # dense bfloat16, each
     bandwidth_gb: float  # GB/s of its memory, each
     memory_gb: float  # each
-    utilisation: float  # share of peak arithmetic in updates and scores
+    utilization: float  # share of peak arithmetic in updates and scores
     bandwidth_share: float  # share of peak bandwidth in decoding
 
     @classmethod
@@ -31,7 +31,7 @@ class Hardware:
             gpu["tflops"],
             gpu["bandwidth_gb"],
             gpu["memory_gb"],
-            assumed["utilisation"],
+            assumed["utilization"],
             assumed["bandwidth_share"],
         )
 
@@ -41,7 +41,7 @@ class Hardware:
 
     def compute(self, flops: float) -> float:
         """Seconds of arithmetic."""
-        return flops / (self.count * self.tflops * 1e12 * self.utilisation)
+        return flops / (self.count * self.tflops * 1e12 * self.utilization)
 
     def decode(self, model: Architecture, sequences: float, prompt: float, mean: float, longest: float) -> float:
         """Seconds to generate completions of `mean` tokens, the longest of `longest`, in bfloat16.
@@ -58,7 +58,7 @@ class Hardware:
         steps = max(longest, mean * own / together)
         read = (weights + together * cache) / (shards * self.bandwidth_gb * 1e9 * self.bandwidth_share)
         arithmetic = (
-            together * model.forward_flops(prompt + mean / 2) / (shards * self.tflops * 1e12 * self.utilisation)
+            together * model.forward_flops(prompt + mean / 2) / (shards * self.tflops * 1e12 * self.utilization)
         )
         return steps * max(read, arithmetic)
 
