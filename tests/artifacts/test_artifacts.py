@@ -223,3 +223,26 @@ def test_file_system_failures_become_one_line():
         OSError(errno.ENOSPC, "No space", "x.bin")
     )
     assert "read-only" in describe_os_error(OSError(errno.EROFS, "ro", "r"))
+
+
+@pytest.mark.parametrize(
+    ("values", "fit"),
+    [
+        ([], True),
+        ([0.5, None, 1], True),
+        ([0.5, "x"], False),
+        ([True], False),
+        ([[1]], False),
+        ({}, False),
+        (None, False),
+    ],
+)
+def test_values_per_item_are_numbers_or_nothing(tmp_path, values, fit):
+    path, trial = tmp_path / "ledger.json", {"coefficient": 0, "value": 0.5, "per_item": values}
+    result = {"step": 1, "current": trial, "trials": [trial]}
+    write_manifest(path, kind="ledger", spec={}, parents={}, result=result, started=0.0)
+    if fit:
+        assert read_manifest(path, "ledger").result == result
+    else:
+        with pytest.raises(ArtifactError, match=r"ledger\.json is damaged \(its `result\.current\.per_item`: it is "):
+            read_manifest(path)

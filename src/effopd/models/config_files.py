@@ -56,8 +56,8 @@ def check_generates(path: Path, model: PreTrainedModel) -> None:
         )
     names = config.architectures
     named = str(names[0]) if isinstance(names, list) and names else ""
-    generating: Iterable[Any] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    fitting = _flat([MODEL_MAPPING_NAMES.get(config.model_type, ""), *generating])
+    own: list[Any] = [MODEL_MAPPING_NAMES.get(config.model_type, "")]
+    fitting = _flat([*own, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()])
     if hasattr(getattr(transformers, named, None), "config_class") and named not in fitting:
         raise ArtifactError(
             f"{path}: `architectures` is {names}, which is no causal language model of the type {config.model_type!r}. "
