@@ -519,7 +519,7 @@ def test_a_server_is_asked_for_as_many_likeliest_tokens_as_the_run_will(
     workplace, tokenizer, monkeypatch, allowed, said
 ):
     pair = workplace.model("student", 0), workplace.model("teacher", 1)
-    with serving(Behaviour(make_model(1), tokenizer, max_logprobs=allowed)) as url:
+    with serving(Behavior(make_model(1), tokenizer, max_logprobs=allowed)) as url:
         where = {"url": url, "model": "teacher", "timeout": 10, "retries": 0, "backoff": 0.01, "concurrency": 2}
         monkeypatch.setenv(VARIABLE, json.dumps({"endpoints": {"teacher": where}}))
         with pytest.raises(UserError, match=said) if said else nullcontext():
