@@ -66,7 +66,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path):
-    model = make_family("qwen2", 0, vocabulary=258)
+    model = make_family("qwen2", 0, vocabulary=259)
     save_model(model.config, weights_of(model), byte_tokenizer(), tmp_path / "hub")
     (tmp_path / "hub/pytorch_model.bin").write_bytes(b"pickled")
     served = Hub(tmp_path / "hub")

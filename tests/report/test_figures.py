@@ -12,6 +12,7 @@ import yaml
 
 from effopd.report.figures import captions
 from effopd.report.figures.style import GRAYS, LABEL_SIZE, label_ends, label_panel, looks, panels, stacked
+from effopd.report.table_columns import COLUMNS
 from effopd.stages.plot_figure import DRAW
 from effopd.workflow.job_specs import Plan
 
@@ -60,6 +61,11 @@ def test_narrow_figures_stack_their_panels():
     plt.close(figure)
 
 
+def write(path, table):
+    """A table with all of its columns: those that a test leaves out are empty."""
+    table.reindex(columns=[*COLUMNS[path.stem]]).to_csv(path, index=False)
+
+
 @pytest.mark.parametrize("settled", [0, 3])
 def test_the_local_theory_is_drawn_even_where_no_eigenpair_converged(tmp_path, settled):
     pair = {"student": "base", "teacher": "teacher"}
@@ -67,19 +73,19 @@ def test_the_local_theory_is_drawn_even_where_no_eigenpair_converged(tmp_path, s
     residual = [1e-3 if i <= settled else 0.5 for i in index]
     tables = tmp_path / "tables"
     tables.mkdir()
-    pd.concat(
+    residuals = pd.concat(
         pd.DataFrame({**pair, "kind": kind, "index": index, "singular_value": [1 / i for i in index]})
         for kind in ("logits", "weighted")
-    ).to_csv(tables / "local_residuals.csv")
-    pd.concat(
+    )
+    write(tables / "local_residuals.csv", residuals)
+    eigenspace = pd.concat(
         pd.DataFrame({**pair, "start": s, "index": index, "relative_residual": residual, "cumulative_share": 0.5})
         for s in ("b", "random")
-    ).to_csv(tables / "local_eigenspace.csv")
+    )
+    write(tables / "local_eigenspace.csv", eigenspace)
     columns = ["cosine", "reverse_kl", "predicted_reverse_kl"]
     path = pd.DataFrame({"run": "run0", "seed": ["0", "mean"], "step": 1, **dict.fromkeys(columns, 0.1)})
-    path.assign(**{f"{name}_{end}": np.nan for name in columns for end in ("low", "high")}).to_csv(
-        tables / "local_path.csv"
-    )
+    write(tables / "local_path.csv", path)
     figure = DRAW["local_theory"](SPEC, tmp_path)
     drawn = {text.get_text() for text in figure.axes[1].texts}
     assert ({"gradient b", "random vector"} <= drawn) == (settled > 0)
@@ -143,7 +149,7 @@ def many_runs(tmp_path):
     evaluation["accuracy"] = 0.3 + 0.04 * evaluation["step"] + 0.01 * evaluation["seed"]
     evaluation["reverse_kl"] = 1 - evaluation["accuracy"]
     evaluation["seconds"] = evaluation["step"] * 2.0
-    evaluation.to_csv(tables / "evaluation.csv", index=False)
+    write(tables / "evaluation.csv", evaluation)
     rows = []
     for number, run in enumerate(RUNS[1:]):
         row = {"run": run, "reference": "plain", "seeds": 3, "reached": 1 if run == "gate200" else 3}
@@ -156,13 +162,13 @@ def many_runs(tmp_path):
                 )
             )
         rows.append(row)
-    pd.DataFrame(rows).to_csv(tables / "comparison.csv", index=False)
+    write(tables / "comparison.csv", pd.DataFrame(rows))
     trials = [
         {"run": run, "seed": seed, "step": step, "metric": "reverse_kl", "coefficient": c, "value": 0.1 * c, "selected": c == 1}
         for run in ("jump", "gate10", "rate1") for seed in (0, 1) for step in (1, 2, 3) for c in (0, 1, 2)
     ]  # fmt: skip
-    pd.DataFrame(trials).to_csv(tables / "extrapolation.csv", index=False)
-    pd.DataFrame({"model": ["base", "teacher"], "accuracy": [0.3, 0.9]}).to_csv(tables / "models.csv", index=False)
+    write(tables / "extrapolation.csv", pd.DataFrame(trials))
+    write(tables / "models.csv", pd.DataFrame({"model": ["base", "teacher"], "accuracy": [0.3, 0.9]}))
     return tmp_path
 
 

@@ -18,7 +18,7 @@ from tiny_models import byte_tokenizer, make_family
 @pytest.fixture
 def source(tmp_path):
     folder = tmp_path / "source"
-    model = make_family("qwen2", 0, vocabulary=258)
+    model = make_family("qwen2", 0, vocabulary=259)  # its tokenizer adds one to the 258
     save_model(model.config, weights_of(model), byte_tokenizer(), folder)
     return folder
 
@@ -60,7 +60,7 @@ def test_contents_decide_the_fingerprint_and_unchanged_files_are_not_read_again(
     assert read == []
     copy = shutil.copytree(source, tmp_path / "copy")
     assert fetched(copy, out, path=str(source)).fingerprint != ""
-    other = make_family("qwen2", 1, vocabulary=258)
+    other = make_family("qwen2", 1, vocabulary=259)
     save_model(other.config, weights_of(other), byte_tokenizer(), source)
     second = fetched(source, out)
     assert second.fingerprint != first.fingerprint
@@ -101,9 +101,9 @@ def test_what_cannot_be_used_is_refused_with_one_line(source, tmp_path):
     (source / "config.json").write_text(json.dumps({"model_type": "of-tomorrow"}))
     assert "is not a model that transformers knows" in refusal()
     (source / "kept.json").rename(source / "config.json")
-    for file in source.glob("tokenizer*"):
-        file.unlink()
+    (source / "tokenizer.json").rename(source / "kept.json")
     assert "has no tokenizer (tokenizer.json or" in refusal()
+    (source / "kept.json").rename(source / "tokenizer.json")
     weights = source / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "model.safetensors cannot be read" in refusal()
