@@ -10,8 +10,9 @@ CORES ?= all
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
 PIP_OPTIONS := --quiet --disable-pip-version-check
-# Several processes, each of which keeps the tests that share a fixture.
-PYTEST := python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Several processes, one more than two cores: tests wait for processes that they start. Each keeps the tests that share a
+# fixture.
+PYTEST := python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: setup run quick test test-fast test-exhaustive mutations setup-vllm test-vllm lint lint-python lint-types lint-workflow format clean
 setup: .venv/.ready

@@ -142,7 +142,7 @@ def test_a_broken_pipe_of_another_process_is_said(tmp_path, monkeypatch, capfd):
     def broken():
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
-    monkeypatch.setattr("effopd.config_table.parameter_table", broken)
+    monkeypatch.setattr("effopd.config.table.parameter_table", broken)
     effopd("describe-config", folder=tmp_path).refused("a process that this one works with has ended")
 
 

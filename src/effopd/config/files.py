@@ -1,4 +1,4 @@
-"""Reads configuration files strictly: what YAML would misread without a word is refused by file, line and key."""
+"""Reads configuration files strictly, and writes them: what YAML would misread without a word is refused by file, line and key."""
 
 from __future__ import annotations
 
@@ -266,3 +266,15 @@ class _Reader:
             if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":
                 raise self._refused(f"holds the control character U+{ord(character):04X}. Remove it", path)
         return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes the dictionaries of specs as others."""
+
+
+_Dumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)
+
+
+def as_yaml(config: dict[str, Any]) -> str:
+    """A configuration as YAML, its keys in their order."""
+    return str(yaml.dump(config, Dumper=_Dumper, sort_keys=False))

@@ -15,6 +15,7 @@ from effopd.artifacts.manifests import Manifest, package_versions, read_manifest
 from effopd.common.errors import ArtifactError
 from effopd.common.progress import say
 from effopd.common.strict_json import read_json
+from effopd.config.files import as_yaml
 from effopd.evaluation.statistics import MEAN
 from effopd.report.claims import claims, local_theory_findings, paper_rows
 from effopd.report.dynamics_findings import dynamics_section
@@ -22,7 +23,6 @@ from effopd.report.figures import captions
 from effopd.report.findings import comparison_section
 from effopd.report.labels import label_of, with_interval
 from effopd.report.tables import read_csv
-from effopd.stages.write_config import as_yaml
 
 
 def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
