@@ -1,4 +1,4 @@
-"""Reads configuration files strictly, and writes them: what YAML would misread without a word is refused by file, line and key."""
+"""Reads configuration files strictly (what YAML would misread is refused by file, line and key), and writes them."""
 
 from __future__ import annotations
 
