@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Run a verb, in a warm process where the workflow offers one (before importing anything slow)."""
+    """Run a command, in a warm process where the workflow offers one (before importing anything slow)."""
     _open_standard_files()
     arguments = sys.argv[1:]
     if launcher := os.environ.pop("EFFOPD_LAUNCHER", ""):  # a rank: its launcher's end gives its GPUs to others

@@ -1,4 +1,4 @@
-# On-policy distillation, a job a segment (execution.mode: colocated). In: student, teacher, data, the point where a
+# On-policy distillation, one job per segment (execution.mode: colocated). In: student, teacher, data, the point where a
 # segment starts. Out: the state where it ends, with every step's rollouts and scores beside it
 # (results/runs/<run>/seed<s>/).
 

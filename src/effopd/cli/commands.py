@@ -1,7 +1,7 @@
-"""The command line: `effopd <verb>`. Every rule of the workflow is one of these verbs.
+"""The command line: `effopd <command>`. Every rule of the workflow is one of these commands.
 
-Those that look after results are in `effopd.cli.results_commands`. Verbs import what they need when they run, so that
-help is instant.
+Those that look after results are in `effopd.cli.results_commands`. Commands import what they need when they run, so
+that help is instant.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _paths(name: str, text: str) -> Callable[..., Any]:
 
 
 def _stage(name: str, *options: Callable[..., Any], computes: bool = False) -> Callable[..., Any]:
-    """A verb that runs a stage: --spec and --out, its own options and, if it computes, the device."""
+    """A command that runs a stage: --spec and --out, its own options and, if it computes, the device."""
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         common = [
@@ -74,7 +74,7 @@ def _stage(name: str, *options: Callable[..., Any], computes: bool = False) -> C
 
 
 def _computes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a verb that computes."""
+    """Add the options of a command that computes."""
     for option in (
         click.option("--threads", default=1, envvar="EFFOPD_THREADS", show_default=True, type=click.IntRange(1, 4096),
                      help="CPU threads."),
@@ -114,7 +114,7 @@ class _Group(click.Group):
 def main() -> None:
     """EffOPD: accelerate and understand on-policy distillation of language models.
 
-    `snakemake --cores all` runs the whole experiment; these verbs are its parts, which also work by hand.
+    `snakemake --cores all` runs the whole experiment; these commands are its parts, which also work by hand.
     """
 
 
@@ -350,7 +350,7 @@ def compare_local_theory(device: str, threads: int, **arguments: Any) -> None:
 
 @_stage("collect-run", _path("run-folder", "The run's folder for one seed."))
 def collect_run(spec: dict[str, Any], out: Path, run_folder: Path) -> None:
-    """Gather a run's metrics (a row a step) and cost ledger (a row a stage call)."""
+    """Gather a run's metrics (one row per step) and cost ledger (one row per stage call)."""
     from effopd.stages.collect_run import collect_run as run
 
     run(spec, run_folder, out)
@@ -365,7 +365,7 @@ def write_config(spec: dict[str, Any], out: Path) -> None:
 
 
 def _stage_of_results(verb: str, text: str) -> None:
-    """A verb that runs the stage of its name on a results folder."""
+    """A command that runs the stage of its name on a results folder."""
     name = verb.replace("-", "_")
 
     def run(spec: dict[str, Any], out: Path, results: Path) -> None:

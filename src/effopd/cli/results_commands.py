@@ -1,4 +1,4 @@
-"""The verbs for people: what an experiment takes, and what to do with a results folder.
+"""The commands for people: what an experiment takes, and what to do with a results folder.
 
 `effopd.cli.commands` adds them to the command line.
 """
@@ -113,7 +113,9 @@ def status(results: Path, as_json: bool) -> None:
 @click.command("compare")
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
-@click.option("--out", type=PATH, help="Also write all values to this CSV file: a row a run, seed, step and metric.")
+@click.option(
+    "--out", type=PATH, help="Also write all values to this CSV file: one row per run, seed, step and metric."
+)
 def compare(a: Path, b: Path, out: Path | None) -> None:
     """Compare two results folders, A and B: configuration, code, metrics, cost and weights."""
     from effopd.results.compare import compare as run

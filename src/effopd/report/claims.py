@@ -30,7 +30,7 @@ def claims(config: dict[str, Any], paper: pd.DataFrame) -> list[str]:
 
 
 def paper_rows(config: dict[str, Any], paper: pd.DataFrame) -> list[dict[str, str]]:
-    """The paper's numbers beside ours, a row a claim and a column a run, with intervals over seeds."""
+    """The paper's numbers beside ours, one row per claim and one column per run, with intervals over seeds."""
     runs = list(dict.fromkeys(paper["run"]))
     rows = []
     for claim, of_claim in paper.fillna({"paper_rl": "", "paper_opd": ""}).groupby("claim", sort=False):

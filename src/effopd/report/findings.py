@@ -166,7 +166,7 @@ def chance_note(comparison: pd.DataFrame, confidence: float) -> str:
 
 
 def first_step_rows(config: dict[str, Any], speedup: pd.DataFrame, reference: str) -> Rows:
-    """A row a run: the first kept step, seed by seed, that reaches the reference's last accuracy."""
+    """One row per run: the first kept step, seed by seed, that reaches the reference's last accuracy."""
     rows = speedup[speedup["reference"] == reference]
     return [
         {

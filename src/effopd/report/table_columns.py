@@ -15,7 +15,7 @@ def _ranges(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _means(keys: Iterable[str], values: Iterable[str]) -> tuple[str, ...]:
-    """Of a table with a row a run and seed, and rows of means over seeds."""
+    """Of a table with one row per run and seed, and rows of means over seeds."""
     return ("run", "seed", *keys, *_ranges(values))
 
 

@@ -295,7 +295,7 @@ def _difference(pair: Sequence[pd.Series], digits: str, confidence: float) -> st
 
 
 def _long(both: pd.DataFrame) -> pd.DataFrame:
-    """A row a run, seed, step and metric: a, b and their difference."""
+    """One row per run, seed, step and metric: a, b and their difference."""
     parts = []
     for metric in METRICS:
         part = both[KEY].assign(metric=metric, a=both[f"{metric}_a"], b=both[f"{metric}_b"])

@@ -1,4 +1,4 @@
-"""A run's metrics and costs in one place: a row a step, and a row a stage call."""
+"""A run's metrics and costs in one place: one row per step, and one row per stage call."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def compare_local_theory(
     """The observed update at every state against b, A and the path that they predict.
 
     The ledgers are those of triggers at some of the states; an update is that of the weights from which training goes
-    on. Writes beside the manifest `out` the tables `local_path` (a row a step) and `local_gradient` (a row a matrix,
-    step and number of directions). Raises ArtifactError where the linearization is of another student or teacher.
+    on. Writes beside the manifest `out` the tables `local_path` (one row per step) and `local_gradient` (one row per
+    matrix, step and number of directions). Raises ArtifactError if the linearization is of another student or teacher.
     """
     started = time.time()
     linearized = read_manifest(linearization, LINEARIZATION)

@@ -15,7 +15,7 @@ COLUMNS = ["claim", "run", "paper_rl", "paper_opd", "rl", "value", "value_low", 
 
 
 def compare_with_paper(spec: dict[str, Any], results: Path, out: Path) -> None:
-    """Write the CSV `out`: a row a claim of the paper and run, with the run's value and whether it agrees."""
+    """Write the CSV `out`: one row per claim of the paper and run, with the run's value and whether it agrees."""
     tables = {name: read_csv(results / f"tables/{name}.csv", text=("seed",)) for name in spec["tables"]}
     found = comparisons(tables, spec["runs"], spec["models"], spec["confidence"])
     nothing = Value(float("nan"), float("nan"), float("nan"))

@@ -82,7 +82,7 @@ def explorer_data(spec: dict[str, Any], results: Path) -> dict[str, Any]:
 
 
 def _values(folder: Path) -> pd.DataFrame:
-    """A row a step, layer and module type: norms of all their parameters, means of the others over their matrices."""
+    """One row per step, layer and module type: norms of all parameters, the others as means over matrices."""
     keys = ["step", "layer", "module"]
     norms = total_norms(read_parquet(folder / "norms.parquet").dropna(subset=["layer"]), keys)
     table = norms[[*keys, "frobenius_norm", "relative_norm"]].set_index(keys)

@@ -179,7 +179,7 @@ NAMES = {"state": "train_segment", "candidates": "evaluate_candidates", "ledger"
 
 
 def _chain(config: dict[str, Any], results: Path) -> dict[str, Any]:
-    """The DAG of one run and seed, read from its manifests: nodes on a grid (a column a step) and their parents.
+    """The DAG of one run and seed, read from its manifests: nodes on a grid (one column per step) and their parents.
 
     Shows the first run that extrapolates, or else the first run.
     """

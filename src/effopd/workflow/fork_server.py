@@ -72,7 +72,7 @@ def spawn(listener: socket.socket) -> subprocess.Popen[bytes]:
 
 
 def run_warm(address: str, arguments: list[str]) -> int | None:
-    """Run a verb in a fork of the server and return its exit status; None where no server answers (start cold).
+    """Run a command in a fork of the server and return its exit status; None where no server answers (start cold).
 
     If this process dies, the server ends the job.
     """

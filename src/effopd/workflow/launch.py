@@ -27,7 +27,7 @@ FIRST_PORT, PORTS = 10000, 20000
 
 
 def command(ranks: int, *, gpus: int = 0, nodes: int = 1, mpi: str | None = None, cpus: int = 1) -> str:
-    """The words of a rule's shell command that start its verb, to stand before the verb.
+    """The words that start a rule's command of effopd, to stand before it in the shell.
 
     `gpus` are those of the whole job, `cpus` those of its part on each node; `mpi` is what starts the parts (srun).
     Raises UserError where the resources do not fit each other.
@@ -143,7 +143,7 @@ def _first_host(nodes: str) -> str:
 
 
 def start(ranks: int, gpus: int, nodes: int, verb: Sequence[str]) -> NoReturn:
-    """Become the verb, or the launcher of its ranks. Raises UserError where that cannot work."""
+    """Become the command, or the launcher of its ranks. Raises UserError where that cannot work."""
     if gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:  # SLURM sets it
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, claim_gpus(gpus)))
     module = ["-m", "effopd", *verb]
@@ -157,12 +157,12 @@ def start(ranks: int, gpus: int, nodes: int, verb: Sequence[str]) -> NoReturn:
 
 
 def main() -> None:
-    """Run a verb of `effopd` as the ranks of one job."""
+    """Run a command of `effopd` as the ranks of one job."""
     parser = argparse.ArgumentParser(prog="python -m effopd.workflow.launch", description=__doc__)
     parser.add_argument("--ranks", type=int, default=1, help="processes of the job")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of this machine to claim, unless SLURM gave some")
     parser.add_argument("--nodes", type=int, default=1, help="nodes that the ranks are spread over, by srun")
-    parser.add_argument("verb", nargs=argparse.REMAINDER, help="a verb of `effopd` and its options")
+    parser.add_argument("verb", nargs=argparse.REMAINDER, help="a command of `effopd` and its options")
     given = parser.parse_args()
     try:
         start(given.ranks, given.gpus, given.nodes, given.verb)

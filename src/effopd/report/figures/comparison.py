@@ -59,7 +59,7 @@ def reverse_kl_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
 
 
 def gate_vs_coefficient(spec: dict[str, Any], results: Path) -> Figure:
-    """A row a run, a column a kept step, a line a seed; the coefficient that was selected is filled."""
+    """One row per run, one column per kept step, one line per seed; the coefficient that was selected is filled."""
     trials = _of_main(spec, read_csv(results / "tables/extrapolation.csv"))
     kept = read_csv(results / "tables/evaluation.csv")["step"]
     trials = trials[trials["value"].notna() & trials["step"].isin(kept)]  # not all of those that jump after every step
@@ -126,7 +126,7 @@ def _references(axes: Axes, results: Path) -> None:
 def curves(
     axes: Axes, spec: dict[str, Any], evaluation: pd.DataFrame, x: str, y: str, styles: Mapping[str, Look]
 ) -> list[tuple[float, float, str, str]]:
-    """A line a run through the means over seeds, and a band for the interval.
+    """One line per run through the means over seeds, and a band for the interval.
 
     Returns the end of each line with its label and color.
     """

@@ -23,7 +23,7 @@ NAME_SIZE = 7.0
 
 
 def speedups(spec: dict[str, Any], results: Path) -> Figure:
-    """A row a run, by group; a panel a measure of cost: the ratio to the baseline's, with its interval."""
+    """One row per run, by group; one panel per measure of cost: the ratio to the baseline's, with its interval."""
     table = read_csv(results / "tables/comparison.csv")
     table = table[table["reference"] == spec["baseline"]].set_index("run")
     groups = [(name, [run for run in runs if run in table.index]) for name, runs in spec["groups"]]

@@ -132,7 +132,7 @@ def embeddings(spec: dict[str, Any], results: Path) -> Figure:
 
 
 def _replaced(axes: Axes, spec: dict[str, Any], table: pd.DataFrame) -> None:
-    """Differences in accuracy, a row a run, named at the left."""
+    """Differences in accuracy, one row per run, named at the left."""
     table = table[table["analysis"] == "embeddings"]
     present = [(run, look) for run, look in looks(spec).items() if run in set(table["run"])]
     parts = [part for part in ("embedding", "embedding_and_head") if part in set(table["part"])]

@@ -164,7 +164,7 @@ def sparsity(spec: dict[str, Any], results: Path) -> Figure:
 
 
 def trajectory(spec: dict[str, Any], results: Path) -> Figure:
-    """The path of one matrix's leading direction on its two principal axes, a panel a run."""
+    """The path of one matrix's leading direction on its two principal axes, one panel per run."""
     return _paths(spec, results, "pc1", "pc2", "first and second principal axis of each run's own path")
 
 
