@@ -136,7 +136,7 @@ def compare(a: Path, b: Path, out: Path | None) -> None:
 def estimate(configfiles: tuple[Path, ...]) -> None:
     """Estimate GPU hours and disk of an experiment before it is begun.
 
-    The assumptions are the section `estimate` of the configuration; docs/preflight.md says how it is reckoned.
+    The assumptions are the section `estimate` of the configuration; docs/preflight.md says how it is computed.
     """
     from effopd.workflow.estimates.experiment import estimate as run
     from effopd.workflow.job_specs import Plan

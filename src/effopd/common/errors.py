@@ -1,4 +1,4 @@
-"""Errors that a person caused and can mend: one clear line, no traceback."""
+"""Errors that a user caused and can fix: one clear line, no traceback."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class DivergenceError(UserError):
 
 
 class PreflightError(UserError):
-    """Checks that failed before training, a line each."""
+    """Checks that failed before training, one line each."""
 
 
 @contextmanager
 def named_for(other_task: str | None) -> Iterator[None]:
-    """Have the keys of `task` that a UserError raised inside names be those of another task's section.
+    """Rewrite `task.*` keys in a UserError raised inside to those of another task's section.
 
     `other_task` is its name in `evaluation.tasks`, None for the task that is trained on.
     """

@@ -66,7 +66,7 @@ class Segment:
         segment = Segment(settings, point.manifest.parents)
         if point.manifest.spec != segment.spec(end=point.step) or not models.items() <= segment.parents.items():
             raise ArtifactError(
-                f"{point.manifest.path} (step {point.step}) is no state of the segment that starts at step "
+                f"{point.manifest.path} (step {point.step}) is not a state of the segment that starts at step "
                 f"{spec['start']}. Delete it and run the workflow again."
             )
         return segment

@@ -15,7 +15,7 @@ from effopd.training.trainer import Trainer
 def make_or_reuse(
     artifact: StepArtifact[Made], trainer: Trainer, make: Callable[[], Made], made_from_it: Path | None = None
 ) -> tuple[Made, Rows]:
-    """A step's artifact with its cost: what lies there if that is valid, else what all ranks' `make` amount to.
+    """Load a step's artifact with its cost if a valid one is there; otherwise build it on all ranks with `make`.
 
     If it has to be made, the artifact `made_from_it` is deleted: on a GPU, rollouts that are generated again are others
     than those that were scored.

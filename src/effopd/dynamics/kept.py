@@ -82,7 +82,7 @@ def _folder(manifest: Manifest) -> Path:
 
 def _weights_file(point: Point) -> Path:
     if point.manifest.kind != "state":
-        raise ArtifactError(f"{point.manifest.path} is no state.")
+        raise ArtifactError(f"{point.manifest.path} is not a state.")
     if point.ledger is not None and point.ledger.result["coefficient"] != 0:
         return point.ledger.file(LEDGER_WEIGHTS)
     return point.manifest.file(WEIGHTS)

@@ -16,7 +16,7 @@ TOLERANCE = 1e-3
 EXACT_BELOW = 512  # singular values; so few are computed as fast as estimated
 LANCZOS_STEPS = (7, 10, 13)  # an estimate is compared with the one before
 HOPELESS = 5.0  # tolerances of change from which an estimate is given up
-# and before it costs a factorisation, which mends neither: relative error at the fewest steps, change of an entropy
+# and before it costs a factorization, which would not help: relative error at the fewest steps, change of an entropy
 HOPELESS_SPREAD, HOPELESS_CHANGE = 1e-2, 5e-3
 DIRECTION_STEPS = (13, 16, 20, 24)
 DIRECTION_RESIDUAL = 1e-4  # || G v - lambda v || / lambda of a singular direction that is good enough

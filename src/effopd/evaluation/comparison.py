@@ -66,9 +66,9 @@ class Curve:
         return (self.score * weights).sum(axis=1), (self.resampled * weights).sum(axis=2)
 
     def beside(self, other: Curve) -> Curve:
-        """The curve at those of its steps that tell it from another one: which both kept, or beyond the other's last.
+        """The curve restricted to steps comparable with `other`: those that both kept, or beyond the other's last.
 
-        Where one is looked at more often, it would be found to get somewhere sooner. Its own last step stays.
+        A run that is evaluated more often would seem to reach a target sooner. Its own last step stays.
         """
         seen = [step in other.steps or step > other.steps[-1] or step == self.steps[-1] for step in self.steps]
         return Curve(

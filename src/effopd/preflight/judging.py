@@ -30,7 +30,7 @@ def check_verifier(check: str, task: Task, problems: Sequence[Problem]) -> Findi
             check,
             f"{measured} (first: {_shown(problem)}: {verdict.reason})",
             "Rewards, gates and accuracies would count wrong answers.",
-            "Check the `answer` and `tests` columns of the data, or mend the task's verifier.",
+            "Check the `answer` and `tests` columns of the data, or fix the task's verifier.",
         )
     if rejected:
         problem, verdict = rejected[0]

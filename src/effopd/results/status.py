@@ -136,7 +136,7 @@ def _seconds_left(inventory: Inventory, runs: list[dict[str, Any]], started: flo
     """Seconds that the runs still need if their work goes on at the pace of this workflow so far.
 
     Work is what generating, scoring and updating took by the artifacts' own records: a state's steps, a trigger's gate,
-    an evaluation; what is left is reckoned from the same run's where there are any. The pace is the work done per
+    an evaluation; what is left is estimated from the same run's, if there are any. The pace is the work done per
     second since the first of it began, so start-up and waiting count. A run is not over before its own steps and gates
     are, one after the other. None where there is too little to go by: models are still being trained, some kind of work
     has not been done yet, or hardly any.

@@ -106,10 +106,10 @@ class Outline:
         return bool(self.runs[run]["extrapolation"]["triggers"] == EVERY_STEP)
 
     def beside_update(self, run: str) -> tuple[int, bool]:
-        """How many whole students each process of an update holds beside the one in training, and whether the teacher.
+        """Number of extra student copies per training process, and whether the teacher is loaded too.
 
-        Where candidates are tried within steps by a gate that looks at weights, a student does that, and the teacher is
-        asked. Colocated, there are the teacher where it scores here, the untrained student where rewards are
+        If a gate that looks at weights tries candidates within steps, another student does that, and the teacher is
+        asked. Colocated training also holds the teacher if it scores here, the untrained student if rewards are
         extrapolated (ExOPD), and under ZeRO 3 a student that generates.
         """
         training, gate = self.runs[run]["training"], self.runs[run]["extrapolation"]["gate"]
