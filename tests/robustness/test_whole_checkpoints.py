@@ -205,5 +205,9 @@ def test_a_model_that_is_not_of_language_is_analyzed_by_its_own_class(tmp_path):
                          num_attention_heads=2, num_key_value_heads=1, head_dim=4, pad_token_id=0)  # fmt: skip
     LlamaForSequenceClassification(config).save_pretrained(tmp_path / "reward")
     assert "score.weight" in Checkpoint.open(tmp_path / "reward").tensors
+    with pytest.raises(UserError, match=r"`architectures` is \['LlamaForSequenceClassification'\], which is no causal"):
+        load_model(tmp_path / "reward", CPU)
+    path = tmp_path / "reward/config.json"
+    path.write_text(path.read_text().replace("LlamaForSequenceClassification", "LlamaForCausalLM"))
     with pytest.raises(UserError, match=r"lacks lm_head.weight; it has score.weight besides"):
         load_model(tmp_path / "reward", CPU)
