@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import added_entries
 from effopd.common.errors import ConfigError
 from effopd.extrapolation.schedule import kept_steps, powers_of_two, trigger_steps
 from effopd.extrapolation.search import SearchResult, better, search
@@ -142,3 +143,10 @@ def test_a_line_search_that_is_told_nothing_starts_at_one_and_an_unknown_search_
     assert run("line", lambda c: -1.0, 0.0)[1] == [1.0, 0.5, -0.25]
     with pytest.raises(ConfigError, match="there is no search 'square'. Name one of: first_failure, all, line, "):
         run("square", lambda c: 1.0, 0.0)
+
+
+def test_a_search_of_another_package_is_given_its_options_and_the_start(monkeypatch):
+    added_entries.add(monkeypatch, "searches")
+    found = search("every", lambda c: -c, -9.0, [1, 2, 3, 4, 5], ">", 8.0, {"stride": 2})
+    assert [trial.coefficient for trial in found.trials] == [8, 1, 3, 5]
+    assert (found.coefficient, found.reason) == (1, "one of 2")
