@@ -1,6 +1,7 @@
 """What a model does with a task: each completion's outcome, whatever it shares a batch with."""
 
 import math
+import time
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from effopd.engines.transformers_engine import TransformersEngine
 from effopd.evaluation.measure import Measurement, measure
 from effopd.models.models import special_ids
 from effopd.tasks.base import Problem
+from effopd.teachers.scoring import measure_reverse_kl
 from tiny_models import make_model
 
 
@@ -94,6 +96,35 @@ def test_the_reverse_kl_of_each_answer_is_the_sum_over_its_tokens(task, tokenize
         total += by_hand
     assert found.reverse_kl == pytest.approx(total / rollouts.completion_tokens, rel=1e-4)
     assert found.finite
+
+
+def test_the_reverse_kl_is_that_of_the_policy_at_its_temperature(task, tokenizer, prompts):
+    student, teacher = make_model(0), make_model(1)
+    eos_id, pad_id = special_ids(tokenizer)
+    engine = TransformersEngine(student, eos_id=eos_id, pad_id=pad_id, batch_size=20)
+    given = engine, task, tokenizer, prompts, list(range(20)), Sampling(0.5, 12), list(range(20))
+    found = measure(*given, student=student, teacher=teacher, batch_size=20, policy_temperature=0.5)
+    rollouts = engine.generate(prompts.tokens, list(range(20)), Sampling(0.5, 12))
+    per_token = measure_reverse_kl(student, teacher, rollouts, pad_id=pad_id, batch_size=20, temperature=0.5)
+    np.testing.assert_allclose(found.items["reverse_kl"], [row.sum() for row in per_token], rtol=1e-4)
+
+
+def test_without_a_student_or_a_teacher_there_is_no_reverse_kl(task, tokenizer, prompts):
+    student = make_model(0)
+    eos_id, pad_id = special_ids(tokenizer)
+    engine = TransformersEngine(student, eos_id=eos_id, pad_id=pad_id, batch_size=20)
+    given = engine, task, tokenizer, prompts, list(range(20)), Sampling(1.0, 12), list(range(20))
+    for models in ({}, {"student": student}, {"teacher": student}):
+        started = time.perf_counter()
+        found = measure(*given, **models, batch_size=20)
+        elapsed = time.perf_counter() - started
+        assert {"index", "reward", "tokens", "finished"} <= set(found.items)
+        assert "reverse_kl" not in found.items
+        (cost,) = found.cost("evaluation", 1)
+        assert 0 < cost["seconds"] <= elapsed
+    started = time.perf_counter()
+    costs = measure(*given, student=student, teacher=student, batch_size=20).cost("evaluation", 1)
+    assert 0 < sum(cost["seconds"] for cost in costs) <= time.perf_counter() - started
 
 
 def test_outcomes_follow_their_prompts(measured):

@@ -175,3 +175,11 @@ def test_columns_that_a_table_lacks_are_left_out_where_there_is_no_mean():
     assert list(found.columns) == ["run", "seed", "step", "x", "x_low", "x_high"]
     assert found["seed"].tolist() == [0, "mean"]
     assert found["x"].dtype == float
+
+
+def test_means_keep_the_order_of_their_rows_and_are_numbered_on():
+    rows = pd.DataFrame({"run": ["a"] * 4, "seed": [0, 0, 1, 1], "step": [2, 1, 2, 1], "x": [1.0, 2.0, 3.0, 4.0]})
+    found = with_means(rows, ["step"], ["x"], 0.9)
+    assert found["step"].tolist() == [2, 1, 2, 1, 2, 1]
+    assert found["x"].tolist()[4:] == [2, 3]
+    assert found.index.tolist() == list(range(6))
