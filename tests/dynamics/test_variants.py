@@ -177,3 +177,25 @@ def test_a_digest_sees_every_bit():
     assert weights_digest(weights) == weights_digest(same_bits)
     assert weights_digest(weights) != weights_digest({**weights, "b": torch.tensor([1.0, 1.0 + 2**-23])})
     assert weights_digest(weights) != weights_digest({"a": weights["a"], "c": weights["b"]})
+
+
+def test_what_tables_say_of_each_variant():
+    """The names and columns that tables and figures look for."""
+    planned = variants(SETTINGS, STEPS, 2, own_head=False)
+    rows = {row["variant"]: row for row in (variant.row() for variant in planned)}
+    columns = ["analysis", "variant", "step", "part", "amount", "layer", "first_layer", "last_layer"]
+    assert all(list(row) == columns for row in rows.values())
+
+    def values(name):
+        return [rows[name][column] for column in columns if column != "variant"]
+
+    assert values("base") == ["path", 0, None, None, None, None, None]
+    assert values("final") == ["path", 16, None, None, None, None, None]
+    assert values("path 4") == ["path", 4, None, None, None, None, None]
+    assert values("equal_norm 0.3") == ["equal_norm", 16, None, 0.3, None, None, None]
+    assert values("base embedding") == ["embeddings", 16, "embedding", None, None, None, None]
+    assert values("window mlp 1") == ["window", 16, "mlp", None, 1, 1, 1]
+    assert values("reconstruction top 10 %") == ["reconstruction", 16, "top", 0.1, None, None, None]
+    assert values("norm_scaling 0.5") == ["norm_scaling", 2, None, 0.5, None, None, None]
+    assert "base embedding and head" not in rows
+    assert "base embedding and head" in {variant.name for variant in variants(SETTINGS, STEPS, 2, own_head=True)}
