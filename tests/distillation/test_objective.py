@@ -236,3 +236,28 @@ def test_an_added_objective_that_computes_the_same_gives_the_same_update(model, 
     tokens = rollouts_of(model).completion_tokens
     assert more.pop("own_forward_kl_value") == pytest.approx(loss * tokens)
     assert more == sums
+
+
+def test_rollouts_and_scores_alone_say_the_sampled_reverse_kl_and_the_reward(model, other_model):
+    rollouts = rollouts_of(model)
+    for objective in ("sampled", "exopd"):
+        scores = scores_of(other_model, rollouts, training_of(objective))
+        found = ScoredBatch.from_rollouts(rollouts, scores, 0, model.device).metrics
+        pairs = zip(rollouts.logprobs, scores.logprobs, strict=True)
+        assert found["reverse_kl"].item() == pytest.approx(sum((own - theirs).sum() for own, theirs in pairs), rel=1e-5)
+        if objective == "sampled":
+            assert set(found) == {"reverse_kl"}
+            continue
+        pairs = zip(scores.logprobs, scores.reference_logprobs, strict=True)
+        assert found["reward"].item() == pytest.approx(sum((own - base).sum() for own, base in pairs), rel=1e-5)
+
+
+def test_the_teachers_logits_take_its_hidden_states_and_its_head(model, other_model):
+    rollouts, full = rollouts_of(model), training_of("full")
+    with_states, without = (scores_of(other_model, rollouts, training_of(name)) for name in ("full", "sampled"))
+    head = head_of(other_model, full)
+    for scores, given in ((with_states, None), (without, head), (without, None)):
+        batch = ScoredBatch.from_rollouts(rollouts, scores, 0, model.device, given)
+        assert batch.at(slice(0, 3)).teacher_logits is None
+    batch = ScoredBatch.from_rollouts(rollouts, with_states, 0, model.device, head)
+    assert batch.at(slice(0, 3)).teacher_logits.shape == (3, other_model.config.vocab_size)
