@@ -261,3 +261,37 @@ def test_the_teachers_logits_take_its_hidden_states_and_its_head(model, other_mo
         assert batch.at(slice(0, 3)).teacher_logits is None
     batch = ScoredBatch.from_rollouts(rollouts, with_states, 0, model.device, head)
     assert batch.at(slice(0, 3)).teacher_logits.shape == (3, other_model.config.vocab_size)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("objective", ["sampled", "top_k", "full"])
+def test_metrics_compare_the_policy_at_its_temperature_with_the_engine(objective, temperature, model, other_model):
+    """By hand, one rollout at a time; the engine is made to say other numbers."""
+    rollouts = rollouts_of(model, 6, temperature)
+    for row in rollouts.logprobs:
+        row -= np.float32(0.25)
+    _, _, sums = loss_and_gradients(model, other_model, objective, rollouts, temperature=temperature)
+    scores = scores_of(other_model, rollouts, training_of(objective))
+    difference = weight = mass = 0.0
+    for row, (prompt, completion) in enumerate(zip(rollouts.prompts, rollouts.completions, strict=True)):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        policy = (logits / temperature).log_softmax(-1)
+        ratios = policy[range(len(completion)), completion] - torch.from_numpy(rollouts.logprobs[row])
+        difference += ratios.abs().sum().item()
+        weight += ratios.exp().sum().item()
+        if objective == "top_k":
+            mass += policy.exp().gather(-1, torch.from_numpy(scores.top_ids[row]).long()).sum().item()
+    assert sums["logprob_difference"] == pytest.approx(difference, rel=1e-3)
+    assert sums["importance_weight"] == pytest.approx(weight, rel=1e-3)
+    assert sums.get("student_top_mass", 0) == pytest.approx(mass, rel=1e-4)
+
+
+def test_an_added_objective_is_given_its_options(model, other_model, monkeypatch):
+    added_entries.add(monkeypatch, "objectives")
+    found = []
+    for scale in (1.0, 3.0):
+        section = {"support": "top_k", "top_k": 4, "divergence": "scaled_kl", "scaled_kl": {"scale": scale}}
+        monkeypatch.setitem(OBJECTIVES, "added", section)
+        found.append(loss_and_gradients(model, other_model, "added")[0])
+    assert found[1] == pytest.approx(3 * found[0])

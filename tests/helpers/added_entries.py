@@ -1,4 +1,4 @@
-"""Gates, an objective and a search as another package would add them; most compute what this one's do."""
+"""Gates, objectives and a search as another package would add them; most compute what this one's do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from effopd.losses.metrics import sums_of
 
 def add(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Have the functions of this module be entries of a kind."""
-    names = ("own_accuracy", "own_reverse_kl", "sampled_kl", "no_value", "own_forward_kl", "every")
+    names = ("own_accuracy", "own_reverse_kl", "sampled_kl", "no_value", "own_forward_kl", "scaled_kl", "every")
     monkeypatch.setattr(
         registry, "entries", lambda _: {name: Entry(kind, name, __name__, name, "one") for name in names}
     )
@@ -42,6 +42,11 @@ def no_value(measured):
 
 def own_forward_kl(logits, scores):
     values = kl_divergence(scores.teacher_buckets, top_k_with_tail(logits, scores.top_ids))
+    return values.sum(), sums_of(value=values)
+
+
+def scaled_kl(logits, scores, *, scale):
+    values = scale * kl_divergence(top_k_with_tail(logits, scores.top_ids), scores.teacher_buckets)
     return values.sum(), sums_of(value=values)
 
 

@@ -9,7 +9,14 @@ from effopd.data.rollouts import PaddedBatch, Rollouts
 from effopd.engines.base import Sampling
 from effopd.models import lm_head as logits_module
 from effopd.models.lm_head import Head, KnownTokens, completion_states
-from effopd.teachers.scoring import LocalTeacher, ReverseKL, Scores, WithReference, measure_reverse_kl
+from effopd.teachers.scoring import (
+    LocalTeacher,
+    ReverseKL,
+    Scores,
+    WithReference,
+    measure_logprobs,
+    measure_reverse_kl,
+)  # fmt: skip
 from small_engine import PROMPTS, SEEDS, engine_of
 from tiny_models import FAMILIES, make_family, make_model
 
@@ -176,3 +183,13 @@ def test_a_teacher_in_bfloat16_scores_in_float32(rollouts, other_model):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, wanted.numpy(), atol=0.1)  # padding moves bfloat16's last bits
         assert (found != torch.from_numpy(found).bfloat16().float().numpy()).any(), "rounded to bfloat16"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_log_probabilities_are_those_of_the_policy_at_a_temperature(rollouts, model, temperature, batch_size):
+    found = measure_logprobs(model, rollouts, pad_id=0, batch_size=batch_size, temperature=temperature)
+    for row, logprobs in enumerate(logprobs_by_hand(model, rollouts)):
+        wanted = (logprobs / temperature).log_softmax(-1)[range(len(logprobs)), rollouts.completions[row]]
+        assert found[row].dtype == np.float32
+        np.testing.assert_allclose(found[row], wanted.numpy(), atol=2e-5)
