@@ -6,7 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from effopd.evaluation.comparison import REVERSE_KL, Curve, Outcome, comparison, comparison_columns, curves, speedup
+from effopd.evaluation.comparison import (
+    REVERSE_KL,
+    Curve,
+    Outcome,
+    _weights,
+    comparison,
+    comparison_columns,
+    curves,
+    speedup,
+)  # fmt: skip
 from effopd.evaluation.statistics import crossed_interval, mean_interval, problem_shares
 
 PROBLEMS = 20
@@ -328,3 +337,65 @@ def test_steps_beyond_the_others_last_count():
     assert curves_of["long"].beside(curves_of["short"]).steps == [2, 4, 8, 16, 32]
     result = speedup(curves_of, [0], [("short", "long")]).set_index("run").loc["short"]
     assert (result["first_step"], result["step_ratio"]) == (4, 8)
+
+
+def test_tables_name_their_columns_and_keep_the_order_of_runs():
+    assert list(found()) == ["plain", "jump"]
+    spent = ["step", "generated_tokens", "scored_tokens", "flops", "seconds"]
+    names = ["run", "reference", "seed", "target_accuracy", "reached"]
+    names += [f"first_{measure}" for measure in spent] + [f"{measure}_ratio" for measure in spent]
+    for pairs in ([], [("jump", "plain")]):
+        result = speedup(found(), [0, 1], pairs)
+        assert sorted(result.columns) == sorted(names)
+        assert (result["reference"] == "plain").all()
+    row = compared().loc[("jump", "plain")]
+    assert row["group"] == "main"
+    assert row["reference_area"] == pytest.approx(np.mean([0.4, 0.5]))
+    assert row["area_difference"] == pytest.approx(row["area"] - row["reference_area"])
+    assert row["area_difference_low"] <= row["area_difference"] <= row["area_difference_high"]
+    assert {"group", "reference", "area", "reference_area", "area_difference"} <= set(comparison_columns())
+
+
+def test_the_area_begins_where_the_steps_do():
+    steps, accuracy = [2, 4, 8], np.array([[0.2, 0.5, 0.4]])
+    whole, drawn = Curve(steps, {}, accuracy, np.repeat(accuracy[None], 3, axis=0)).area(steps)
+    by_hand = ((0.2 + 0.5) / 2 + (0.5 + 0.4) / 2) / 2
+    assert whole == pytest.approx(by_hand)
+    assert drawn == pytest.approx(np.full((3, 1), by_hand))
+    none = Curve(steps, {}, accuracy, np.repeat(accuracy[None], 3, axis=0)).area([4])
+    assert [values.shape for values in none] == [(1,), (3, 1)]
+
+
+def test_runs_without_a_common_step_are_not_compared_at_one():
+    rows = [row for row in ROWS if row[:1] + row[2:3] in (("plain", 1), ("jump", 8))]
+    row = compared(rows).loc[("jump", "plain")]
+    assert all(math.isnan(row[name]) for name in ("step", "accuracy", "reference_accuracy", "difference_at_equal_step"))
+    assert math.isnan(row["area"])
+
+
+def test_equal_steps_are_the_last_that_both_kept():
+    """And not what either has reached: nothing is interpolated between steps."""
+    rows = [("plain", s, step, a, 10 * step) for s in (0, 1) for step, a in ((1, 0.2), (4, 0.4), (16, 0.6))]
+    rows += [("jump", s, step, a, 10 * step) for s in (0, 1) for step, a in ((1, 0.2), (4, 0.5), (8, 0.9))]
+    row = compared(rows).loc[("jump", "plain")]
+    assert row["step"] == 4
+    assert row["difference_at_equal_step"] == pytest.approx(0.1)
+
+
+def test_nothing_is_extrapolated_beyond_what_was_spent():
+    costs = np.array([10.0, 80.0])
+    for budget in (10.0, 80.0):
+        assert np.isfinite(_weights(costs, budget)).all()
+    for budget in (9.0, 100.0, 161.0):
+        assert np.isnan(_weights(costs, budget)).all()
+
+
+def test_what_costs_nothing_leaves_the_other_ratios():
+    table = evaluation()
+    table.loc[table["run"] == "jump", "scored_tokens"] = 0
+    row = table_of(table, outcomes(table), [("jump", "plain")]).iloc[0]
+    for measure in ("step", "generated_tokens", "flops", "seconds"):
+        assert row[f"{measure}_ratio"] > 0
+        assert row[f"reverse_kl_{measure}_ratio"] > 0
+    result = speedup(curves(table, outcomes(table)), [0, 1], [("jump", "plain")])
+    assert result["scored_tokens_ratio"].isna().all()
