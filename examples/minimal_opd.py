@@ -2,23 +2,23 @@
 
     python examples/minimal_opd.py results --run effopd --seed 0 --steps 8 --out trained
 
-takes models, prompts and a run's settings from a finished results folder and trains the run's student again, in one
-process. On a CPU it ends with the run's weights, to the bit. Left out: several ranks, LoRA, extrapolation within steps,
-gates on rollouts or by difficulty, resuming a killed run.
+trains a finished run's student again, in one process; on a CPU it ends with the run's weights, to the bit. Left out:
+several ranks, LoRA, extrapolation within steps, gates on rollouts or by difficulty, resuming a killed run.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import click
 import torch
 
+from effopd.artifacts.folders import new_folder
 from effopd.artifacts.manifests import read_manifest
+from effopd.common.errors import UserError
 from effopd.common.randomness import seed_of
 from effopd.data.prompts import Prompts, load_prompts
 from effopd.distillation.learner import teacher_head_of, teacher_of
@@ -43,18 +43,17 @@ class Run:
 
     def __init__(self, results: Path, name: str, seed: int) -> None:
         self.outline, self.seed = Outline.of_results(results), seed
+        if name not in self.outline.runs:
+            raise UserError(f"{results} has no run `{name}`. Name one of: {', '.join(self.outline.runs)}.")
         self.training, self.extrapolation = (self.outline.runs[name][key] for key in ("training", "extrapolation"))
         self.triggers, gate = self.outline.triggers(name), self.extrapolation["gate"]
         if "lora" in self.training or self.outline.every_step(name) or gate["source"] == "rollouts":
-            raise SystemExit(f"`{name}` is a run that this example leaves out. Choose another one.")
-        self.student_folder, self.teacher_folder = (
-            results / "models" / self.training[role] for role in ("student", "teacher")
-        )
+            raise UserError(f"`{name}` is a run that this example leaves out. Choose another one.")
+        roles = (self.training[role] for role in ("student", "teacher"))
+        self.student_folder, self.teacher_folder = map((results / "models").joinpath, roles)
         prompts = results / f"data/{self.outline.task_name}/prompts-{self.training['student']}/manifest.json"
         self.prompts, self.tokenizer = read_manifest(prompts, "prompts"), models.load_tokenizer(self.student_folder)
-        student, self.probe = (
-            restricted(models.load_model(self.student_folder, CPU), self.tokenizer) for _ in range(2)
-        )
+        student, self.probe = (restricted(models.load_model(self.student_folder, CPU), self.tokenizer) for _ in (1, 2))
         self.trainer = Trainer(student, TrainerSettings.of(self.training))
         self.teacher = models.load_frozen(self.teacher_folder, CPU)
 
@@ -63,9 +62,7 @@ class Run:
         context = longest_context(prompts, self.training["max_new_tokens"])
         return closing(build_engine(self.training, model, self.tokenizer, batch_size=batch_size, context=context))
 
-    def ask(
-        self, weights: models.Weights, problems: Prompts, seeds: Sequence[int], temperature: float, batch_size: int
-    ) -> Measurement:
+    def ask(self, weights: Any, problems: Prompts, seeds: Any, temperature: float, batch_size: int) -> Measurement:
         """The answers that weights give to problems: verified, with their reverse KL to the teacher."""
         models.load_weights_into(self.probe, weights)
         task, sampling = build_task(self.outline.task()), Sampling(temperature, self.training["max_new_tokens"])
@@ -76,8 +73,7 @@ class Run:
             )  # fmt: skip
 
 
-@dataclass
-class ProblemGate:
+class ProblemGate(NamedTuple):
     """Judges weights by their answers to a few problems: extrapolation.gate.Gate."""
 
     run: Run
@@ -89,8 +85,9 @@ class ProblemGate:
         problems = load_prompts(self.run.prompts, settings["source"])
         rows = gate_rows(seed, settings["source"], len(problems), settings["examples"], settings["samples"])
         seeds = gate_seeds(seed, self.step, coefficient, len(rows), settings["paired"])
-        temperature = self.run.training["temperature"]
-        answers = self.run.ask(self.weights(), problems.select(rows), seeds, temperature, len(rows))
+        answers = self.run.ask(
+            self.weights(), problems.select(rows), seeds, self.run.training["temperature"], len(rows)
+        )
         if settings["metric"] == "accuracy":
             return GateValue(answers.accuracy, answers.accuracy, answers.items["reward"].tolist())
         return GateValue(answers.reverse_kl, -answers.reverse_kl, answers.items["reverse_kl"].tolist())
@@ -101,8 +98,8 @@ def evaluate(run: Run) -> Measurement:
     settings, problems = run.outline.config["evaluation"], load_prompts(run.prompts, "test")
     rows = [row for row in range(len(problems)) for _ in range(settings["samples"])]
     seeds = [seed_of(settings["seed"], "evaluation", position) for position in range(len(rows))]
-    asked, temperature = problems.select(rows), settings["temperature"]
-    return run.ask(run.trainer.weights(), asked, seeds, temperature, settings["batch_size"])
+    weights, asked = run.trainer.weights(), problems.select(rows)
+    return run.ask(weights, asked, seeds, settings["temperature"], settings["batch_size"])
 
 
 def distill(run: Run, steps: int) -> Iterator[dict[str, Any]]:
@@ -129,21 +126,24 @@ def distill(run: Run, steps: int) -> Iterator[dict[str, Any]]:
             yield {"step": step, **metrics}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="a finished results folder")
-    parser.add_argument("--run", required=True, help="whose models, prompts and settings to take")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="default: those of the run")
-    parser.add_argument("--out", type=Path, help="where to write the trained model, a Hugging Face folder")
-    options = parser.parse_args()
-    run = Run(options.results, options.run, options.seed)
-    print(f"accuracy before training: {evaluate(run).accuracy:.3f}")
-    for metrics in distill(run, options.steps or run.training["steps"]):
-        print(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()), flush=True)
-    print(f"accuracy after training: {evaluate(run).accuracy:.3f}")
-    if options.out:
-        models.save_model(run.trainer.model.config, run.trainer.weights(), run.tokenizer, options.out)
+@click.command(help=__doc__)
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option("--run", "name", required=True, help="Whose models, prompts and settings to take.")
+@click.option("--seed", type=int, default=0)
+@click.option("--steps", type=click.IntRange(1), help="Default: those of the run.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write the trained model, a Hugging Face folder.")
+def main(results: Path, name: str, seed: int, steps: int | None, out: Path | None) -> None:
+    try:
+        with new_folder(out) if out is not None else nullcontext() as folder:
+            run = Run(results, name, seed)
+            print(f"accuracy before training: {evaluate(run).accuracy:.3f}")
+            for metrics in distill(run, steps or run.training["steps"]):
+                print(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()), flush=True)
+            print(f"accuracy after training: {evaluate(run).accuracy:.3f}")
+            if folder:
+                models.save_model(run.trainer.model.config, run.trainer.weights(), run.tokenizer, folder)
+    except UserError as error:
+        raise click.ClickException(str(error)) from None
 
 
 if __name__ == "__main__":

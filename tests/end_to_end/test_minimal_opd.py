@@ -59,9 +59,26 @@ def test_its_command_line_writes_a_model_and_refuses_what_it_leaves_out(undistur
     kept = load_tensors(undisturbed.path("runs/opd/seed0/state/1/weights.safetensors"))
     found = load_tensors(tmp_path / "trained/model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in kept.items())
-    refused = command("--run", "line")
-    assert refused.returncode == 1
-    assert "`line` is a run that this example leaves out" in refused.stderr
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.json").write_text("my own")
+    (tmp_path / "link").symlink_to(mine)
+    for arguments, words in (
+        (["--run", "line"], "`line` is a run that this example leaves out"),
+        (["--run", "nope"], "has no run `nope`. Name one of: "),
+        (["--run", "opd", "--steps", "0"], "0 is not in the range"),
+        *((["--run", "opd", "--out", str(out)], words) for out, words in (
+            (mine, "exists already"), (tmp_path / "link", "exists already"), (mine / "config.json", "exists already"),
+            (mine / "config.json/below", "is no folder"), ("", "is no name for a new folder"),
+        )),
+    ):  # fmt: skip
+        refused = command(*arguments)
+        assert refused.returncode in (1, 2), refused.stdout
+        assert words in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert not refused.stdout, "it had begun"
+    assert [path.name for path in mine.iterdir()] == ["config.json"]
+    assert (mine / "config.json").read_text() == "my own"
 
 
 def test_it_is_read_in_one_sitting():
