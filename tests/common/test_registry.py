@@ -74,6 +74,7 @@ FAULTY = {
     "no attribute": ({"gates": "mine = one"}, {"__init__.py": ""}, "is said to be 'one', and there is no such module. Write `module:attribute`"),
     "a module that cannot be imported": ({"gates": "mine = one:found"}, {"__init__.py": "import nothing_like_it"}, "the gate `mine` of the package one cannot be imported (ModuleNotFoundError: No module named 'nothing_like_it')."),
     "a module without it": ({"gates": "mine = one:found"}, {"__init__.py": ""}, "the gate `mine` of the package one cannot be imported (AttributeError: module 'one' has no attribute 'found')."),
+    "a module that ends the program": ({"gates": "mine = one:found"}, {"__init__.py": "import sys\nsys.exit(0)"}, "the gate `mine` of the package one cannot be imported (SystemExit: 0)."),
     "no function": ({"gates": "mine = one:found"}, {"__init__.py": "found = 1"}, "the gate `mine` of the package one is one:found, which lacks __call__"),
     "no task": ({"tasks": "mine = one:found"}, {"__init__.py": CODE}, "the task `mine` of the package one is one:found, which lacks make_tables, verify"),
     "half a task": ({"tasks": "mine = one:found"}, {"__init__.py": "from effopd.tasks.base import Task\nclass found(Task):\n    def verify(self, problem, completion): ...\n"}, "which lacks make_tables, right_completion, wrong_completion (docs/plugins.md)"),
@@ -108,6 +109,12 @@ SCHEMAS = {
     "a list": ({"gates": "mine = one:found"}, "[1]", "the gate `mine` of the package one has a schema that cannot be used"),
     "no schema": ({"gates": "mine = one:found"}, "properties: {a: {type: many}}", "'many' is not valid under any of the given schemas"),
     "no YAML": ({"gates": "mine = one:found"}, "properties: {a", "the gate `mine` of the package one has a schema that cannot be used"),
+    "a mapping of itself": ({"gates": "mine = one:found"}, "properties: &a {x: {properties: *a}}", "has a schema that cannot be used"),
+    "too deep": ({"gates": "mine = one:found"}, "[" * 3000, "has a schema that cannot be used"),
+    "anything": ({"gates": "mine = one:found"}, "properties: {a: true}", "(`a` is no mapping of its own: references and `true` are not read)"),
+    "a reference": ({"gates": "mine = one:found"}, "properties: {a: {$ref: '#/$defs/nope'}}", "(`a` is no mapping of its own"),
+    "of no mapping": ({"gates": "mine = one:found"}, "{type: string, properties: {}}", "(it is of no mapping)"),
+    "a default of another type": ({"gates": "mine = one:found"}, "properties: {a: {type: integer, default: hello}}", "('hello' is not of type 'integer')"),
     "the name of a key beside it": ({"gates": "samples = one:found"}, "properties: {}", "the gate `samples` of the package one has options, and its name is a key of theirs already"),
 }  # fmt: skip
 

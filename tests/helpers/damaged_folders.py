@@ -336,6 +336,11 @@ def _configs() -> list[Damage]:
         ({"architectures": ["BertModel"]}, ("load", "fetch"), "config.json: `architectures` is ['BertModel'], which"),
         ({"architectures": ["LlamaForSequenceClassification"]}, ("load", "fetch"), "such as to LlamaForCausalLM"),
     ]
+    deep: dict[str, Any] = {"num_hidden_layers": 10_000_000}
+    stated += [({"text_config": deep}, ALL, "config.json: `text_config.num_hidden_layers` is 10000000, which no model")]
+    harmless: list[dict[str, Any]] = [{"transformers_weights": None}, {"task_specific_params": {"a": {"vocab_size": "x"}}},
+                {"num_experts": 16384}, {"torch_dtype": "half", "dtype": ...}]  # fmt: skip
+    damages += [Damage(f"harmless_{changes!r}", entry(path, **changes), fine=ALL) for changes in harmless]
     damages += [Damage(f"stated_{changes!r}", entry(path, **changes), refusing=refusing, words=words)
                 for changes, refusing, words in stated]  # fmt: skip
     quantized = ({"quant_method": "gptq", "bits": 4}, {"quant_method": "of-tomorrow"}, {"load_in_8bit": True}, [1], "x")

@@ -45,3 +45,13 @@ def test_cells_that_a_stage_may_leave_are_read(tmp_path, cells):
     path = tmp_path / "any.csv"
     write_csv(path, pd.DataFrame({"run": ["a", "b"], "reached": cells}))
     assert len(read_csv(path)) == len(cells)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_cells_do_not_move_where_rows_end_with_a_comma(tmp_path, name):
+    path = tmp_path / f"{name}.csv"
+    write_csv(path, right(name))
+    wanted = read_csv(path)
+    first, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([first, *(f"{row}," for row in rows)]) + "\n")
+    pd.testing.assert_frame_equal(read_csv(path), wanted)

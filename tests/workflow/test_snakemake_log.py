@@ -1,6 +1,7 @@
 """What jobs do is read alike from what our logger plugin writes and from the log that Snakemake keeps itself."""
 
 import logging
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -112,3 +113,39 @@ def test_without_snakemakes_own_log_nothing_is_written(caplog):
     finally:
         logger.removeHandler(plugin)
         plugin.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"started": [1], "rule": "x"}', '{"started": 5}', '{"started": 5, "rule": 7}', '{"finished": "x"}', "[" * 200_000,
+        '{"failed": 5, "rule": "x", "wildcards": "abc", "logs": null}', '{"failed": 5, "rule": "x", "outputs": [1]}', "3",
+        '{"done": "a", "total": null}', '{"done": NaN, "total": 1e999}', "[]", "null", '{"started": 1e999, "rule": "x"}',
+    ],
+)  # fmt: skip
+def test_a_line_that_the_plugin_does_not_write_is_passed_over(log, line):
+    start(3, 1)
+    before = jobs_of(log)
+    with events_beside(log).open("a") as events:
+        events.write(f"{line}\n")
+    start(4, 2)
+    after = jobs_of(log)
+    assert (after.done, after.total, after.failed) == (before.done, before.total, {})
+    assert after.running == {3: expected(1), 4: expected(2)}
+
+
+def test_what_a_later_version_says_besides_is_passed_over(log):
+    start(3, 1)
+    events = events_beside(log)
+    events.write_text(events.read_text().replace('"rule"', '"more": {"a": 1}, "rule"'))
+    assert jobs_of(log).running == {3: expected(1)}
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: path.write_text(""), lambda path: path.mkdir(), lambda path: os.mkfifo(path)]
+)
+def test_without_lines_of_the_plugin_snakemakes_own_log_is_read(log, make):
+    start(3, 1)
+    events_beside(log).unlink()
+    make(events_beside(log))
+    assert jobs_of(log).running == {3: expected(1)}

@@ -112,7 +112,7 @@ class Entry:
         """The class, function or other value itself. Raises ConfigError if there is none, or not what is needed."""
         try:
             value = getattr(importlib.import_module(self.module), self.attribute)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.package == OWN:
                 raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())

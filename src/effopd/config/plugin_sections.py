@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import yaml
@@ -55,16 +56,24 @@ def _branch(key: str, entry: Entry, definitions: dict[str, Any]) -> dict[str, An
 
 def _section(entry: Entry) -> dict[str, Any] | None:
     """The schema of an entry's own keys, if it has any. Raises ConfigError if it is not a schema of a mapping."""
-    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema import Draft202012Validator, SchemaError, ValidationError
 
     if (path := entry.schema_file) is None:
         return None
     try:
-        section = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # As JSON, which has no aliases and no keys but text.
+        section = json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8"))))
         Draft202012Validator.check_schema(section)
         if not isinstance(section, dict) or not isinstance(section.get("properties"), dict):
             raise ValueError("it describes no `properties`")
-    except (OSError, ValueError, yaml.YAMLError, SchemaError) as error:
-        reason = error.message if isinstance(error, SchemaError) else " ".join(str(error).split())
+        if section.get("type", "object") != "object":
+            raise ValueError("it is of no mapping")
+        for key, child in section["properties"].items():
+            if not isinstance(child, dict) or "$ref" in child:
+                raise ValueError(f"`{key}` is no mapping of its own: references and `true` are not read")
+            if "default" in child:
+                Draft202012Validator(child).validate(child["default"])
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError, SchemaError, ValidationError) as error:
+        reason = error.message if isinstance(error, SchemaError | ValidationError) else " ".join(str(error).split())
         raise ConfigError(f"{entry} has a schema that cannot be used, {path} ({reason}). Correct it.") from None
     return {"type": "object", "additionalProperties": False, **section}

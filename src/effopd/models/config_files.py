@@ -16,9 +16,10 @@ from effopd.common.errors import ArtifactError
 from effopd.common.formatting import shortened
 from effopd.models.checkpoint_files import read_object
 
-MOST_MODULES = 10_000
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-_COUNT = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|experts)")
+MOST_LAYERS, MOST_EXPERTS = 10_000, 100_000  # one after the other is made
+DTYPES = ("float32", "bfloat16", "float16", "float64", "float", "half", "double")
+_LAYERS = re.compile(r"(?:(?:num|n)_(?:\w+_)?|(?:en|de)coder_)layers?")
+_EXPERTS = re.compile(r"(?:num|n)_(?:\w+_)?experts")
 
 
 def check_config(path: Path) -> None:
@@ -29,14 +30,15 @@ def check_config(path: Path) -> None:
         raise ArtifactError(
             f"{path} describes a quantized model, which cannot be trained or analyzed. Save it unquantized."
         )
-    for key, value in entry.items():
-        if _COUNT.fullmatch(key) and isinstance(value, int) and value > MOST_MODULES:  # one after the other is made
-            raise ArtifactError(f"{path}: `{key}` is {value}, which no model has. Correct it.")
     for key, value in _scalars(entry):
-        fits, wanted = _VALUES.get(key.rpartition(".")[2], (None, ""))
+        name = key.rpartition(".")[2]
+        most = MOST_LAYERS if _LAYERS.fullmatch(name) else MOST_EXPERTS if _EXPERTS.fullmatch(name) else math.inf
+        if isinstance(value, int) and value > most:
+            raise ArtifactError(f"{path}: `{key}` is {value}, which no model has. Correct it.")
+        fits, wanted = _VALUES.get(name, (None, ""))
         if fits is not None and not fits(value):
             raise ArtifactError(f"{path}: `{key}` is {shortened(repr(value), 60)}, not {wanted}. Correct it.")
-    if "transformers_weights" in entry:
+    if entry.get("transformers_weights") is not None:
         raise ArtifactError(
             f"{path} names its weights by `transformers_weights`, which other programs ignore. Name the file "
             "model.safetensors and delete the key."
@@ -76,11 +78,11 @@ def _flat(names: Iterable[str | tuple[str, ...]]) -> Iterator[str]:
 
 
 def _scalars(entry: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of an object and of those in it, with their keys; neither lists, nor what is left open."""
+    """The values of a configuration, of its language model and its rotary embeddings, with their keys; no lists."""
     for key, value in entry.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and (key == "text_config" or key.startswith("rope_")):
             yield from _scalars(value, f"{before}{key}.")
-        elif value is not None and not isinstance(value, list):
+        elif value is not None and not isinstance(value, list | dict):
             yield f"{before}{key}", value
 
 

@@ -37,7 +37,9 @@ def read_csv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
     column that a table of its name has, or holds text where a number belongs.
     """
     table: pd.DataFrame = _read(
-        lambda: pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys([*NAMES, *text], str)),
+        lambda: pd.read_csv(
+            path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys([*NAMES, *text], str), index_col=False
+        ),
         path,
     )
     _check_columns(table, path)

@@ -22,6 +22,7 @@ from effopd.report.dynamics_findings import dynamics_section
 from effopd.report.figures import captions
 from effopd.report.findings import comparison_section
 from effopd.report.labels import label_of, with_interval
+from effopd.report.table_columns import COLUMNS
 from effopd.report.tables import read_csv
 
 
@@ -30,7 +31,7 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
     ordered = {name: {key: spec["config"][name][key] for key in spec[name]} for name in ("runs", "predictions")}
     config = {**spec["config"], **ordered}
     compared = {**config, "runs": {**config["runs"], **config["predictions"]}}  # the comparison tells no difference
-    tables = {path.stem: read_csv(path) for path in sorted((results / "tables").glob("*.csv"))}
+    tables = {path.stem: read_csv(path) for name in COLUMNS if (path := results / f"tables/{name}.csv").exists()}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("effopd.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ def jobs_of(log: Path | None) -> Jobs:
     """
     if log is None:
         return Jobs()
-    events = events_beside(log)
-    return _from_events(lines_of(events)) if events.exists() else _from_text(lines_of(log))
+    events = lines_of(events_beside(log))
+    return _from_events(events) if events else _from_text(lines_of(log))
 
 
 def events_beside(log: Path) -> Path:
@@ -78,19 +78,27 @@ def _from_events(lines: Iterable[str]) -> Jobs:
     jobs = Jobs()
     for line in lines:
         try:
-            event: dict[str, Any] = json.loads(line)
-        except ValueError:  # torn, as by a kill
+            event: Any = json.loads(line)
+        except (ValueError, RecursionError):  # torn, as by a kill
             continue
         match event:
-            case {"started": number, **job}:
-                jobs.start(number, Job(**job))
-            case {"failed": number, **job}:
-                jobs.fail(number, Job(**job))
-            case {"finished": number}:
+            case {"started": int(number), "rule": str()} if job := _job_of(event):
+                jobs.start(number, job)
+            case {"failed": int(number), "rule": str()} if job := _job_of(event):
+                jobs.fail(number, job)
+            case {"finished": int(number)}:
                 jobs.running.pop(number, None)
-            case {"done": done, "total": total}:
+            case {"done": int(done), "total": int(total)}:
                 jobs.done, jobs.total = done, total
     return jobs
+
+
+def _job_of(event: Mapping[str, Any]) -> Job | None:
+    """The job that an event is of; None where it is not one that the plugin writes. It may have more keys."""
+    lists = [event.get(key, []) for key in ("wildcards", "outputs", "logs")]
+    if not all(isinstance(values, list) and all(isinstance(value, str) for value in values) for values in lists):
+        return None
+    return Job(event["rule"], *lists)
 
 
 def _from_text(lines: Iterable[str]) -> Jobs:
