@@ -25,7 +25,7 @@ from effopd.losses.chunked import HeadAndLoss
 from effopd.models.lm_head import Head, KnownTokens
 from effopd.teachers.scoring import Scores
 
-TRAINING = {"temperature": 1.0, "importance_limit": 5.0}
+TRAINING = {"temperature": 1.0, "importance_ratio_cap": 5.0}
 SIDES = ("plain", "full", "top_k", "sampled")
 
 
@@ -61,7 +61,7 @@ class Case:
         return torch.nn.functional.kl_div(teacher, student, log_target=True, reduction="batchmean")
 
     def chunked(self, support: str) -> torch.Tensor:
-        training = {**TRAINING, "objective": {"support": support, "divergence": "reverse_kl", "lambda": 1}}
+        training = {**TRAINING, "objective": {"support": support, "divergence": "reverse_kl", "reward_scale": 1}}
         micro = ScoredBatch.from_rollouts(self.rollouts, self.scores[support], 0, torch.device("cpu"), self.teacher)
 
         def loss_of(logits: torch.Tensor, rows: slice) -> torch.Tensor:

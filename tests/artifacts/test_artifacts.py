@@ -104,16 +104,16 @@ def test_a_manifest_that_was_edited_is_refused(tmp_path):
         read_manifest(tmp_path / "none.json")
 
 
-def test_a_ledger_of_another_state_is_refused(tmp_path):
+def test_a_decision_of_another_state_is_refused(tmp_path):
     make_state(tmp_path / "here")
     other = make_state(tmp_path / "there", spec={"seed": 1})
-    ledger = tmp_path / "ledger.json"
+    decision = tmp_path / "decision.json"
     write_manifest(
-        ledger, kind="ledger", spec={}, parents={"state": other.fingerprint}, result={"coefficient": 0}, started=0.0
+        decision, kind="decision", spec={}, parents={"state": other.fingerprint}, result={"coefficient": 0}, started=0.0
     )
     with pytest.raises(ArtifactError, match="was decided for another state"):
-        Point.open(tmp_path / "here/state.json", ledger)
-    assert Point.open(tmp_path / "there/state.json", ledger).parents.keys() == {"state", "ledger"}
+        Point.open(tmp_path / "here/state.json", decision)
+    assert Point.open(tmp_path / "there/state.json", decision).parents.keys() == {"state", "decision"}
 
 
 def test_an_accepted_candidate_replaces_the_weights_and_not_the_optimizer(tmp_path):
@@ -122,15 +122,15 @@ def test_an_accepted_candidate_replaces_the_weights_and_not_the_optimizer(tmp_pa
     (tmp_path / "trigger").mkdir()
     save_tensors(tmp_path / "trigger/weights.safetensors", accepted)
     write_manifest(
-        tmp_path / "trigger/ledger.json",
-        kind="ledger",
+        tmp_path / "trigger/decision.json",
+        kind="decision",
         spec={},
         parents={"state": state.fingerprint},
         files={"weights.safetensors": tmp_path / "trigger/weights.safetensors"},
         result={"coefficient": 2},
         started=0.0,
     )
-    point = Point.open(tmp_path / "state.json", tmp_path / "trigger/ledger.json")
+    point = Point.open(tmp_path / "state.json", tmp_path / "trigger/decision.json")
     assert torch.equal(point.weights()["a"], accepted["a"])
     assert torch.equal(point.raw_weights()["a"], WEIGHTS["a"])
     assert torch.equal(point.optimizer().moments["exp_avg.a"], MOMENTS["exp_avg.a"])
@@ -238,11 +238,11 @@ def test_file_system_failures_become_one_line():
     ],
 )
 def test_values_per_item_are_numbers_or_nothing(tmp_path, values, fit):
-    path, trial = tmp_path / "ledger.json", {"coefficient": 0, "value": 0.5, "per_item": values}
+    path, trial = tmp_path / "decision.json", {"coefficient": 0, "value": 0.5, "per_item": values}
     result = {"step": 1, "current": trial, "trials": [trial]}
-    write_manifest(path, kind="ledger", spec={}, parents={}, result=result, started=0.0)
+    write_manifest(path, kind="decision", spec={}, parents={}, result=result, started=0.0)
     if fit:
-        assert read_manifest(path, "ledger").result == result
+        assert read_manifest(path, "decision").result == result
     else:
-        with pytest.raises(ArtifactError, match=r"ledger\.json is damaged \(its `result\.current\.per_item`: it is "):
+        with pytest.raises(ArtifactError, match=r"decision\.json is damaged \(its `result\.current\.per_item`: it is "):
             read_manifest(path)

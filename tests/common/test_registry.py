@@ -149,7 +149,12 @@ def chosen(**objective):
 def test_options_are_filled_in_where_they_are_chosen_and_nowhere_else(losses):
     config = complete(chosen())
     assert "mine" not in config["training"]["objective"]
-    assert run_settings(config, "opd")["training"]["objective"].keys() == {"support", "divergence", "top_k", "lambda"}
+    assert run_settings(config, "opd")["training"]["objective"].keys() == {
+        "support",
+        "divergence",
+        "top_k",
+        "reward_scale",
+    }
     assert run_settings(config, "other")["training"]["objective"]["mine"] == {"weight": 0.5}
     config = complete({**chosen(), "training": {"objective": {"mine": {"weight": 2}}}})  # for runs that choose it
     assert "mine" not in run_settings(config, "opd")["training"]["objective"]

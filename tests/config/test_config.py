@@ -52,14 +52,14 @@ from effopd.workflow.job_specs import Plan
         ("runs.opd.training", {"lora": {}, "precision": "bfloat16"}, "`runs.opd.training.precision` is 'bfloat16', and LoRA (`runs.opd.training.lora`) trains whole float32 models, whose optimizer is small. Write `precision: float32`, or"),
         ("models.teacher.minibatches", 64, "`models.teacher.minibatches` is 64, and 32 prompts a step do not give each of 2 ranks one for every minibatch. Lower it"),
         ("models.teacher.clip_higher", 0.3, "`models.teacher.clip_higher` is not a key. Did you mean `clip_high`?"),
-        ("models.teacher", {"kind": "grpo", "init": "base", "ranks": 33}, "`models.teacher.ranks` is 33, more than the prompts of a step."),
+        ("models.teacher", {"kind": "grpo", "init": "base", "num_processes": 33}, "`models.teacher.num_processes` is 33, more than the prompts of a step."),
         ("models.teacher", {"kind": "dapo", "init": "base", "kl_coefficient": 0.1}, "`models.teacher.kl_coefficient` is not a key."),
         ("models.teacher", {"kind": "dapo", "init": "base", "overlong_buffer": 24}, "`models.teacher.overlong_buffer` is 24, not less than `max_new_tokens` (24). Lower it; 0 turns it off."),
         ("models.teacher", {"kind": "ppo", "init": "base", "gae_lambda": 1.1}, "`models.teacher.gae_lambda` is 1.1; it must be at most 1."),
         ("training.zero_stage", 4, "`training.zero_stage` is 4; it must be one of 0, 1, 2, 3."),
         ("models.base.stepz", 4, "`models.base.stepz` is not a key. Did you mean `steps`?"),
         ("models.teacher.early_stopping", {"every": 500}, "`models.teacher.early_stopping.every` is 500, more than `steps` (220)"),
-        ("training.kept_steps", [16, 4], "`training.kept_steps`: [16, 4] must increase. Sort the list"),
+        ("training.checkpoint_steps", [16, 4], "`training.checkpoint_steps`: [16, 4] must increase. Sort the list"),
         ("models.teacher.early_stopping", {"problems": 500}, "`models.teacher.early_stopping.problems` is 500, more than the validation split holds"),
         ("runs.effopd.extrapolation.gate", {"difficulty": {"min": 99}}, "`runs.effopd.extrapolation.gate.difficulty` is {'min': 99}, and sums have 3 to 6 terms"),
         ("extrapolation.gate.difficulty", {"min": 4, "max": 3}, "`extrapolation.gate.difficulty` is {'min': 4, 'max': 3}, which no problem can be."),
@@ -74,7 +74,7 @@ from effopd.workflow.job_specs import Plan
         ("training.prompts_per_step", 9000, "`training.prompts_per_step` is 9000, more than the training split holds"),
         ("training.batch_size", 129, "`training.batch_size` is 129, more than the 128 rollouts of a step."),
         ("training.objective", {"divergence": "js"}, "`training.objective.divergence` is 'js', and sampled tokens estimate reverse_kl alone"),
-        ("runs.opd.training", {"objective": {"support": "full", "lambda": 1.25}}, "`runs.opd.training.objective.lambda` is 1.25, and reward extrapolation is for sampled tokens."),
+        ("runs.opd.training", {"objective": {"support": "full", "reward_scale": 1.25}}, "`runs.opd.training.objective.reward_scale` is 1.25, and reward extrapolation is for sampled tokens."),
         ("training.horizon", {"tokens": 99}, "`training.horizon.tokens` is 99, more than `max_new_tokens` (24). Lower it or leave it out."),
         ("training.horizon", {"growth_steps": 8}, "`training.horizon.growth_steps` is 8, and `tokens` to grow from is missing. Add it."),
         ("evaluation.baseline", "ppo", "`evaluation.baseline` is 'ppo', which is no run. Name one of: opd, effopd"),
@@ -264,7 +264,7 @@ def test_the_test_problems_have_several_sources_where_several_are_named(task, se
 
 def test_a_table_by_source_has_every_kept_state_and_prediction():
     predictions = {"ahead": {"run": "opd", "method": "expo"}}
-    plan = Plan({**edited("predictions", predictions), "training": {"kept_steps": [4, 16]}})
+    plan = Plan({**edited("predictions", predictions), "training": {"checkpoint_steps": [4, 16]}})
     spec = json.loads(plan.spec("make_source_table"))
     steps = {about["run"]: about["steps"] for about in spec["runs"]}
     assert steps == {run: list(plan.boundaries(run)) for run in plan.runs} | {"ahead": [4, 16, 64]}
@@ -416,8 +416,8 @@ def test_boundaries_and_triggers():
     assert plan.triggers("opd") == ()
     assert plan.boundaries("opd_tuned") == (1, 2, 4, 8, 16, 20)
     assert [plan.previous_boundary("effopd", s) for s in (1, 2, 64)] == [0, 1, 32]
-    assert Plan(edited("training.kept_steps", [4, 16])).boundaries("opd_tuned") == (4, 16, 64)
-    assert Plan(edited("training.kept_steps", [4, 5])).boundaries("effopd") == (1, 2, 4, 5, 8, 16, 32, 64)
+    assert Plan(edited("training.checkpoint_steps", [4, 16])).boundaries("opd_tuned") == (4, 16, 64)
+    assert Plan(edited("training.checkpoint_steps", [4, 5])).boundaries("effopd") == (1, 2, 4, 5, 8, 16, 32, 64)
     # After every step: states are kept at powers of two alone, and no trigger is a job of its own.
     assert plan.boundaries("effopd_every") == plan.boundaries("effopd")
     assert (plan.every_step("effopd_every"), plan.triggers("effopd_every")) == (True, ())
@@ -447,7 +447,7 @@ def test_what_cannot_change_a_result_is_in_no_spec():
 
 
 def test_extending_a_run_leaves_the_specs_of_its_earlier_segments():
-    longer, more_kept = Plan(edited("training", {"steps": 128})), Plan(edited("training.kept_steps", [32, 40]))
+    longer, more_kept = Plan(edited("training", {"steps": 128})), Plan(edited("training.checkpoint_steps", [32, 40]))
     where = {"run": "effopd", "seed": "1", "step": "64"}
     assert Plan(GOOD).spec("train_segment", **where) == longer.spec("train_segment", **where)
     where["step"] = "32"
@@ -482,6 +482,6 @@ def test_ablations_of_the_comparison_change_one_thing_at_a_time():
         if group in compared_with:
             own, other = (dict(leaves(plan.runs[name])) for name in (run, compared_with[group]))
             changed[run] = {key for key in {**own, **other} if own.get(key) != other.get(key)}
-            changed[run] -= {"training.steps", "training.kept_steps"}
+            changed[run] -= {"training.steps", "training.checkpoint_steps"}
     assert len(changed) > 10
     assert all(len(keys) == 1 for keys in changed.values()), changed

@@ -176,7 +176,7 @@ def test_what_is_wrong_with_another_task_names_its_section(elsewhere, model, tmp
         tokenize_prompts({"prompt": {**CHAT, "max_tokens": 5}}, elsewhere, model, prompts)
     tokenize_prompts({"prompt": CHAT}, elsewhere, model, prompts)
     evaluation = {"split": "test", "samples": 1, "seed": 0, "precision": None, "max_new_tokens": 128, "batch_size": 8}
-    where = {"state": model, "ledger": None, "out": tmp_path / "none.json", "device": torch.device("cpu")}
+    where = {"state": model, "decision": None, "out": tmp_path / "none.json", "device": torch.device("cpu")}
     engine = {"engine": "transformers", "engine_dtype": "float32"}
     with pytest.raises(ConfigError, match=rf"do not fit the 128 that the model sees.* \({key}\)"):
         evaluate({"evaluation": evaluation, "engine": engine}, student=model, teacher=None, prompts=prompts, **where)
@@ -209,7 +209,7 @@ def test_a_model_is_evaluated_on_them(prompts, model, tmp_path):
         teacher=model,
         prompts=prompts,
         state=model,
-        ledger=None,
+        decision=None,
         out=out,
         device=torch.device("cpu"),
     )

@@ -35,7 +35,7 @@ def setting(tmp_path, tokenizer):
         moments="kept",
         parameters="attention_mlp",
         search="line",
-        accept=">",
+        accept_ties=False,
         teacher=None,
         temperature=1.0,
         **gate,
@@ -43,7 +43,7 @@ def setting(tmp_path, tokenizer):
         extrapolation = {
             "coefficients": [2, 4, 6, 8, 10],
             "search": search,
-            "accept": accept,
+            "accept_ties": accept_ties,
             "moments": moments,
             "parameters": parameters,
             "gate": {"metric": "reverse_kl", "source": "rollouts", "examples": 5, **gate},
@@ -137,7 +137,7 @@ def test_by_module_each_part_of_the_update_gets_the_coefficient_that_is_best_for
 def test_where_no_candidate_is_better_the_step_stays_as_it_is(setting):
     trainer, rollouts, make, update, _ = setting
     extrapolation = make(examples=100, metric="always", source="rollouts")
-    extrapolation.settings["accept"], extrapolation.settings["search"] = ">", "first_failure"
+    extrapolation.settings["accept_ties"], extrapolation.settings["search"] = False, "first_failure"
     extrapolation.settings["coefficients"] = [0.0]  # as good as the current weights, and no better
     update()
     current = trainer.weights()
@@ -163,15 +163,15 @@ def test_parameters_that_match_nothing_are_one_line(setting):
         setting[2](parameters="nothing")
 
 
-@pytest.mark.parametrize("accept", [">=", ">"])
+@pytest.mark.parametrize("accept_ties", [True, False])
 @pytest.mark.parametrize("search", ["first_failure", "all", "line", "line_by_module"])
 @pytest.mark.parametrize("broken", ["current", "candidates"])
-def test_a_gate_that_is_not_finite_accepts_nothing(setting, search, accept, broken):
+def test_a_gate_that_is_not_finite_accepts_nothing(setting, search, accept_ties, broken):
     trainer, rollouts, make, update, _ = setting
     teacher = make_model(1)
     if broken == "current":
         teacher.lm_head.weight.data[0, 0] = float("nan")
-    extrapolation = make(search=search, accept=accept, teacher=teacher)
+    extrapolation = make(search=search, accept_ties=accept_ties, teacher=teacher)
     update()
     current = trainer.weights()
     if broken == "candidates":

@@ -63,7 +63,7 @@ def test_what_is_accepted_is_the_candidate_of_what_gkd_trained(chatty, tmp_path)
     anchor = weights_of(make_model(0, len(chatty)))
     for decision in ours.decisions:
         step = decision["step"]
-        assert read_manifest(tmp_path / f"extrapolation/{step}/ledger.json", "ledger").result == decision
+        assert read_manifest(tmp_path / f"extrapolation/{step}/decision.json", "decision").result == decision
         moving = moving_parameters(anchor, "attention_mlp")
         right = before.weights[step]
         if decision["coefficient"] != 0:
@@ -80,7 +80,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(chatty, tmp_path):
     resumed = callback(chatty)
     part = distil(tmp_path / "part", chatty, [resumed], resume=str(tmp_path / "part/checkpoint-3"), **saving)
     assert [decision["step"] for decision in resumed.decisions] == [1, 2, 4]
-    ledgers = [read_manifest(tmp_path / name / "extrapolation/4/ledger.json").result for name in ("whole", "part")]
-    assert ledgers[0] == ledgers[1]
+    decisions = [read_manifest(tmp_path / name / "extrapolation/4/decision.json").result for name in ("whole", "part")]
+    assert decisions[0] == decisions[1]
     finished = weights_of(part.model)
     assert all(torch.equal(tensor, finished[name]) for name, tensor in weights_of(whole.model).items())

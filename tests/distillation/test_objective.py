@@ -30,7 +30,7 @@ def written_out(model, teacher, objective, rollouts):
         p, q, base = logits[0].softmax(-1), logits[1].softmax(-1).detach(), logits[2].softmax(-1).detach()
         for position, token in enumerate(completion):
             if section["support"] == "sampled":
-                reward = section["lambda"] * (q[position, token] / base[position, token]).log()
+                reward = section["reward_scale"] * (q[position, token] / base[position, token]).log()
                 advantage = reward - float(logprobs[position]) + base[position, token].log()
                 total = total - advantage * p[position, token].log()
                 continue
@@ -168,7 +168,7 @@ def test_importance_weights_correct_sampled_tokens_and_nothing_else(objective, m
     assert sums["importance_clipped"] == 0
     for row in rollouts.logprobs:
         row += np.log(2, dtype=np.float32)
-    _, gradients, sums = loss_and_gradients(model, other_model, objective, rollouts, importance_limit=0.4)
+    _, gradients, sums = loss_and_gradients(model, other_model, objective, rollouts, importance_ratio_cap=0.4)
     assert sums["importance_weight"] == pytest.approx(0.4 * rollouts.completion_tokens, rel=1e-5)
     assert sums["importance_clipped"] == rollouts.completion_tokens
     same = all(torch.equal(gradients[name], gradient) for name, gradient in plain.items())

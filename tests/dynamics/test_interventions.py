@@ -63,20 +63,20 @@ def run(tmp_path_factory) -> Path:
             folder / "state.json", kind="state", spec={"step": step}, parents={}, result={"step": step}, started=time.time(),
             files={"weights.safetensors": folder / "weights.safetensors"},
         )  # fmt: skip
-    ledger = results / "runs/opd/seed0/extrapolation/16"
-    save_tensors(ledger / "weights.safetensors", nudged(0.2, 9))
+    decision = results / "runs/opd/seed0/extrapolation/16"
+    save_tensors(decision / "weights.safetensors", nudged(0.2, 9))
     write_manifest(
-        ledger / "ledger.json", kind="ledger", spec={}, parents={"state": state.fingerprint}, started=time.time(),
-        result={"coefficient": 2}, files={"weights.safetensors": ledger / "weights.safetensors"},
+        decision / "decision.json", kind="decision", spec={}, parents={"state": state.fingerprint}, started=time.time(),
+        result={"coefficient": 2}, files={"weights.safetensors": decision / "weights.safetensors"},
     )  # fmt: skip
     return results
 
 
 def files_of(run, subject):
     if subject.startswith("models/"):
-        return {"states": [run / subject / "manifest.json"], "ledgers": []}
+        return {"states": [run / subject / "manifest.json"], "decisions": []}
     states = [run / f"runs/opd/seed0/state/{step}/state.json" for step in STEPS]
-    return {"states": states, "ledgers": [run / "runs/opd/seed0/extrapolation/16/ledger.json"]}
+    return {"states": states, "decisions": [run / "runs/opd/seed0/extrapolation/16/decision.json"]}
 
 
 def intervene(run, out, spec=SPEC, subject="opd/seed0"):
@@ -115,7 +115,7 @@ def test_states_score_as_in_the_evaluation_bitwise(run, undisturbed, tmp_path):
             teacher=run / "models/teacher/manifest.json",
             prompts=run / "data/arithmetic/prompts-base/manifest.json",
             state=run / f"runs/opd/seed0/state/{step}/state.json",
-            ledger=run / "runs/opd/seed0/extrapolation/16/ledger.json" if step == 16 else None,
+            decision=run / "runs/opd/seed0/extrapolation/16/decision.json" if step == 16 else None,
             out=out,
             device=CPU,
         )
@@ -223,7 +223,7 @@ def test_tables_of_a_run_and_a_model(run, undisturbed):
         analyze_weights(
             {"tolerance": 1e-3, "code": "x"},
             base=run / "models/base/manifest.json",
-            out=run / f"dynamics/{subject}/weights.json",
+            out=run / f"dynamics/{subject}/weight_analysis.json",
             device=CPU,
             **files_of(run, subject),
         )

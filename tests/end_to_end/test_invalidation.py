@@ -93,13 +93,13 @@ CHANGES = {
     # training
     "training.lr": ("training: {lr: 2.0e-4}", EVERY_RUN),
     "training.lr of one run": ("runs: {opd: {training: {lr: 2.0e-4}}}", NEW_RUN),
-    "training.kept_steps of one run": (
-        "runs: {opd: {training: {kept_steps: [2]}}}",
+    "training.checkpoint_steps of one run": (
+        "runs: {opd: {training: {checkpoint_steps: [2]}}}",
         {"train_segment": 4, "evaluate": 4, "collect_run": 2, **dynamics(1, 1), **TABLES},
     ),
     "training.temperature": ("training: {temperature: 0.9}", EVERY_PAIR),
     "training.max_new_tokens": ("training: {max_new_tokens: 12}", {"evaluate_model": 2, **EVERY_PAIR, **dynamics(3, 4)}),
-    "training.importance_limit": ("training: {importance_limit: 4}", EVERY_RUN),
+    "training.importance_ratio_cap": ("training: {importance_ratio_cap: 4}", EVERY_RUN),
     "the gate's difficulty in one run": (
         "runs: {effopd: {extrapolation: {gate: {difficulty: {min: 4}}}}}",
         AFTER_A_GATE,
@@ -113,7 +113,7 @@ CHANGES = {
         "training: {scored_by: endpoint}\nruntime: {endpoints: {teacher: {url: 'http://localhost:1/v1', model: t}}}",
         EVERY_PAIR,
     ),
-    "training.ranks": ("training: {batch_size: 4, ranks: 2}", EVERY_PAIR),
+    "training.num_processes": ("training: {batch_size: 4, num_processes: 2}", EVERY_PAIR),
     "training.precision": ("training: {precision: bfloat16, zero_stage: 1}", {**EVERY_PAIR, **dynamics(3, 4)}),
     "training.zero_stage": ("training: {zero_stage: 2}", EVERY_PAIR),
     "training.micro_batch": ("training: {micro_batch: 4}", EVERY_PAIR),
@@ -144,7 +144,7 @@ CHANGES = {
     ),
     "coefficients": ("extrapolation: {coefficients: [2, 4]}", BOTH_RUNS_AFTER_A_GATE),
     "search": ("runs: {effopd: {extrapolation: {search: all}}}", AFTER_A_GATE),
-    "accept": ("runs: {effopd: {extrapolation: {accept: '>'}}}", AFTER_A_GATE),
+    "accept": ("runs: {effopd: {extrapolation: {accept_ties: false}}}", AFTER_A_GATE),
     "anchor": ("runs: {effopd: {extrapolation: {anchor: raw}}}", AFTER_A_GATE),
     "parameters": ("runs: {effopd: {extrapolation: {parameters: all}}}", AFTER_A_GATE),
     "gate.metric": ("runs: {effopd: {extrapolation: {gate: {metric: reverse_kl}}}}", AFTER_A_GATE),
@@ -299,7 +299,7 @@ FILES = {
     ),
     "runs/opd/seed0/metrics.parquet": (Path.unlink, {"collect_run": 1, **TABLES}),
     "tables/models.csv": (Path.unlink, TABLES),
-    "dynamics/opd/seed0/weights.json": (Path.unlink, {**dynamics(1, 0), **REPORT}),
+    "dynamics/opd/seed0/weight_analysis.json": (Path.unlink, {**dynamics(1, 0), **REPORT}),
     "dynamics/models/teacher/interventions.json": (append_a_space, {**dynamics(0, 0), **REPORT}),
     "tables/dynamics_spectra.csv": (Path.unlink, {**dynamics(0, 0), **REPORT}),
     "preflight/{pair}.json": (append_a_space, EVERY_RUN),

@@ -49,8 +49,8 @@ MODELS = [  # dear, and the same jobs in every mode: killed in one
     Kill("preflight", f"preflight/* {RUN}/*/*1*", "job", KILL),
 ]
 SHARED = [
-    Kill("select-candidate", f"{RUN}/extrapolation/1/ledger.json", "job", KILL),
-    Kill("select-candidate", f"{RUN}/extrapolation/1/ledger.json", "writer", KILL),
+    Kill("select-candidate", f"{RUN}/extrapolation/1/decision.json", "job", KILL),
+    Kill("select-candidate", f"{RUN}/extrapolation/1/decision.json", "writer", KILL),
     Kill("evaluate", "evaluation/effopd/seed0/2.*", "job", TERM),
     Kill("evaluate", "evaluation/effopd/seed0/2.*", "workflow", KILL),
     Kill("collect-run", f"{RUN}/metrics.parquet", "group", KILL),
@@ -110,8 +110,8 @@ def small(folder: Path, mode: str) -> Workflow:
     """
     workflow, ranks = Workflow(folder), 2 if mode in ("ranks", "bfloat16") else 1
     config = workflow.config
-    config["models"]["teacher"] |= {"ranks": 2 if mode == "ranks" else 1, "steps": 2}
-    config["training"] |= {"steps": 2, "batch_size": 3, "ranks": ranks}
+    config["models"]["teacher"] |= {"num_processes": 2 if mode == "ranks" else 1, "steps": 2}
+    config["training"] |= {"steps": 2, "batch_size": 3, "num_processes": ranks}
     if mode == "bfloat16":
         config["training"] |= {"precision": "bfloat16", "zero_stage": 1}
     config["runs"] = {"effopd": config["runs"]["effopd"]}

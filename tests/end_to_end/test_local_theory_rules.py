@@ -42,8 +42,8 @@ def test_every_run_is_compared_with_the_local_theory(tmp_path):
         first["reverse_kl"] - facts["reverse_kl"] + facts["quadratic_reverse_kl"], abs=2e-3
     )
     # the weights compared are those that training goes on from, after an accepted jump
-    ledgers = {run: workflow.path(f"runs/{run}/seed0/extrapolation/1/ledger.json") for run in ("effopd", "line")}
-    jumps = {run: json.loads(ledger.read_text())["result"]["coefficient"] for run, ledger in ledgers.items()}
+    decisions = {run: workflow.path(f"runs/{run}/seed0/extrapolation/1/decision.json") for run in ("effopd", "line")}
+    jumps = {run: json.loads(decision.read_text())["result"]["coefficient"] for run, decision in decisions.items()}
     norms = path[(path["step"] == 1) & (path["seed"] == "0")].set_index("run")["observed_norm"]
     assert any(jumps.values()), "no jump was accepted: the test proves nothing"
     for run, coefficient in jumps.items():

@@ -32,11 +32,11 @@ def test_it_makes_the_bits_of_a_run(undisturbed, example, name, extrapolates):
     expected = pd.read_parquet(folder / "metrics.parquet").drop(columns=["run", "seed"]).to_dict("records")
     for row, metrics in zip(expected, example.distill(run, 4), strict=True):
         step = metrics["step"]
-        ledger, last = folder / f"extrapolation/{step}/ledger.json", folder / f"state/{step}"
+        decision, last = folder / f"extrapolation/{step}/decision.json", folder / f"state/{step}"
         if extrapolates and step in run.triggers:
             decisions[step] = metrics.pop("coefficient")
-            assert decisions[step] == json.loads(ledger.read_text())["result"]["coefficient"]
-            last = ledger.parent if decisions[step] else last
+            assert decisions[step] == json.loads(decision.read_text())["result"]["coefficient"]
+            last = decision.parent if decisions[step] else last
         assert metrics == row
         if (last / "weights.safetensors").is_file():
             weights = run.trainer.weights()

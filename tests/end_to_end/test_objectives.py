@@ -11,7 +11,7 @@ from workflow_runs import Workflow, effopd
 pytestmark = pytest.mark.slow
 
 OBJECTIVES = {
-    "exopd": {"lambda": 1.25},
+    "exopd": {"reward_scale": 1.25},
     "top_k": {"support": "top_k", "top_k": 5},
     "full": {"support": "full", "divergence": "js"},
 }

@@ -42,7 +42,7 @@ def test_a_workflow_runs_with_them(done):
     metrics = pd.read_parquet(done.path("runs/skewed/seed0/metrics.parquet"))
     assert metrics["skewed_kl_value"].gt(0).all()
     for run in ("surprised", "of_rollouts"):
-        result = json.loads(done.path(f"runs/{run}/seed0/extrapolation/1/ledger.json").read_text())["result"]
+        result = json.loads(done.path(f"runs/{run}/seed0/extrapolation/1/decision.json").read_text())["result"]
         assert result["metric"] == "surprise"
         assert result["current"]["score"] == -result["current"]["value"]
         assert len(result["current"]["per_item"]) == 8

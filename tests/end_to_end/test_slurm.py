@@ -199,7 +199,7 @@ def test_two_nodes_update_as_one_does(cluster, models, tmp_path):
     """Two ranks on two nodes, started by srun, against two ranks here."""
     before, target = "results/runs/opd/seed0/scores/step1.json", "results/runs/opd/seed0/state/1/state.json"
     config = experiment(execution={"mode": "staged"})
-    config["training"] |= {"ranks": 2, "batch_size": 4}
+    config["training"] |= {"num_processes": 2, "batch_size": 4}
     config["runs"] = {"opd": config["runs"]["opd"]}
     local = Workflow(copied(models, tmp_path / "local"), config)
     local.run(before)

@@ -54,22 +54,22 @@ def test_staged_artifacts_are_bitwise_the_colocated_ones(undisturbed, colocated,
 
 def test_two_ranks_train_alike_in_one_job_or_in_many(undisturbed, tmp_path):
     """Both packings share the work out by whole batches, and sum in the same order."""
-    colocated = run(undisturbed, tmp_path / "colocated", "colocated", 1, ranks=2, steps=2)
-    staged = run(undisturbed, tmp_path / "staged", "staged", 3, ranks=2, steps=2)
+    colocated = run(undisturbed, tmp_path / "colocated", "colocated", 1, num_processes=2, steps=2)
+    staged = run(undisturbed, tmp_path / "staged", "staged", 3, num_processes=2, steps=2)
     ours, theirs = staged.contents(), colocated.contents()
     compared = [name for name in theirs if "/runs/" in name and not name.endswith(MAY_DIFFER)]
     assert len(compared) > 50
     assert {name: ours[name] for name in compared} == {name: theirs[name] for name in compared}
 
 
-def test_every_candidate_is_paid_for_and_the_ledger_reads_as_if_they_were_tried_in_turn(
+def test_every_candidate_is_paid_for_and_the_decision_reads_as_if_they_were_tried_in_turn(
     undisturbed, colocated, tmp_path
 ):
     staged = run(undisturbed, tmp_path, "staged", 1, steps=1)
     folder = "runs/effopd/seed0/extrapolation/1"
-    ledgers = [json.loads(flow.path(f"{folder}/ledger.json").read_text()) for flow in (staged, colocated)]
-    assert ledgers[0]["result"] == ledgers[1]["result"]
-    paid = {row["coefficient"] for row in ledgers[0]["recorded"]["cost"]}
+    decisions = [json.loads(flow.path(f"{folder}/decision.json").read_text()) for flow in (staged, colocated)]
+    assert decisions[0]["result"] == decisions[1]["result"]
+    paid = {row["coefficient"] for row in decisions[0]["recorded"]["cost"]}
     assert paid == {0, 2, 4, 6, 8, 10}
     assert sorted(path.stem for path in staged.path(f"{folder}/candidates").glob("*.json")) == sorted(
         ["0", "2", "4", "6", "8", "10"]

@@ -34,8 +34,8 @@ def workflow_in(folder: Path) -> Workflow:
 def test_colocated_training_of_two_ranks_a_gate_and_an_evaluation(tmp_path):
     """Each rank generates its share with an engine of its own."""
     workflow = workflow_in(tmp_path)
-    workflow.config["training"]["ranks"] = 2
-    targets = ("results/runs/opd/seed0/extrapolation/1/ledger.json", "results/evaluation/opd/seed0/1.json")
+    workflow.config["training"]["num_processes"] = 2
+    targets = ("results/runs/opd/seed0/extrapolation/1/decision.json", "results/evaluation/opd/seed0/1.json")
     workflow.run(*targets, timeout=START_SECONDS)
     metrics = pd.read_parquet(workflow.path("runs/opd/seed0/state/1/metrics.parquet")).iloc[0]
     assert 0 < metrics["logprob_difference"] < 1e-4, "equal to the last bit: was it vLLM?"

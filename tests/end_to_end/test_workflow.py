@@ -28,7 +28,7 @@ def test_everything_promised_is_there_and_makes_sense(undisturbed):
         "runs/effopd/seed1/rollouts/step3.parquet",
         "runs/effopd/seed1/scores/step3.safetensors",
         "runs/effopd/seed1/state/4/state.json",
-        "runs/effopd/seed1/extrapolation/4/ledger.json",
+        "runs/effopd/seed1/extrapolation/4/decision.json",
         "runs/effopd/seed1/metrics.parquet",
         "runs/effopd/seed1/cost.parquet",
         "evaluation/effopd/seed1/4.json",
@@ -47,9 +47,9 @@ def test_everything_promised_is_there_and_makes_sense(undisturbed):
     metrics = pd.read_parquet(undisturbed.path("runs/effopd/seed1/metrics.parquet"))
     assert metrics["step"].tolist() == [1, 2, 3, 4]
     assert metrics["importance_weight"].between(0.999, 1.001).all(), "engine and trainer disagree on log-probs"
-    ledger = json.loads(undisturbed.path("runs/line/seed0/extrapolation/2/ledger.json").read_text())["result"]
-    assert ledger["trials"][0]["coefficient"] == 1
-    assert len(ledger["current"]["per_item"]) == 8
+    decision = json.loads(undisturbed.path("runs/line/seed0/extrapolation/2/decision.json").read_text())["result"]
+    assert decision["trials"][0]["coefficient"] == 1
+    assert len(decision["current"]["per_item"]) == 8
     speedup = pd.read_csv(undisturbed.path("tables/speedup.csv"))
     assert set(speedup["run"]) == {"opd", "effopd", "line"}
     assert (speedup.loc[speedup["run"] == "opd", "step_ratio"] == 1).all()
@@ -79,14 +79,14 @@ def test_each_jump_is_along_the_update_since_the_last_accepted_weights(undisturb
             for step in (1, 2, 4):
                 folder = undisturbed.path(f"runs/{run}/seed{seed}")
                 current = load_tensors(folder / f"state/{step}/weights.safetensors")
-                ledger = json.loads((folder / f"extrapolation/{step}/ledger.json").read_text())["result"]
+                decision = json.loads((folder / f"extrapolation/{step}/decision.json").read_text())["result"]
                 moving = moving_parameters(current, "attention_mlp")
                 norm = sum(float((current[n] - anchor[n]).double().square().sum()) for n in moving) ** 0.5
-                assert ledger["update_norm"]["moving"] == pytest.approx(norm, rel=1e-6)
-                if ledger["coefficient"]:
+                assert decision["update_norm"]["moving"] == pytest.approx(norm, rel=1e-6)
+                if decision["coefficient"]:
                     jumps += 1
                     accepted = load_tensors(folder / f"extrapolation/{step}/weights.safetensors")
-                    wanted = candidate(current, anchor, ledger["coefficient"], moving)
+                    wanted = candidate(current, anchor, decision["coefficient"], moving)
                     assert all((accepted[name] == tensor).all() for name, tensor in wanted.items())
                     current = accepted
                 anchor = current
@@ -116,8 +116,8 @@ def test_weights_are_those_from_which_training_goes_on(undisturbed):
     base = load_tensors(undisturbed.path("models/base/model.safetensors"))
     run, norms = undisturbed.path("runs/effopd/seed0"), {}
     for step in (1, 2, 4):
-        ledger = json.loads((run / f"extrapolation/{step}/ledger.json").read_text())["result"]
-        folder = run / (f"extrapolation/{step}" if ledger["coefficient"] else f"state/{step}")
+        decision = json.loads((run / f"extrapolation/{step}/decision.json").read_text())["result"]
+        folder = run / (f"extrapolation/{step}" if decision["coefficient"] else f"state/{step}")
         weights = load_tensors(folder / "weights.safetensors")
         norms[step] = sum(float((weights[n] - base[n]).double().square().sum()) for n in base) ** 0.5
     table = pd.read_parquet(undisturbed.path("dynamics/effopd/seed0/norms.parquet"))
@@ -148,7 +148,7 @@ def test_verify_finds_what_was_altered_and_what_does_not_belong(copy):
     status, output = verify()
     assert status == 2
     assert "runs/opd/seed0/state/2/weights.safetensors is altered" in output
-    assert "runs/line/seed1/extrapolation/4/ledger.json was made from a state with fingerprint" in output
+    assert "runs/line/seed1/extrapolation/4/decision.json was made from a state with fingerprint" in output
 
 
 def test_a_second_run_does_nothing_quickly(copy):
@@ -165,7 +165,7 @@ def test_two_runs_are_bitwise_equal_warm_or_cold(undisturbed, tmp_path):
     cold.config["runtime"]["warm"] = "off"
     run, evaluation = "results/runs/effopd/seed0", "results/evaluation"
     targets = [
-        f"{run}/extrapolation/2/ledger.json",
+        f"{run}/extrapolation/2/decision.json",
         f"{evaluation}/effopd/seed0/2.json",
         f"{evaluation}/models/base.json",
     ]
@@ -298,8 +298,8 @@ def test_an_exported_state_loads_and_is_the_accepted_candidate(undisturbed, tmp_
     model = AutoModelForCausalLM.from_pretrained(out)
     assert AutoTokenizer.from_pretrained(out)("7+8=")["input_ids"]
     trigger = undisturbed.path("runs/line/seed0/extrapolation/4")
-    ledger = json.loads((trigger / "ledger.json").read_text())["result"]
-    source = trigger if ledger["coefficient"] else undisturbed.path("runs/line/seed0/state/4")
+    decision = json.loads((trigger / "decision.json").read_text())["result"]
+    source = trigger if decision["coefficient"] else undisturbed.path("runs/line/seed0/state/4")
     for name, tensor in load_tensors(source / "weights.safetensors").items():
         assert (dict(model.named_parameters())[name] == tensor).all()
     again = subprocess.run([*command, "--out", str(out)], cwd=undisturbed.folder, capture_output=True, text=True)

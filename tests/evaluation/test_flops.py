@@ -28,7 +28,7 @@ def test_each_stage_counts_the_models_that_it_runs(stage, tokens, expected):
     assert flops_of(stage, **tokens) == expected
 
 
-def test_a_ledger_is_the_sum_of_its_rows():
+def test_a_decision_is_the_sum_of_its_rows():
     rows = [cost_row("generate rollouts", 1, 1.0, generated=3), cost_row("gate: score", 1, 1.0, scored=5, judged=5)]
     assert ledger_flops(pd.DataFrame(rows), STUDENT, TEACHER).tolist() == [60, 2 * 1010 * 5]
 

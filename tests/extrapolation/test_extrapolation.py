@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from effopd.common.errors import ConfigError
 from effopd.extrapolation.candidates import candidate, delta_norms, moving_or_refuse, moving_parameters
-from effopd.extrapolation.schedule import kept_steps, powers_of_two, trigger_steps
+from effopd.extrapolation.schedule import checkpoint_steps, powers_of_two, trigger_steps
 from effopd.extrapolation.search import LONGEST_STEP, first_step, search
 
 COEFFICIENTS = [2, 4, 6, 8, 10]
@@ -31,11 +31,11 @@ def test_triggers():
 
 
 def test_kept_steps():
-    assert kept_steps("powers_of_two", 48) == [1, 2, 4, 8, 16, 32]
-    assert kept_steps([3, 5], 9) == [3, 5]
-    assert kept_steps([], 9) == []
+    assert checkpoint_steps("powers_of_two", 48) == [1, 2, 4, 8, 16, 32]
+    assert checkpoint_steps([3, 5], 9) == [3, 5]
+    assert checkpoint_steps([], 9) == []
     with pytest.raises(ValueError, match="12 is beyond the last step"):
-        kept_steps([4, 12], 8)
+        checkpoint_steps([4, 12], 8)
 
 
 def checkpoints(dtype=torch.float32):
@@ -118,33 +118,33 @@ def test_weights_of_which_either_was_rounded_are_refused(narrow):
             function()
 
 
-def run(kind, values, current, accept=">=", coefficients=COEFFICIENTS):
+def run(kind, values, current, accept_ties=True, coefficients=COEFFICIENTS):
     asked = []
 
     def score(coefficient):
         asked.append(coefficient)
         return values(coefficient) if callable(values) else values[coefficients.index(coefficient)]
 
-    return search(kind, score, current, coefficients, accept), asked
+    return search(kind, score, current, coefficients, accept_ties), asked
 
 
 def test_first_failure_stops_at_the_first_rejection():
     outcome, asked = run("first_failure", [0.5, 0.6, 0.55, 0.9, 0.9], 0.5)
     assert (outcome.coefficient, asked, outcome.reason) == (4, [2, 4, 6], "6 was rejected")
     assert [t.accepted for t in outcome.trials] == [True, True, False]
-    outcome, asked = run("first_failure", [0.5, 0.6, 0.55, 0.9, 0.9], 0.5, accept=">")
+    outcome, asked = run("first_failure", [0.5, 0.6, 0.55, 0.9, 0.9], 0.5, accept_ties=False)
     assert (outcome.coefficient, asked, outcome.reason) == (0, [2], "no candidate was accepted")
     assert run("first_failure", [1, 2, 3, 4, 5], 0)[0].coefficient == 10
 
 
-@given(st.lists(st.floats(0, 1), min_size=5, max_size=5), st.floats(0, 1), st.sampled_from([">=", ">"]))
-def test_first_failure_equals_the_papers_loop(values, current, accept):
+@given(st.lists(st.floats(0, 1), min_size=5, max_size=5), st.floats(0, 1), st.sampled_from([True, False]))
+def test_first_failure_equals_the_papers_loop(values, current, accept_ties):
     best, wanted = current, 0
     for coefficient, value in zip(COEFFICIENTS, values, strict=True):
-        if not (value >= best if accept == ">=" else value > best):
+        if not (value >= best if accept_ties else value > best):
             break
         best, wanted = value, coefficient
-    assert run("first_failure", values, current, accept)[0].coefficient == wanted
+    assert run("first_failure", values, current, accept_ties)[0].coefficient == wanted
 
 
 @given(st.lists(st.floats(0, 1), min_size=5, max_size=5), st.floats(0, 1))
@@ -163,7 +163,7 @@ def test_all_takes_the_best_that_is_no_worse_than_the_current(values, current):
     [(0.3, 0.5), (1.0, 1.0), (5.9, 6.0), (4.4, 4.0), (13, 16.0), (-0.3, -0.25), (-0.9, -0.5), (0.05, 0.0), (1e6, LONGEST_STEP)],
 )  # fmt: skip
 def test_line_search_finds_its_nearest_step_to_the_optimum_of_a_parabola(optimum, accepted):
-    outcome, asked = run("line", lambda c: -((c - optimum) ** 2), -(optimum**2), accept=">")
+    outcome, asked = run("line", lambda c: -((c - optimum) ** 2), -(optimum**2), accept_ties=False)
     assert outcome.coefficient == accepted
     assert len(asked) == len(set(asked)) <= 12
 
@@ -186,7 +186,7 @@ def test_a_line_search_may_start_where_the_last_one_ended(start, optimum, accept
         tried.append(coefficient)
         return -((coefficient - optimum) ** 2)
 
-    assert search("line", score, -(optimum**2), [], ">", first_step(start)).coefficient == accepted
+    assert search("line", score, -(optimum**2), [], False, first_step(start)).coefficient == accepted
     assert tried == asked
 
 
@@ -194,16 +194,16 @@ def test_a_line_search_starts_at_one_after_a_step_back_or_none():
     assert [first_step(previous) for previous in (0.0, -0.5, 0.75, 1e9)] == [1.0, 1.0, 0.75, LONGEST_STEP]
 
 
-KINDS, RULES = ("first_failure", "all", "line"), (">=", ">")
+KINDS, RULES = ("first_failure", "all", "line"), (True, False)
 ANY_SCORE = st.floats(-1, 1) | st.sampled_from([0.5, math.nan, math.inf, -math.inf])
 
 
 @given(st.sampled_from(KINDS), st.sampled_from(RULES), ANY_SCORE, st.lists(ANY_SCORE, min_size=40, max_size=40))
 def test_a_score_that_is_not_finite_is_never_accepted_and_with_such_a_current_one_nothing_is_tried(
-    kind, accept, current, scores
+    kind, accept_ties, current, scores
 ):
     given_scores = iter(scores)
-    outcome, _ = run(kind, lambda c: next(given_scores), current, accept)
+    outcome, _ = run(kind, lambda c: next(given_scores), current, accept_ties)
     if not math.isfinite(current):
         assert (outcome.trials, outcome.coefficient) == ([], 0)
         assert "is not finite" in outcome.reason
@@ -212,17 +212,17 @@ def test_a_score_that_is_not_finite_is_never_accepted_and_with_such_a_current_on
     assert all(math.isfinite(score) for score in accepted)
     kept = [current, *accepted]
     assert kept == sorted(kept), "the best only rises"
-    if kind == "line" or accept == ">":
+    if kind == "line" or not accept_ties:
         assert len(set(kept)) == len(kept), "a tie was accepted"
 
 
-@pytest.mark.parametrize("accept", RULES)
+@pytest.mark.parametrize("accept_ties", RULES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.25])
-def test_a_flat_gate_lengthens_no_step_and_is_warned_of_where_ties_are_taken(kind, accept, value):
+def test_a_flat_gate_lengthens_no_step_and_is_warned_of_where_ties_are_taken(kind, accept_ties, value):
     """0 of 50, or 50 of 50: the accuracy of every candidate."""
-    outcome, asked = run(kind, lambda c: value, value, accept)
-    taken = kind != "line" and accept == ">="
+    outcome, asked = run(kind, lambda c: value, value, accept_ties)
+    taken = kind != "line" and accept_ties
     assert outcome.coefficient == (COEFFICIENTS[-1] if taken else 0)
     assert bool(outcome.warning) == taken
     assert max(asked) <= max(COEFFICIENTS)
@@ -230,7 +230,7 @@ def test_a_flat_gate_lengthens_no_step_and_is_warned_of_where_ties_are_taken(kin
 
 
 def test_a_plateau_ends_a_line_search_where_it_begins():
-    outcome, asked = run("line", lambda c: min(c, 4.0), 0.0, ">=")
+    outcome, asked = run("line", lambda c: min(c, 4.0), 0.0, True)
     assert (outcome.coefficient, asked, outcome.warning) == (4, [1, 2, 4, 8, 6], "")
 
 
@@ -245,7 +245,7 @@ def test_a_gate_of_pure_noise_accepts_k_candidates_with_probability_one_over_k_p
         lengths.append(
             sum(
                 t.accepted
-                for t in search("first_failure", lambda c, v=values: next(v), current, COEFFICIENTS, ">=").trials
+                for t in search("first_failure", lambda c, v=values: next(v), current, COEFFICIENTS, True).trials
             )
         )
     for k in (1, 2, 3):

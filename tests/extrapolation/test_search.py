@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 import added_entries
 from effopd.common.errors import ConfigError
-from effopd.extrapolation.schedule import kept_steps, powers_of_two, trigger_steps
+from effopd.extrapolation.schedule import checkpoint_steps, powers_of_two, trigger_steps
 from effopd.extrapolation.search import SearchResult, better, search
 
 
-def run(kind, score, current, accept=">="):
+def run(kind, score, current, accept_ties=True):
     """The outcome of a search over the paper's coefficients, and the coefficients that it asked about."""
     asked = []
 
@@ -20,14 +20,18 @@ def run(kind, score, current, accept=">="):
         asked.append(coefficient)
         return score(coefficient)
 
-    return search(kind, asking, current, [2, 4, 6, 8, 10], accept), asked
+    return search(kind, asking, current, [2, 4, 6, 8, 10], accept_ties), asked
 
 
 @settings(deadline=None)
 @given(st.integers(1, 300))
 def test_triggers_at_powers_of_two_need_steps_that_are_one_and_the_remedies_do_fit(steps):
     powers = [2**n for n in range(12)]
-    assert powers_of_two(steps) == [power for power in powers if power <= steps] == kept_steps("powers_of_two", steps)
+    assert (
+        powers_of_two(steps)
+        == [power for power in powers if power <= steps]
+        == checkpoint_steps("powers_of_two", steps)
+    )
     assert trigger_steps("every_step", steps) == [step for step in range(400) if 1 <= step <= steps]
     if steps in powers:
         assert trigger_steps("powers_of_two", steps)[-1] == steps
@@ -42,7 +46,7 @@ def test_triggers_at_powers_of_two_need_steps_that_are_one_and_the_remedies_do_f
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 12), max_size=5), st.integers(1, 12))
 def test_a_list_of_steps_increases_and_ends_within_the_run(listed, steps):
-    for function in (trigger_steps, kept_steps):
+    for function in (trigger_steps, checkpoint_steps):
         if listed == sorted(set(listed)) and all(step <= steps for step in listed):
             assert function(listed, steps) == listed
         else:
@@ -81,7 +85,7 @@ def test_the_order_of_a_line_search_after_every_kind_of_rejection(start, verdict
         best += better
         return best if better else best - 1
 
-    outcome = search("line", score, 0.0, [], ">", start)
+    outcome = search("line", score, 0.0, [], False, start)
     assert tried == asked
     assert outcome.coefficient == coefficient
     assert [trial.coefficient for trial in outcome.trials] == asked
@@ -110,33 +114,33 @@ def test_a_search_says_why_it_ended(kind, score, reason):
 
 
 def test_a_score_displaces_another_only_where_both_are_numbers_and_a_tie_only_where_ties_are_accepted():
-    assert [better(value, 1.0, ">") for value in (0.5, 1.0, 1.5)] == [False, False, True]
-    assert [better(value, 1.0, ">=") for value in (0.5, 1.0, 1.5)] == [False, True, True]
+    assert [better(value, 1.0, False) for value in (0.5, 1.0, 1.5)] == [False, False, True]
+    assert [better(value, 1.0, True) for value in (0.5, 1.0, 1.5)] == [False, True, True]
     for broken in (math.nan, math.inf, -math.inf):
-        for accept in (">", ">="):
-            assert not better(broken, 1.0, accept)
-            assert not better(1.0, broken, accept)
-            assert not better(broken, broken, accept)
+        for accept_ties in (False, True):
+            assert not better(broken, 1.0, accept_ties)
+            assert not better(1.0, broken, accept_ties)
+            assert not better(broken, broken, accept_ties)
 
 
 @pytest.mark.parametrize("kind", ["first_failure", "all", "line"])
 def test_a_decision_that_rests_on_something_has_no_warning_and_one_on_nothing_says_why(kind):
-    for accept in (">", ">="):
-        assert run(kind, lambda c: -abs(c - 2), -2.0, accept)[0].warning == ""
-        assert run(kind, lambda c: -1.0, 0.0, accept)[0].warning == ""
-        outcome, asked = run(kind, lambda c: 1.0, math.nan, accept)
+    for accept_ties in (False, True):
+        assert run(kind, lambda c: -abs(c - 2), -2.0, accept_ties)[0].warning == ""
+        assert run(kind, lambda c: -1.0, 0.0, accept_ties)[0].warning == ""
+        outcome, asked = run(kind, lambda c: 1.0, math.nan, accept_ties)
         assert (asked, outcome.trials, outcome.coefficient) == ([], [], 0)
         assert outcome.reason == "the score of the current weights is not finite"
         assert outcome.warning == f"nothing is extrapolated: {outcome.reason}"
     assert SearchResult([], 0.0, "for no reason").warning == ""
-    flat, _ = run(kind, lambda c: 0.5, 0.5, ">=")
+    flat, _ = run(kind, lambda c: 0.5, 0.5, True)
     assert flat.warning == (
-        "every candidate scores the same as the current weights (0.5), and `accept` takes ties. Write accept: '>', or have "
+        "every candidate scores the same as the current weights (0.5), and ties are accepted. Write accept_ties: false, or have "
         "the gate ask more."
         if kind != "line"
         else ""
     )
-    assert run(kind, lambda c: 0.5, 0.5, ">")[0].warning == ""
+    assert run(kind, lambda c: 0.5, 0.5, False)[0].warning == ""
 
 
 def test_a_line_search_that_is_told_nothing_starts_at_one_and_an_unknown_search_is_refused():
@@ -147,6 +151,6 @@ def test_a_line_search_that_is_told_nothing_starts_at_one_and_an_unknown_search_
 
 def test_a_search_of_another_package_is_given_its_options_and_the_start(monkeypatch):
     added_entries.add(monkeypatch, "searches")
-    found = search("every", lambda c: -c, -9.0, [1, 2, 3, 4, 5], ">", 8.0, {"stride": 2})
+    found = search("every", lambda c: -c, -9.0, [1, 2, 3, 4, 5], False, 8.0, {"stride": 2})
     assert [trial.coefficient for trial in found.trials] == [8, 1, 3, 5]
     assert (found.coefficient, found.reason) == (1, "one of 2")

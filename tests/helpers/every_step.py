@@ -6,7 +6,7 @@ EVERY_STEP = {
     "extrapolation": {
         "triggers": "every_step",
         "search": "line_by_module",
-        "accept": ">",
+        "accept_ties": False,
         "moments": "scaled",
         "gate": {"metric": "reverse_kl", "source": "rollouts"},
     }

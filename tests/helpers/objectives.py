@@ -16,7 +16,7 @@ from tiny_models import make_model
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "sampled": {},
-    "exopd": {"lambda": 1.25},
+    "exopd": {"reward_scale": 1.25},
     "top_k": {"support": "top_k", "top_k": 4},
     "top_k forward": {"support": "top_k", "top_k": 4, "divergence": "forward_kl"},
     "top_k js": {"support": "top_k", "top_k": 4, "divergence": "js"},
@@ -59,7 +59,7 @@ def scores_of(teacher: PreTrainedModel, rollouts: Rollouts, training: dict[str, 
         hidden_states=objective["support"] == "full",
     )
     reference = LocalTeacher(make_model(2), pad_id=0, batch_size=size)
-    return (scorer if objective["lambda"] == 1 else WithReference(scorer, reference)).score(rollouts)
+    return (scorer if objective["reward_scale"] == 1 else WithReference(scorer, reference)).score(rollouts)
 
 
 def head_of(teacher: PreTrainedModel, training: dict[str, Any]) -> Head | None:

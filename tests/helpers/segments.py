@@ -33,7 +33,7 @@ from tiny_models import make_model
 ENDS = {"first": (0, 2), "later": (2, 4)}  # segments: after which steps they start and end
 SEGMENTS = {**ENDS, "long": (2, 42)}
 EVERY_STEP = {
-    **{"triggers": "every_step", "search": "line", "accept": ">"},
+    **{"triggers": "every_step", "search": "line", "accept_ties": False},
     "gate": {"metric": "reverse_kl", "source": "rollouts", "examples": 4},
 }
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # settings of `training` and `extrapolation`
@@ -121,7 +121,7 @@ def train(inputs: Path, run: Path, way: str, which: str, origin: Path | None = N
             teacher=inputs / "teacher/manifest.json",
             prompts=inputs / "data/prompts/manifest.json",
             state=(origin or run) / f"state/{start}/state.json" if start else inputs / "student/manifest.json",
-            ledger=None,
+            decision=None,
             out=run / f"state/{end}/state.json",
             run_folder=run,
             device=CPU,

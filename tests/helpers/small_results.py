@@ -1,6 +1,6 @@
 """A finished results folder in about a second: real manifests, specs and fingerprints of a small plan, tiny weights.
 
-Nothing is trained: states hold a random model's weights, and evaluations and ledgers hold made-up numbers.
+Nothing is trained: states hold a random model's weights, and evaluations and decisions hold made-up numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tiny_models import byte_tokenizer, make_model
 CONFIG: dict[str, Any] = {
     "task": {"splits": {"train": 8, "validation": 4, "test": 6}, "corpus": {"size": 8}},
     "models": {"base": {"kind": "pretrain"}, "teacher": {"kind": "grpo", "init": "base"}},
-    "training": {"steps": 2, "prompts_per_step": 2, "batch_size": 2, "kept_steps": [1]},
+    "training": {"steps": 2, "prompts_per_step": 2, "batch_size": 2, "checkpoint_steps": [1]},
     "extrapolation": {"gate": {"examples": 4}},
     "seeds": [0],
     "evaluation": {"baseline": "effopd"},
@@ -114,17 +114,17 @@ class SmallResults:
         pd.DataFrame({"step": [step], "reverse_kl": [0.1]}).to_parquet(files["metrics.parquet"], index=False)
         state = self.write(
             f"{own}/state/{step}/state.json", "state", self.plan.spec("train_segment", **where),
-            {"ledger" if self.plan.previous_boundary(run, step) in self.plan.triggers(run) else "state": before, **taught}, files=files,
+            {"decision" if self.plan.previous_boundary(run, step) in self.plan.triggers(run) else "state": before, **taught}, files=files,
             result={"step": step, "reverse_kl": 0.1, "optimizer_steps": step},
             cost=[cost_row("update policy", step, 0.5, trained=9)],
         )  # fmt: skip
         parents, fingerprint = {"state": state.fingerprint}, state.fingerprint
         if step in self.plan.triggers(run):
-            fingerprint = parents["ledger"] = self.ledger(own, where, state)
+            fingerprint = parents["decision"] = self.decision(own, where, state)
         self.evaluation(f"{run}/seed0/{step}", self.plan.evaluate_run_spec(run), parents, step)
         return fingerprint
 
-    def ledger(self, own: str, where: dict[str, Any], state: Manifest) -> str:
+    def decision(self, own: str, where: dict[str, Any], state: Manifest) -> str:
         step, parents = where["step"], {"state": state.fingerprint}
         trial = {"coefficient": 2.0, "value": 0.5, "per_item": [0.0, 1.0]}
         norm = {"moving": 1.0}
@@ -132,11 +132,11 @@ class SmallResults:
             f"{own}/extrapolation/{step}/candidates.json", "candidates", self.plan.spec("evaluate_candidates", **where),
             parents, result={"step": step, "update_norm": norm, "values": [{**trial, "coefficient": 0.0}, trial]},
         )  # fmt: skip
-        result = {"step": step, "coefficient": 0.0, "reason": "none", "accept": ">=", "metric": "accuracy",
+        result = {"step": step, "coefficient": 0.0, "reason": "none", "accept_ties": True, "metric": "accuracy",
                   "current": {**trial, "coefficient": 0.0}, "trials": [{**trial, "accepted": False}],
                   "update_norm": norm}  # fmt: skip
         spec = self.plan.spec("select_candidate", **where)
         parents["candidates"] = candidates.fingerprint
         cost = [cost_row("gate: generate", step, 0.25, generated=18)]
-        path = f"{own}/extrapolation/{step}/ledger.json"
-        return self.write(path, "ledger", spec, parents, result=result, cost=cost).fingerprint
+        path = f"{own}/extrapolation/{step}/decision.json"
+        return self.write(path, "decision", spec, parents, result=result, cost=cost).fingerprint

@@ -18,7 +18,7 @@ from effopd.stages.segments import train_segment
 from effopd.stages.select_candidate import select_candidate
 from effopd.stages.tokenize_prompts import tokenize_prompts
 from effopd.tasks.base import build_task
-from effopd.training.checkpoints import LEDGER_WEIGHTS, save_state
+from effopd.training.checkpoints import DECISION_WEIGHTS, save_state
 from effopd.training.trainer import OptimizerState
 from effopd.workflow.job_specs import Plan
 from tiny_models import TASK_SECTION, make_model
@@ -54,9 +54,9 @@ class SmallRun:
         """The manifest of the weights after a step; the student's own for step 0."""
         return self.folder / f"state/{step}/state.json" if step else self.student
 
-    def ledger(self, step: int) -> Path | None:
+    def decision(self, step: int) -> Path | None:
         """That of the trigger at a step, if it was written."""
-        path = self.folder / f"extrapolation/{step}/ledger.json"
+        path = self.folder / f"extrapolation/{step}/decision.json"
         return path if path.exists() else None
 
     @property
@@ -65,7 +65,7 @@ class SmallRun:
 
     def open(self, step: int) -> Inputs:
         """What a job reads that goes on after a step."""
-        return Inputs.open(step, **self.inputs, state=self.state(step), ledger=self.ledger(step))
+        return Inputs.open(step, **self.inputs, state=self.state(step), decision=self.decision(step))
 
     @property
     def inputs(self) -> dict[str, Path]:
@@ -79,7 +79,7 @@ class SmallRun:
             spec,
             **self.inputs,
             state=self.state(start),
-            ledger=self.ledger(start),
+            decision=self.decision(start),
             out=self.state(end),
             run_folder=self.folder,
             device=CPU,
@@ -87,16 +87,16 @@ class SmallRun:
         return read_manifest(self.state(end), "state")
 
     def decide(self, step: int, anchor: int) -> Manifest:
-        """The ledger of the trigger at a step, of candidates beyond the update since the step `anchor`."""
-        common = {"state": self.state(step), "anchor": self.state(anchor), "anchor_ledger": self.ledger(anchor)}
+        """The decision of the trigger at a step, of candidates beyond the update since the step `anchor`."""
+        common = {"state": self.state(step), "anchor": self.state(anchor), "anchor_decision": self.decision(anchor)}
         out = self.folder / f"extrapolation/{step}"
         candidates = out / "candidates.json"
         evaluate_candidates(
             self.of_step("evaluate_candidates", step), **self.inputs, **common, out=candidates, device=CPU
         )
         spec = self.of_step("select_candidate", step)
-        select_candidate(spec, **common, candidates=[candidates], out=out / "ledger.json")
-        return read_manifest(out / "ledger.json", "ledger")
+        select_candidate(spec, **common, candidates=[candidates], out=out / "decision.json")
+        return read_manifest(out / "decision.json", "decision")
 
     def write_state(self, step: int, weights: Weights, moments: OptimizerState | None = None, **result: Any) -> None:
         """Put a state where training would have left one."""
@@ -112,16 +112,16 @@ class SmallRun:
             started=time.time(),
         )
 
-    def write_ledger(self, step: int, coefficient: float, weights: Weights) -> None:
+    def write_decision(self, step: int, coefficient: float, weights: Weights) -> None:
         """Put a decision where a trigger would have left one."""
         folder = self.folder / f"extrapolation/{step}"
-        save_tensors(folder / LEDGER_WEIGHTS, weights)
+        save_tensors(folder / DECISION_WEIGHTS, weights)
         write_manifest(
-            folder / "ledger.json",
-            kind="ledger",
+            folder / "decision.json",
+            kind="decision",
             spec={},
             parents={"state": read_manifest(self.state(step)).fingerprint},
-            files={LEDGER_WEIGHTS: folder / LEDGER_WEIGHTS},
+            files={DECISION_WEIGHTS: folder / DECISION_WEIGHTS},
             result={"coefficient": coefficient},
             started=time.time(),
         )

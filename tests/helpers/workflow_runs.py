@@ -193,7 +193,7 @@ def kill_and_resume(workflow: Workflow, run: str, monkeypatch: pytest.MonkeyPatc
             teacher=workflow.path("models/teacher/manifest.json"),
             prompts=workflow.path("data/arithmetic/prompts-base/manifest.json"),
             state=workflow.path(f"runs/{run}/seed0/state/2/state.json"),
-            ledger=None,
+            decision=None,
             out=out,
             run_folder=out.parents[2],
             device=torch.device("cpu"),

@@ -50,17 +50,17 @@ def workflow(tmp_path, tokenizer):
     return root
 
 
-def workflow_ledgers(root, weights, extrapolation, metric):
-    """What `evaluate-candidates` and `select-candidate` decide for these weights at the triggers; ledgers by step."""
+def workflow_decisions(root, weights, extrapolation, metric):
+    """What `evaluate-candidates` and `select-candidate` decide for these weights at the triggers; decisions by step."""
     student, teacher = (root / f"models/{name}/manifest.json" for name in ("student", "teacher"))
-    anchor, anchor_ledger, found = student, None, {}
+    anchor, anchor_decision, found = student, None, {}
     for step in (1, 2, 4):
         state = root / f"state/{step}/state.json"
         files = save_state(state.parent, weights[step], OptimizerState(step, {"exp_avg.x": torch.zeros(1)}))
         write_manifest(
             state, kind="state", spec={}, parents={}, files=files, result={"step": step}, started=time.time()
         )
-        candidates, ledger = (root / f"extrapolation/{step}/{name}.json" for name in ("candidates", "ledger"))
+        candidates, decision = (root / f"extrapolation/{step}/{name}.json" for name in ("candidates", "decision"))
         spec = {
             "seed": 0,
             "step": step,
@@ -80,7 +80,7 @@ def workflow_ledgers(root, weights, extrapolation, metric):
             "engine": {"engine": "transformers", "engine_dtype": "float32"},
             "task": {"name": "arithmetic"},
         }
-        common = {"state": state, "anchor": anchor, "anchor_ledger": anchor_ledger}
+        common = {"state": state, "anchor": anchor, "anchor_decision": anchor_decision}
         evaluate_candidates(
             spec,
             student=student,
@@ -90,20 +90,20 @@ def workflow_ledgers(root, weights, extrapolation, metric):
             device=torch.device("cpu"),
             **common,
         )
-        select_candidate(spec, candidates=[candidates], out=ledger, **common)
-        found[step] = read_manifest(ledger, "ledger")
-        anchor, anchor_ledger = state, ledger
+        select_candidate(spec, candidates=[candidates], out=decision, **common)
+        found[step] = read_manifest(decision, "decision")
+        anchor, anchor_decision = state, decision
     return found
 
 
 @pytest.mark.parametrize(
     ("metric", "settings"),
     [
-        ("reverse_kl", {"search": "line", "accept": ">=", "anchor": "accepted"}),
-        ("accuracy", {"search": "first_failure", "accept": ">=", "anchor": "raw"}),
+        ("reverse_kl", {"search": "line", "accept_ties": True, "anchor": "accepted"}),
+        ("accuracy", {"search": "first_failure", "accept_ties": True, "anchor": "raw"}),
     ],
 )
-def test_the_ledgers_are_those_of_the_workflow_for_the_weights_that_trl_trained(
+def test_the_decisions_are_those_of_the_workflow_for_the_weights_that_trl_trained(
     workflow, tokenizer, tmp_path, task, metric, settings
 ):
     """Bit for bit: gate values of every item, norms of the updates, coefficients, and the weights gone on from."""
@@ -121,12 +121,12 @@ def test_the_ledgers_are_those_of_the_workflow_for_the_weights_that_trl_trained(
     before, after = Capture(), CaptureAfter()
     callback = EffOPDCallback(gate, **settings)
     distil(tmp_path / "trl", tokenizer, PROMPTS, [before, callback, after])
-    ledgers = workflow_ledgers(workflow, before.weights, settings, metric)
-    assert any(ledger.result["coefficient"] != 0 for ledger in ledgers.values()), "nothing was accepted"
-    for step, ledger in ledgers.items():
-        ours = read_manifest(tmp_path / f"trl/extrapolation/{step}/ledger.json", "ledger")
-        assert ours.result == ledger.result
-        went_on = Point.open(workflow / f"state/{step}/state.json", ledger.path).weights()
+    decisions = workflow_decisions(workflow, before.weights, settings, metric)
+    assert any(decision.result["coefficient"] != 0 for decision in decisions.values()), "nothing was accepted"
+    for step, decision in decisions.items():
+        ours = read_manifest(tmp_path / f"trl/extrapolation/{step}/decision.json", "decision")
+        assert ours.result == decision.result
+        went_on = Point.open(workflow / f"state/{step}/state.json", decision.path).weights()
         assert all(torch.equal(went_on[name], after.weights[step][name]) for name in went_on)
 
 
@@ -142,8 +142,8 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tokenizer, tmp_path):
     checkpoint = str(tmp_path / "part/checkpoint-3")
     part = distil(tmp_path / "part", tokenizer, PROMPTS, [resumed], resume=checkpoint, **saving)
     assert [decision["step"] for decision in resumed.decisions] == [1, 2, 4]
-    ledgers = [read_manifest(tmp_path / name / "extrapolation/4/ledger.json").result for name in ("whole", "part")]
-    assert ledgers[0] == ledgers[1]
+    decisions = [read_manifest(tmp_path / name / "extrapolation/4/decision.json").result for name in ("whole", "part")]
+    assert decisions[0] == decisions[1]
     for name, tensor in weights_of(whole.model).items():
         assert torch.equal(tensor, weights_of(part.model)[name])
     (tmp_path / "part/checkpoint-3/effopd.json").unlink()
@@ -178,7 +178,7 @@ def test_a_gate_that_fails_leaves_no_candidate_in_the_model_and_a_gate_changes_n
     plain = Capture()
     distil(tmp_path / "b", tokenizer, PROMPTS, [plain], steps=2)
     assert all(torch.equal(tensor, seen.weights[2][name]) for name, tensor in plain.weights[2].items())
-    result = read_manifest(tmp_path / "a/extrapolation/1/ledger.json", "ledger").result
+    result = read_manifest(tmp_path / "a/extrapolation/1/decision.json", "decision").result
     assert (result["metric"], result["coefficient"], result["reason"]) == ("failing", 0.0, "no candidate was accepted")
 
 
@@ -212,7 +212,7 @@ def test_after_every_step_a_line_search_starts_where_the_last_one_ended(tokenize
         lambda model, step, coefficient: -abs(coefficient - best[step]),
         triggers="every_step",
         search="line",
-        accept=">",
+        accept_ties=False,
         parameters="all",
     )
     distil(tmp_path, tokenizer, PROMPTS, [callback], steps=4)
@@ -238,11 +238,11 @@ def test_by_module_each_part_goes_as_far_as_the_gate_likes_best(tokenizer, tmp_p
         return -sum(abs(found[module] - best[module]) for module in best)
 
     after = CaptureAfter()
-    callback = EffOPDCallback(gate, triggers=[1], search="line_by_module", accept=">", parameters="all")
+    callback = EffOPDCallback(gate, triggers=[1], search="line_by_module", accept_ties=False, parameters="all")
     distil(tmp_path, tokenizer, PROMPTS, [seen, callback, after], steps=1)
     (decided,) = callback.decisions
     assert (decided["coefficient"], decided["modules"], decided["module_trials"]) == (4.0, best, 2 + 2 + 1)
-    assert read_manifest(tmp_path / "extrapolation/1/ledger.json", "ledger").result == decided
+    assert read_manifest(tmp_path / "extrapolation/1/decision.json", "decision").result == decided
     right = seen.weights[1]
     for module, names in modules.items():
         right = candidate(right, anchor, best[module], names)
@@ -299,7 +299,7 @@ def test_two_deepspeed_ranks_move_their_float32_masters_alike(tmp_path, stage):
     before, anchor, masters, working = (
         load_tensors(tmp_path / f"{name}.safetensors") for name in ("before", "anchor", "masters", "working")
     )
-    assert read_manifest(tmp_path / "trainer/extrapolation/2/ledger.json", "ledger").result["coefficient"] == 2
+    assert read_manifest(tmp_path / "trainer/extrapolation/2/decision.json", "decision").result["coefficient"] == 2
     right = candidate(before, anchor, 2.0, [name for name in before if ".mlp." in name])
     assert any(not torch.equal(before[name], right[name]) for name in right)
     for name, tensor in right.items():

@@ -339,7 +339,7 @@ EVERY = {"triggers": "every_step", "gate": {"metric": "reverse_kl", "source": "r
         ({"extrapolation": EVERY, "training": {"scored_by": "endpoint"}}, {}, [1, True]),
         ({"extrapolation": {**EVERY, "gate": {"metric": "always", "source": "rollouts"}}}, {}, [0, True]),
         ({"training": {"zero_stage": 3}}, {}, [1, True]),  # one that generates
-        ({"training": {"objective": {"lambda": 1.25}}}, {}, [1, True]),  # ExOPD's base
+        ({"training": {"objective": {"reward_scale": 1.25}}}, {}, [1, True]),  # ExOPD's base
     ],
 )
 def test_the_models_beside_the_one_that_is_trained(run, execution, beside):

@@ -34,7 +34,7 @@ def results(tmp_path_factory) -> Path:
     for subject, steps in {"opd/seed0": (1, 2, 3), "jump/seed0": (2, 3), "models/teacher": (1,)}.items():
         out = folder / "results/dynamics" / subject
         analyse_checkpoints(paths[0], {step: paths[step] for step in steps}, out, torch.device("cpu"))
-        shutil.copy(out / "analysis.json", out / "weights.json")  # as the workflow names it
+        shutil.copy(out / "analysis.json", out / "weight_analysis.json")  # as the workflow names it
     return folder / "results"
 
 

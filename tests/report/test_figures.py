@@ -199,7 +199,7 @@ def test_figures_of_accuracy_show_the_main_group_alone(many_runs, figure):
     plt.close(made)
 
 
-def test_the_gates_figure_shows_runs_that_have_ledgers_and_their_names_apart(many_runs):
+def test_the_gates_figure_shows_runs_that_have_decisions_and_their_names_apart(many_runs):
     made = drawn("gate_vs_coefficient", many_runs)
     assert len(made.axes) == 2  # kept steps of the one main run that has any; 3 is none
     plt.close(made)

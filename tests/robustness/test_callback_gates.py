@@ -34,30 +34,30 @@ def trigger(folder, gate, **settings):
     "bad", [math.nan, math.inf, -math.inf, GateValue(0.5, math.nan, [0.0, 1.0]), GateValue(9, 9, [math.nan, 9])]
 )
 @pytest.mark.parametrize("where", ["current", "candidates"])
-@pytest.mark.parametrize("accept", [">=", ">"])
+@pytest.mark.parametrize("accept_ties", [True, False])
 @pytest.mark.parametrize("search", SEARCHES)
-def test_what_is_not_finite_is_never_accepted(tmp_path, search, accept, where, bad):
+def test_what_is_not_finite_is_never_accepted(tmp_path, search, accept_ties, where, bad):
     def gate(model, step, coefficient):
         return bad if (coefficient == 0) == (where == "current") else 1.0 + coefficient
 
-    decision, before, after = trigger(tmp_path, gate, search=search, accept=accept)
+    decision, before, after = trigger(tmp_path, gate, search=search, accept_ties=accept_ties)
     assert decision["coefficient"] == 0
     assert not any(trial["accepted"] for trial in decision["trials"])
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-@pytest.mark.parametrize("accept", [">=", ">"])
+@pytest.mark.parametrize("accept_ties", [True, False])
 @pytest.mark.parametrize("search", SEARCHES)
-def test_a_flat_gate_is_warned_of_where_it_decides(tmp_path, capsys, search, accept):
-    decision, *_ = trigger(tmp_path, lambda *_: 0.0, search=search, accept=accept)
-    ties = accept == ">=" and not search.startswith("line")
+def test_a_flat_gate_is_warned_of_where_it_decides(tmp_path, capsys, search, accept_ties):
+    decision, *_ = trigger(tmp_path, lambda *_: 0.0, search=search, accept_ties=accept_ties)
+    ties = accept_ties and not search.startswith("line")
     assert decision["coefficient"] == (10 if ties else 0)
     assert ("warning" in capsys.readouterr().err) == ties
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_line_search_after_every_step_starts_on_every_rank_where_the_last_one_ended(tmp_path, monkeypatch, rank):
-    """Only the first rank has the ledgers, and all must try the same candidates: each of them takes all ranks."""
+    """Only the first rank has the decisions, and all must try the same candidates: each of them takes all ranks."""
     monkeypatch.setattr(transformers, "rank", lambda: rank)
     asked = []
 
@@ -66,7 +66,7 @@ def test_a_line_search_after_every_step_starts_on_every_rank_where_the_last_one_
         return -abs(coefficient - 4)
 
     model = make_model(0)
-    callback = EffOPDCallback(gate, triggers="every_step", search="line", accept=">", parameters="all")
+    callback = EffOPDCallback(gate, triggers="every_step", search="line", accept_ties=False, parameters="all")
     arguments, state = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=0, max_steps=2)
     callback.on_train_begin(arguments, state, None, model=model)
     for state.global_step in (1, 2):

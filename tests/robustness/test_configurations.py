@@ -377,7 +377,7 @@ SAME = {  # what says the same as something else: (file, key, value)
     "whole floats": ("seeds: [0.0, 1.0]", "seeds", [0, 1]),
     "exponent": ("training: {steps: 3.2e1}", "training.steps", 32),
     "exponent without a point": ("training: {lr: 1e-5}", "training.lr", 1e-5),
-    "whole floats in a list or word": ("training: {kept_steps: [4.0, 16.0]}", "training.kept_steps", [4, 16]),
+    "whole floats in a list or word": ("training: {checkpoint_steps: [4.0, 16.0]}", "training.checkpoint_steps", [4, 16]),
     "whole float in an enum": ("training: {zero_stage: 1.0}", "training.zero_stage", 1),
     "a float stays one": ("training: {lr: 1.0}", "training.lr", 1.0),
     "byte-order mark": (b"\xef\xbb\xbfseeds: [3]", "seeds", [3]),

@@ -181,7 +181,7 @@ def test_no_word_ends_the_data_of_the_explorer(tmp_path, word):
         "base_norm": 2.0,
     }
     pd.DataFrame([row]).to_parquet(folder / "norms.parquet")
-    (folder / "weights.json").touch()
+    (folder / "weight_analysis.json").touch()
     spec = {"runs": ["opd"], "groups": [["main", ["opd"]]], "seeds": [0], "labels": {"opd": word}, "models": [],
             "baseline": "opd"}  # fmt: skip
     write_explorer(spec, tmp_path / "results", tmp_path / "page.html")

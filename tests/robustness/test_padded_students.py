@@ -91,7 +91,7 @@ def by_hand(objective, student, teacher, reference, known, rollouts):
         said = ours.gather(1, places)[:, 0]
         goal = raw[1].log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]  # the teacher is as it is
         base = base.gather(1, places)[:, 0]
-        goal = base + section["lambda"] * (goal - base)
+        goal = base + section["reward_scale"] * (goal - base)
         total = total - ((goal - torch.from_numpy(old).double()).detach() * said).sum()
     return total / rollouts.completion_tokens
 
@@ -111,7 +111,7 @@ def test_losses_and_gradients_are_those_over_the_known_ids(family, objective, po
     training, tokens = training_of(objective, batch_size=10), KnownTokens.of(tokenizer)
     full = training["objective"]["support"] == "full"
     scorer = LocalTeacher(teacher, pad_id=0, batch_size=10, hidden_states=full)
-    if training["objective"]["lambda"] != 1:
+    if training["objective"]["reward_scale"] != 1:
         scorer = WithReference(scorer, LocalTeacher(base, pad_id=0, batch_size=10))
     head = Head.of(teacher) if full else None
     if head is not None:
@@ -147,7 +147,7 @@ def test_an_update_agrees_with_the_engine_and_stays_finite(objective, known):
         tokens=tokens,
         hidden_states=objective["support"] == "full",
     )
-    if objective["lambda"] != 1:
+    if objective["reward_scale"] != 1:
         scorer = WithReference(
             scorer, LocalTeacher(restricted(student_of("qwen3", 2), tokenizer), pad_id=0, batch_size=3)
         )

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from commands import Ending, effopd, tree, untouched
 from effopd.artifacts.manifest_format import seal
-from effopd.artifacts.manifests import fingerprint_of, read_manifest, release
+from effopd.artifacts.manifests import fingerprint_of, held_at, read_manifest, release
 from effopd.artifacts.own_files import is_own, numbered
 from effopd.common.errors import ArtifactError, UserError
 from effopd.common.strict_json import parse_json, read_json
@@ -39,7 +40,7 @@ RUN = "runs/effopd/seed0"
 STATE, LAST = f"{RUN}/state/1/state.json", f"{RUN}/state/2/state.json"
 MANIFESTS = {
     "state": LAST,
-    "ledger": f"{RUN}/extrapolation/1/ledger.json",
+    "decision": f"{RUN}/extrapolation/1/decision.json",
     "candidates": f"{RUN}/extrapolation/1/candidates.json",
     "scores": f"{RUN}/scores/step1.json",
     "evaluation": "evaluation/effopd/seed0/2.json",
@@ -152,7 +153,7 @@ FIELDS: dict[str, tuple[str, Any]] = {
 } | {
     f"the name {name[:30]!r}": ("files", {name: WEIGHTS})
     for name in ("../../../../beside/notes.txt", "/etc/passwd", "a/../../x", "", ".", "..", "a//b", "./a", "a\\..\\b",
-                 "a\0b", "a\nb", "\x1b[2J", "\ud800", "a" * 300, "state.json", "manifest.json", "ledger.json")
+                 "a\0b", "a\nb", "\x1b[2J", "\ud800", "a" * 300, "state.json", "manifest.json", "decision.json")
 }  # fmt: skip
 
 
@@ -174,9 +175,9 @@ def with_value(entry: dict[str, Any], place: Sequence[Any], value: Any, fitting:
 ALLOWED = {
     *((target, "an empty result") for target in MANIFESTS),
     *((target, "a step") for target in ("scores", "model", "data")),
-    *((target, "a coefficient") for target in MANIFESTS if target != "ledger"),
-    *((target, "trials") for target in MANIFESTS if target != "ledger"),
-    *((target, f"the name {name!r}") for target in MANIFESTS for name in ("state.json", "manifest.json", "ledger.json")
+    *((target, "a coefficient") for target in MANIFESTS if target != "decision"),
+    *((target, "trials") for target in MANIFESTS if target != "decision"),
+    *((target, f"the name {name!r}") for target in MANIFESTS for name in ("state.json", "manifest.json", "decision.json")
       if name != Path(MANIFESTS[target]).name),
 }  # fmt: skip
 
@@ -424,6 +425,37 @@ def test_manifests_of_an_older_version_are_read(place):
     endings = run_all(place)
     assert all(ending.status == 0 for ending in endings.values()), endings
     assert "were written by an older version, without a digest" in endings["verify"].output
+
+
+class ResultsOf01(SmallResults):
+    """A folder with the names of version 0.1."""
+
+    def write(self, path, kind, spec, parents, **parts):
+        if kind == "decision":
+            ties = parts["result"].pop("accept_ties")
+            parts["result"]["accept"] = ">=" if ties else ">"
+            path, kind = path.replace("decision.json", "ledger.json"), "ledger"
+        parents = {"ledger" if name == "decision" else name: value for name, value in parents.items()}
+        return super().write(path, kind, spec, parents, **parts)
+
+
+def test_results_of_version_01_are_read(tmp_path):
+    old = ResultsOf01(tmp_path / "results")
+    old.make()
+    training = dict(old.config["training"])
+    config = {**old.config, "training": {**training, "kept_steps": training.pop("checkpoint_steps"), "ranks": 1}}
+    del config["training"]["checkpoint_steps"]
+    (tmp_path / "results/config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "beside").mkdir()
+    SmallResults(tmp_path / "new").make()
+    endings = run_all(tmp_path)
+    assert all(ending.status == 0 for ending in endings.values()), endings
+    held = tmp_path / "results" / RUN / "extrapolation/1/ledger.json"
+    assert held_at(held.with_name("decision.json")) == held
+    assert read_manifest(held.with_name("decision.json"), "decision").path == held
+    compared = effopd("compare", "new", "new", folder=tmp_path).output  # what decisions cost among it
+    assert endings["compare"].output.split("configuration: ")[1] == compared.split("configuration: ")[1]
+    assert (tmp_path / "exported/model.safetensors").is_file()
 
 
 # --- whatever damages come next ---------------------------------------------------------------------------------------

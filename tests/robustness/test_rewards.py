@@ -257,7 +257,7 @@ def test_a_gate_without_a_reward_for_each_completion_accepts_nothing(tokenizer, 
         assert (trainer_state.global_step, trainer_state.max_steps) == (1, 1), "the state of the trainer itself"
         return [None if len(text) > 3 else 1.0 for text in completions]
 
-    callback = EffOPDCallback(gate_of(tokenizer, sometimes), triggers=[1], accept=">")
+    callback = EffOPDCallback(gate_of(tokenizer, sometimes), triggers=[1], accept_ties=False)
     asked = []
 
     def reward(completions, completion_ids, **columns):

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 STEPS = (1, 2, 4)
 PACE = 1 / 16  # of the way from base to teacher that a step goes
 GATE = {"metric": "reverse_kl", "examples": 4, "source": "train", "samples": 1, "paired": True, "difficulty": {}}
-SETTINGS = {"coefficients": [1, 3, 7], "search": "all", "accept": ">", "parameters": "all", "gate": GATE}
+SETTINGS = {"coefficients": [1, 3, 7], "search": "all", "accept_ties": False, "parameters": "all", "gate": GATE}
 SPEC = {
     "extrapolation": SETTINGS,
     "states": list(STEPS),
@@ -81,7 +81,7 @@ def predict(results, out, method="expo", validations=(), steps=STEPS, **settings
     predict_weights(
         {**SPEC, "method": method, "extrapolation": {**SETTINGS, **settings}},
         states=[results / f"runs/opd/seed0/state/{step}/state.json" for step in steps],
-        ledgers=[],
+        decisions=[],
         validations=validations,
         out=out / "prediction.json",
         device=CPU,
@@ -142,7 +142,7 @@ def validated(results, folder):
         spec = {"evaluation": {**EVALUATION, "split": "validation"}, "engine": ENGINE, "task": TASK}
         evaluate(
             spec, student=inputs(results)["base"], teacher=None, prompts=inputs(results)["prompts"], state=state,
-            ledger=None, out=out, device=CPU,
+            decision=None, out=out, device=CPU,
         )  # fmt: skip
         entry = json.loads(out.read_text())
         assert entry["result"]["completions"] == TASK["splits"]["validation"]
@@ -184,7 +184,7 @@ def test_predicted_weights_are_evaluated_like_a_state(results, tmp_path):
     models = inputs(results)
     evaluate(
         spec, student=models["base"], teacher=models["teacher"], prompts=models["prompts"], state=found.path,
-        ledger=None, out=out, device=CPU,
+        decision=None, out=out, device=CPU,
     )  # fmt: skip
     evaluated = read_manifest(out, "evaluation")
     assert evaluated.result["step"] == 4

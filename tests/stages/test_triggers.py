@@ -19,7 +19,7 @@ GATE = {"metric": "reverse_kl", "examples": 6}
 EVERY_STEP = {
     "triggers": "every_step",
     "search": "line",
-    "accept": ">",
+    "accept_ties": False,
     "gate": {"metric": "always", "source": "rollouts", "examples": 4},
 }
 
@@ -31,20 +31,20 @@ def test_the_ray_begins_where_the_configuration_says(tmp_path, anchor):
     accepted, current = moved(raw, 2), moved(raw, 3)
     origin = raw if anchor == "raw" else accepted
     teacher = candidate(current, origin, 2.0, list(current))
-    settings = {"anchor": anchor, "parameters": "all", "search": "all", "accept": ">", "gate": GATE}
+    settings = {"anchor": anchor, "parameters": "all", "search": "all", "accept_ties": False, "gate": GATE}
     run = SmallRun(tmp_path, teacher, extrapolation={"coefficients": [1, 2, 3], **settings})
     run.write_state(1, raw)
-    run.write_ledger(1, 4.0, accepted)
+    run.write_decision(1, 4.0, accepted)
     run.write_state(2, current)
-    ledger = run.decide(2, anchor=1)
-    assert ledger.result["coefficient"] == 2
-    assert ledger.result["trials"][1]["value"] == pytest.approx(0, abs=1e-6)
-    assert ledger.result["current"]["value"] > 1e-4
+    decision = run.decide(2, anchor=1)
+    assert decision.result["coefficient"] == 2
+    assert decision.result["trials"][1]["value"] == pytest.approx(0, abs=1e-6)
+    assert decision.result["current"]["value"] > 1e-4
     distance = sum(((current[n] - origin[n]).double() ** 2).sum().item() for n in current) ** 0.5
-    assert ledger.result["update_norm"]["all"] == pytest.approx(distance, rel=1e-6)
-    selected = load_tensors(ledger.file(WEIGHTS))
+    assert decision.result["update_norm"]["all"] == pytest.approx(distance, rel=1e-6)
+    selected = load_tensors(decision.file(WEIGHTS))
     assert all(torch.equal(selected[name], tensor) for name, tensor in teacher.items())
-    assert all(torch.equal(Point.open(run.state(2), ledger.path).weights()[n], t) for n, t in teacher.items())
+    assert all(torch.equal(Point.open(run.state(2), decision.path).weights()[n], t) for n, t in teacher.items())
 
 
 @pytest.mark.parametrize(("moments", "factor", "steps"), [("kept", 1, 3), ("scaled", 1 / 5, 3), ("reset", 0, 0)])
@@ -58,7 +58,7 @@ def test_after_a_trigger_training_goes_on_with_the_moments_that_the_configuratio
         trained.step([data(step)], loss_and_metrics, 1e-3)
     before, accepted = trained.optimizer_state(), moved(trained.weights(), 4)
     run.write_state(2, trained.weights(), before)
-    run.write_ledger(2, -4.0 if jumped else 0.0, accepted)
+    run.write_decision(2, -4.0 if jumped else 0.0, accepted)
     spec = run.of_step("train_segment", 4)
     learner = Learner(spec, run.open(2), CPU)
     trainer = learner.trainer
@@ -100,7 +100,7 @@ def test_a_line_search_goes_on_from_the_last_coefficient_in_the_next_segment_and
 def test_a_killed_segment_that_extrapolates_every_step_ends_with_the_bits_of_one_that_was_not(tmp_path, monkeypatch):
     """Two segments, the second killed in its middle: metrics of every step, and the weights."""
     gate = {"metric": "reverse_kl", "source": "rollouts", "examples": 4}
-    training = {"steps": 5, "kept_steps": [1]}
+    training = {"steps": 5, "checkpoint_steps": [1]}
     settings = {"training": training, "extrapolation": {**EVERY_STEP, "gate": gate}}
     through, killed = (SmallRun(tmp_path / name, **settings) for name in ("through", "killed"))
     for run in (through, killed):

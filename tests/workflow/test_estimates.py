@@ -310,14 +310,14 @@ def test_remedies_are_those_of_the_part(tmp_path):
     found = estimate(plan_of("justrl_1.5b", "math", PAPER / "teacher_grpo.yaml", tight))
     update = "Use `gradient_checkpointing`, a smaller `micro_batch`, a higher `zero_stage`"
     assert [(note.partition(":")[0], note.rpartition(". ")[2]) for note in found.notes] == [
-        ("opd", f"{update}, more `ranks` or `execution.mode: staged`."),
+        ("opd", f"{update}, more `num_processes` or `execution.mode: staged`."),
         ("opd", "Use a larger one or `models.teacher.precision: bfloat16`."),
-        ("effopd", f"{update}, more `ranks` or `execution.mode: staged`."),
+        ("effopd", f"{update}, more `num_processes` or `execution.mode: staged`."),
         ("effopd", "Use a larger one or `models.teacher.precision: bfloat16`."),
         ("model base", "Use a larger one or `models.teacher.precision: bfloat16`."),
         (
             "model teacher",
-            "Use `gradient_checkpointing`, a smaller `micro_batch`, a higher `zero_stage` or more `ranks`.",
+            "Use `gradient_checkpointing`, a smaller `micro_batch`, a higher `zero_stage` or more `num_processes`.",
         ),
         ("model teacher", "Use a larger one or `models.teacher.precision: bfloat16`."),
     ]

@@ -15,12 +15,12 @@ CONFIG = {
     "task": {"name": "arithmetic"},
     "models": {
         "base": {"kind": "pretrain", "steps": 4},
-        "teacher": {"kind": "grpo", "init": "base", "steps": 2, "ranks": 2},
+        "teacher": {"kind": "grpo", "init": "base", "steps": 2, "num_processes": 2},
     },
     "training": {"steps": 4, "prompts_per_step": 8, "batch_size": 4},
     "runs": {
         "opd": {"extrapolation": {"triggers": "none"}},
-        "effopd": {"training": {"teacher": "other", "ranks": 2}, "extrapolation": {"gate": GATE}},
+        "effopd": {"training": {"teacher": "other", "num_processes": 2}, "extrapolation": {"gate": GATE}},
     },
     "seeds": [0, 1],
     "evaluation": {
@@ -70,8 +70,8 @@ def state(run, step, seed=1):
     return f"{RUNS}/{run}/seed{seed}/state/{step}/state.json"
 
 
-def ledger(run, step, seed=1):
-    return f"{RUNS}/{run}/seed{seed}/extrapolation/{step}/ledger.json"
+def decision(run, step, seed=1):
+    return f"{RUNS}/{run}/seed{seed}/extrapolation/{step}/decision.json"
 
 
 def after(run, step):
@@ -108,7 +108,7 @@ START = {  # of a run's step, colocated: what it starts from
     ("opd", 1): {"state": MODEL["base"]},
     ("opd", 4): {"state": state("opd", 2)},
     ("effopd", 1): {"state": MODEL["base"]},
-    ("effopd", 2): {"state": state("effopd", 1), "ledger": ledger("effopd", 1)},
+    ("effopd", 2): {"state": state("effopd", 1), "decision": decision("effopd", 1)},
 }
 
 
@@ -128,14 +128,14 @@ def test_every_state_is_followed_by_what_starts_from_it(inputs, staged):
                 files = all_inputs.start(after(run, step))
                 step = all_inputs.plan.previous_state(run, step)
                 assert files == all_inputs.checkpoint(run, "1", step)
-                assert ("ledger" in files) == (step in all_inputs.plan.triggers(run))
+                assert ("decision" in files) == (step in all_inputs.plan.triggers(run))
                 assert bool(all_inputs.permission(after(run, chain[-1]))) == (step == 0)
             assert chain == steps
 
 
 def test_an_update_is_measured_from_the_jump_before(inputs):
     assert inputs.anchor(after("effopd", 1)) == {"anchor": MODEL["base"]}
-    assert inputs.anchor(after("effopd", 4)) == {"anchor": state("effopd", 2), "anchor_ledger": ledger("effopd", 2)}
+    assert inputs.anchor(after("effopd", 4)) == {"anchor": state("effopd", 2), "anchor_decision": decision("effopd", 2)}
 
 
 def test_candidates_are_one_job_or_one_each(inputs, staged):
@@ -145,15 +145,15 @@ def test_candidates_are_one_job_or_one_each(inputs, staged):
     assert staged.candidates(after("effopd", 2)) == [f"{folder}/candidates/{c:g}.json" for c in coefficients]
 
 
-def test_what_looks_back_sees_every_state_and_ledger(inputs):
+def test_what_looks_back_sees_every_state_and_decision(inputs):
     history = {
         "states": [state("effopd", step) for step in (1, 2, 4)],
-        "ledgers": [ledger("effopd", step) for step in (1, 2, 4)],
+        "decisions": [decision("effopd", step) for step in (1, 2, 4)],
     }
     assert inputs.history(Wildcards(run="effopd", seed="1")) == history
     assert inputs.kept(Wildcards(subject="effopd/seed1")) == history
-    assert inputs.kept(Wildcards(subject="models/teacher")) == {"states": [MODEL["teacher"]], "ledgers": []}
-    assert inputs.history(Wildcards(run="opd", seed="1"))["ledgers"] == []
+    assert inputs.kept(Wildcards(subject="models/teacher")) == {"states": [MODEL["teacher"]], "decisions": []}
+    assert inputs.history(Wildcards(run="opd", seed="1"))["decisions"] == []
     expo = {key: paths[:2] for key, paths in history.items()}
     assert inputs.behind(Wildcards(prediction="expo", seed="1", step="2")) == {**expo, "validations": []}
     alpha = inputs.behind(Wildcards(prediction="alpha", seed="1", step="2"))
@@ -180,13 +180,13 @@ def test_the_workflow_makes_each_artifact_once(inputs):
     made = inputs.kept_artifacts()
     assert len(made) == len(set(made))
     states = [state(run, step, seed) for run in ("opd", "effopd") for seed in (0, 1) for step in (1, 2, 4)]
-    ledgers = [ledger("effopd", step, seed) for seed in (0, 1) for step in (1, 2, 4)]
-    assert {*states, *ledgers, *MODEL.values()} <= set(made)
+    decisions = [decision("effopd", step, seed) for seed in (0, 1) for step in (1, 2, 4)]
+    assert {*states, *decisions, *MODEL.values()} <= set(made)
     counts = {"evaluation/tasks/": 7, "evaluation/models/": 3, "evaluation/alpha/": 4, "evaluation/expo/": 6}
     assert {part: sum(part in path for path in made) for part in counts} == counts
-    assert {path for path in made if "dynamics" in path and "weights" in path} == set(inputs.weight_analyses())
+    assert {path for path in made if "dynamics" in path and "weight_analysis" in path} == set(inputs.weight_analyses())
     assert inputs.weight_analyses() == [
-        f"results/dynamics/{subject}/weights.json" for subject in ("effopd/seed1", "models/teacher")
+        f"results/dynamics/{subject}/weight_analysis.json" for subject in ("effopd/seed1", "models/teacher")
     ]
     assert inputs.local_theories() == ["results/dynamics/effopd/seed1/local_theory.json"]
     assert inputs.linearizations() == ["results/dynamics/models/base/linearized-other/manifest.json"]
@@ -209,8 +209,8 @@ def test_data_that_is_not_there_is_named_before_anything_runs(plan, tmp_path):
 
 
 def test_a_command_gets_its_named_inputs_as_options():
-    files = {"state": "a", "anchor_ledger": "b", "states": ["c", "d"], "ledgers": []}
-    assert named_inputs(None, files) == "--state a --anchor-ledger b --states c --states d"
+    files = {"state": "a", "anchor_decision": "b", "states": ["c", "d"], "decisions": []}
+    assert named_inputs(None, files) == "--state a --anchor-decision b --states c --states d"
     assert only_output(None, ["x/metrics", "x/cost"]) == "x/metrics"
     assert folder_of_outputs(None, ["x/y/metrics"]) == "x/y"
     assert quoted(lambda wildcards: ["a b", "c"])(None, None) == "'a b' c"

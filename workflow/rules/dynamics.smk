@@ -1,4 +1,4 @@
-# Parameter dynamics. In: the kept states and ledgers of a run and seed, or a model with its checkpoints (a subject:
+# Parameter dynamics. In: the kept states and decisions of a run and seed, or a model with its checkpoints (a subject:
 # <run>/seed<s> or models/<name>). Out: what training did to the weights, interventions (results/dynamics/<subject>/),
 # and tables of all subjects.
 

@@ -1,5 +1,5 @@
 # Extrapolation. In: the state at a trigger, the anchor, the gate's data and teacher. Out: the gate's values and the
-# ledger that says how far training jumps (results/runs/<run>/seed<s>/extrapolation/<step>/).
+# decision that says how far training jumps (results/runs/<run>/seed<s>/extrapolation/<step>/).
 
 
 use rule model_job as evaluate_candidates with:
@@ -34,7 +34,7 @@ use rule job as select_candidate with:
         state=paths.STATE,
         candidates=INPUTS.candidates,
     output:
-        ledger=paths.LEDGER,
+        decision=paths.DECISION,
     log:
         "logs/select_candidate/{run}.seed{seed}.{step}.log",
     params:

@@ -1,4 +1,4 @@
-# Tables, figures and report. In: evaluations, ledgers, metrics, costs and what is known of weights. Out: results/tables/,
+# Tables, figures and report. In: evaluations, decisions, metrics, costs and what is known of weights. Out: results/tables/,
 # results/figures/, results/report.html, the interactive page results/dynamics.html, and results/config.yaml.
 
 
@@ -17,7 +17,7 @@ use rule results_job as make_tables with:
     input:
         INPUTS.evaluations(),
         INPUTS.models(),
-        INPUTS.ledgers(),
+        INPUTS.decisions(),
         INPUTS.predictions(),
         INPUTS.collected("cost", "metrics"),
     output:

@@ -126,7 +126,7 @@ _RESULTS = {  # by kind, of what other stages and commands read
     "model": _object(False, steps=_COUNT, parameters=_NUMBER),
     "state": _object(False, step=_COUNT, optimizer_steps=_COUNT),
     "candidates": _object(False, step=_COUNT, values=_TRIALS, update_norm=_NORMS),
-    "ledger": _DECISION,
+    **dict.fromkeys(("decision", "ledger"), _DECISION),  # the latter in results of version 0.1
     "prediction": _DECISION,
     "evaluation": _object(False, step=_COUNT, accuracy=_NUMBER, reverse_kl=_MAYBE, completions=_COUNT),
 }

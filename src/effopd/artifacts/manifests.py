@@ -26,6 +26,9 @@ from effopd.common.strict_json import read_json as read_json
 # Files up to this size are hashed whenever they are read; larger ones only by size (`effopd verify` hashes all).
 HASH_ON_READ_BYTES = 256 * 2**20
 PRUNED = ".pruned.json"  # ends the name of the record of the files that were deleted on purpose
+# What version 0.1 called these; results of it are read for one more release.
+FORMER_FILES = {"decision.json": "ledger.json", "weight_analysis.json": "weights.json"}
+FORMER_KINDS = {"ledger": "decision"}
 RECORDED_PACKAGES = ("torch", "transformers", "deepspeed", "snakemake", "safetensors", "pandas", "numpy", "datasets",
                      "math-verify")  # fmt: skip
 
@@ -221,11 +224,11 @@ def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
 
     Whatever reads a manifest does so here. Raises ArtifactError, with the remedy, where it is not valid.
     """
-    path = Path(path)
+    path = held_at(path)
     entry = read_json(path)
     check_manifest(entry, path)
     manifest = Manifest(path=path, **entry)
-    if kind is not None and manifest.kind != kind:
+    if kind is not None and FORMER_KINDS.get(manifest.kind, manifest.kind) != kind:
         raise ArtifactError(f"{path} is a {manifest.kind!r} artifact where a {kind!r} is needed.")
     if fingerprint_of(manifest.kind, manifest.spec, manifest.parents) != manifest.fingerprint:
         raise ArtifactError(
@@ -234,6 +237,13 @@ def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
         )
     check_seal(entry, path)
     return manifest
+
+
+def held_at(path: str | Path) -> Path:
+    """Where the manifest meant by `path` lies: there or, if only that exists, under the name that 0.1 gave it."""
+    path = Path(path)
+    former = path.with_name(FORMER_FILES.get(path.name, path.name))
+    return former if former.is_file() and not path.exists() else path
 
 
 def release(manifest: Manifest, names: Collection[str], policy: str) -> int:

@@ -123,10 +123,10 @@ _TEACHER = _path("teacher", "Manifest of the teacher's model.")
 _DATA = _path("data", "Manifest of the data.")
 _PROMPTS = _path("prompts", "Manifest of the tokenized prompts.")
 _STATE = _path("state", "Manifest of the state (or, at step 0, of the model).")
-_LEDGER = _path("ledger", "Ledger of the trigger at that state, if there was one.", required=False)
+_DECISION = _path("decision", "Decision of the trigger at that state, if there was one.", required=False)
 _RUN_FOLDER = _path("run-folder", "Where the steps' rollouts and scores are kept.")
 _ANCHOR = _path("anchor", "Manifest of the state (or model) at the previous trigger.")
-_ANCHOR_LEDGER = _path("anchor-ledger", "Ledger of the previous trigger, if there was one.", required=False)
+_ANCHOR_DECISION = _path("anchor-decision", "Decision of the previous trigger, if there was one.", required=False)
 
 
 @_stage(
@@ -187,7 +187,7 @@ def preflight(device: str, threads: int, **arguments: Any) -> None:
     _TEACHER,
     _PROMPTS,
     _STATE,
-    _LEDGER,
+    _DECISION,
     _RUN_FOLDER,
     computes=True,
 )
@@ -198,7 +198,7 @@ def train_segment(device: str, threads: int, **arguments: Any) -> None:
     run(device=_device(device, threads), **arguments)
 
 
-@_stage("generate-rollouts", _STUDENT, _TEACHER, _PROMPTS, _STATE, _LEDGER, computes=True)
+@_stage("generate-rollouts", _STUDENT, _TEACHER, _PROMPTS, _STATE, _DECISION, computes=True)
 def generate_rollouts(device: str, threads: int, **arguments: Any) -> None:
     """Generate the rollouts of a step, or a shard of them."""
     from effopd.stages.segments import generate_rollouts as run
@@ -220,7 +220,7 @@ def score_rollouts(device: str, threads: int, **arguments: Any) -> None:
     _TEACHER,
     _PROMPTS,
     _STATE,
-    _LEDGER,
+    _DECISION,
     _paths("rollouts", "Manifest of the step's rollouts; once for each shard, in order."),
     _paths("scores", "Manifest of the step's scores; once for each shard, in order."),
     _RUN_FOLDER,
@@ -233,7 +233,7 @@ def update_policy(device: str, threads: int, **arguments: Any) -> None:
     run(device=_device(device, threads), **arguments)
 
 
-@_stage("evaluate-candidates", _STUDENT, _TEACHER, _PROMPTS, _STATE, _ANCHOR, _ANCHOR_LEDGER, computes=True)
+@_stage("evaluate-candidates", _STUDENT, _TEACHER, _PROMPTS, _STATE, _ANCHOR, _ANCHOR_DECISION, computes=True)
 def evaluate_candidates(device: str, threads: int, **arguments: Any) -> None:
     """Score extrapolated candidates with the gate."""
     from effopd.stages.evaluate_candidates import evaluate_candidates as run
@@ -241,7 +241,7 @@ def evaluate_candidates(device: str, threads: int, **arguments: Any) -> None:
     run(device=_device(device, threads), **arguments)
 
 
-@_stage("evaluate-candidate", _STUDENT, _TEACHER, _PROMPTS, _STATE, _ANCHOR, _ANCHOR_LEDGER, computes=True)
+@_stage("evaluate-candidate", _STUDENT, _TEACHER, _PROMPTS, _STATE, _ANCHOR, _ANCHOR_DECISION, computes=True)
 def evaluate_candidate(device: str, threads: int, **arguments: Any) -> None:
     """Score one extrapolated candidate with the gate."""
     from effopd.stages.evaluate_candidates import evaluate_candidates as run
@@ -253,11 +253,11 @@ def evaluate_candidate(device: str, threads: int, **arguments: Any) -> None:
     "select-candidate",
     _STATE,
     _ANCHOR,
-    _ANCHOR_LEDGER,
+    _ANCHOR_DECISION,
     _paths("candidates", "Manifest of the gate's values; once for each where a coefficient has its own."),
 )
 def select_candidate(**arguments: Any) -> None:
-    """Decide how far to extrapolate, and write the ledger."""
+    """Decide how far to extrapolate."""
     from effopd.stages.select_candidate import select_candidate as run
 
     run(**arguments)
@@ -269,7 +269,7 @@ def select_candidate(**arguments: Any) -> None:
     _path("teacher", "Manifest of the teacher's model; without it, accuracy alone is measured.", required=False),
     _PROMPTS,
     _STATE,
-    _LEDGER,
+    _DECISION,
     computes=True,
 )
 def evaluate(device: str, threads: int, **arguments: Any) -> None:
@@ -281,8 +281,8 @@ def evaluate(device: str, threads: int, **arguments: Any) -> None:
 
 _BASE = _path("base", "Manifest of the model before training.")
 _STATES = _paths("states", "Manifest of a kept state, once for each; a model stands for its checkpoints and itself.")
-_LEDGERS = click.option(
-    "--ledgers", type=PATH, multiple=True, help="Ledger of the trigger at one of the states, once for each."
+_DECISIONS = click.option(
+    "--decisions", type=PATH, multiple=True, help="Decision of the trigger at one of the states, once for each."
 )
 
 
@@ -292,7 +292,7 @@ _LEDGERS = click.option(
     _TEACHER,
     _PROMPTS,
     _STATES,
-    _LEDGERS,
+    _DECISIONS,
     click.option(
         "--validations",
         type=PATH,
@@ -308,7 +308,7 @@ def predict_weights(device: str, threads: int, **arguments: Any) -> None:
     run(device=_device(device, threads), **arguments)
 
 
-@_stage("analyze-weights", _BASE, _STATES, _LEDGERS, computes=True)
+@_stage("analyze-weights", _BASE, _STATES, _DECISIONS, computes=True)
 def analyze_weights(device: str, threads: int, **arguments: Any) -> None:
     """Analyze the weights of a run's kept states, or of a model's checkpoints."""
     from effopd.stages.analyze_weights import analyze_weights as run
@@ -316,7 +316,7 @@ def analyze_weights(device: str, threads: int, **arguments: Any) -> None:
     run(device=_device(device, threads), **arguments)
 
 
-@_stage("evaluate-interventions", _BASE, _TEACHER, _PROMPTS, _STATES, _LEDGERS, computes=True)
+@_stage("evaluate-interventions", _BASE, _TEACHER, _PROMPTS, _STATES, _DECISIONS, computes=True)
 def evaluate_interventions(device: str, threads: int, **arguments: Any) -> None:
     """Evaluate variants of a run's or a model's update to its weights."""
     from effopd.stages.evaluate_interventions import evaluate_interventions as run
@@ -338,7 +338,7 @@ def linearize_student(device: str, threads: int, **arguments: Any) -> None:
     _TEACHER,
     _path("linearization", "Manifest of the student's linearization."),
     _STATES,
-    _LEDGERS,
+    _DECISIONS,
     computes=True,
 )
 def compare_local_theory(device: str, threads: int, **arguments: Any) -> None:

@@ -49,7 +49,7 @@ def prepare_device(choice: str, threads: int) -> torch.device:
     if ranks > torch.cuda.device_count():
         raise ConfigError(
             f"config: {ranks} ranks need as many GPUs, and this machine shows {torch.cuda.device_count()}. "
-            "Lower the model's `ranks`, or set `runtime.device` to cpu."
+            "Lower the model's `num_processes`, or set `runtime.device` to cpu."
         )
     torch.cuda.set_device(rank)
     return torch.device("cuda", rank)

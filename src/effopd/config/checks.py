@@ -16,7 +16,7 @@ from effopd.config.value_checks import alike_problems, text_problems
 from effopd.data.sharding import batches_of
 from effopd.extrapolation.gate import BLIND
 from effopd.extrapolation.modules import LINE_BY_MODULE
-from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, trigger_steps
+from effopd.extrapolation.schedule import EVERY_STEP, checkpoint_steps, trigger_steps
 from effopd.tasks.arithmetic import CHARACTERS, EOS, PAD
 from effopd.tasks.sources import is_local
 
@@ -114,8 +114,9 @@ def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
             continue
         yield from _precision_problems(model, f"`models.{name}.{{}}`".format)
         if model["kind"] == "pretrain":
-            if model["batch_size"] < model["ranks"]:
-                yield f"`models.{name}.ranks` is {model['ranks']}, more than the sequences of a step. Lower it."
+            if model["batch_size"] < model["num_processes"]:
+                processes = f"`models.{name}.num_processes` is {model['num_processes']}"
+                yield f"{processes}, more than the sequences of a step. Lower it."
             if model["heads"] % model["kv_heads"]:
                 yield (
                     f"`models.{name}.heads` is {model['heads']}, not a multiple of `kv_heads` ({model['kv_heads']}). "
@@ -175,9 +176,9 @@ def _precision_problems(training: Mapping[str, Any], key: Callable[[str], str]) 
 def _reinforcement_problems(
     task: Mapping[str, Any], model: Mapping[str, Any], key: Callable[[str], str]
 ) -> Iterator[str]:
-    prompts, parts, ranks = model["prompts_per_step"], model["minibatches"], model["ranks"]
+    prompts, parts, ranks = model["prompts_per_step"], model["minibatches"], model["num_processes"]
     if prompts < ranks:
-        yield f"{key('ranks')} is {ranks}, more than the prompts of a step. Lower it."
+        yield f"{key('num_processes')} is {ranks}, more than the prompts of a step. Lower it."
     elif prompts < parts * ranks:
         yield (
             f"{key('minibatches')} is {parts}, and {prompts} prompts a step do not give each of {ranks} ranks one for "
@@ -239,7 +240,7 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
             "a step. Lower it."
         )
     batches = batches_of(rollouts, training["batch_size"])
-    counts = {key("training", "ranks"): training["ranks"]}
+    counts = {key("training", "num_processes"): training["num_processes"]}
     if config["execution"]["mode"] == "staged":
         counts["`execution.shards`"] = config["execution"]["shards"]
     for name, count in counts.items():
@@ -254,7 +255,7 @@ def _run_problems(config: Mapping[str, Any], run: str, settings: Mapping[str, An
     if any(later <= earlier for earlier, later in itertools.pairwise(coefficients)):
         yield f"{key('extrapolation', 'coefficients')} is {coefficients}; it must increase. Sort it and drop repeats."
     yield from alike_problems(key("extrapolation", "coefficients"), coefficients)
-    schedules = ("extrapolation", "triggers", trigger_steps), ("training", "kept_steps", kept_steps)
+    schedules = ("extrapolation", "triggers", trigger_steps), ("training", "checkpoint_steps", checkpoint_steps)
     for section, name, steps_of in schedules:
         try:
             steps_of(settings[section][name], training["steps"])
@@ -375,10 +376,10 @@ def _objective_problems(training: Mapping[str, Any], key: Callable[[str], str]) 
             f"{key('objective.divergence')} is {objective['divergence']!r}, and sampled tokens estimate reverse_kl "
             "alone: it is the one that is a mean over the student's samples. Write `support: top_k` or `support: full`."
         )
-    if objective["support"] != "sampled" and objective["lambda"] != 1:
+    if objective["support"] != "sampled" and objective["reward_scale"] != 1:
         yield (
-            f"{key('objective.lambda')} is {objective['lambda']:g}, and reward extrapolation is for sampled tokens. "
-            "Write `support: sampled`, or leave `lambda` out."
+            f"{key('objective.reward_scale')} is {objective['reward_scale']:g}, and reward extrapolation is for "
+            "sampled tokens. Write `support: sampled`, or leave `reward_scale` out."
         )
     if horizon.get("tokens", 0) > training["max_new_tokens"]:
         yield (

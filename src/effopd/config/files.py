@@ -15,6 +15,7 @@ import yaml
 
 from effopd.common.errors import ConfigError
 from effopd.common.formatting import shortened
+from effopd.config.renamed_keys import Key, lines_about, with_new_names
 from effopd.config.schema import LARGEST_INTEGER, PLAIN_NUMBER, TRUTH, Unquoted, merged
 
 LARGEST_FILE = 2**20  # bytes
@@ -34,8 +35,6 @@ AMBIGUOUS = re.compile(
     rf"|{PLAIN_NUMBER.pattern}"
 )
 
-Key = tuple[str, ...]
-
 
 @dataclass
 class Configuration:
@@ -43,11 +42,20 @@ class Configuration:
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)  # about keys under their old names
+
+    def renamed(self) -> Configuration:
+        """The same with new names for old ones. Raises ConfigError if a section has a key under both."""
+        with self.located():
+            values, renamed = with_new_names(self.values)
+        places = self.places | {new: self.places[old] for old, new in renamed.items() if old in self.places}
+        return Configuration(values, places, list(lines_about(renamed, self.places)))
 
     def add(self, other: Configuration) -> None:
         """Put what another one says over this one."""
         self.values = merged(self.values, other.values)
         self.places.update(other.places)
+        self.warnings += other.warnings
 
     @contextmanager
     def located(self) -> Iterator[None]:
@@ -76,7 +84,8 @@ def read_files(paths: Sequence[Path], assignments: Sequence[str] = ()) -> Config
         key, _, text = assignment.partition("=")
         reader = _Reader(text, f"--config {key}", (key,))
         value = reader.document()
-        configuration.add(Configuration({key: value}, dict.fromkeys([(key,), *reader.places], reader.name)))
+        given = Configuration({key: value}, dict.fromkeys([(key,), *reader.places], reader.name))
+        configuration.add(given.renamed())
     return configuration
 
 
@@ -98,7 +107,7 @@ def read_file(path: Path) -> Configuration:
     if value is not None and not isinstance(value, dict):
         kind = "a list" if isinstance(value, list) else "a single value"
         raise ConfigError(f"{name} holds {kind}. Write sections such as `training:` with their keys below.")
-    return Configuration(value or {}, reader.places)
+    return Configuration(value or {}, reader.places).renamed()
 
 
 def _shown(path: Path) -> str:

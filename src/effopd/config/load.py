@@ -15,15 +15,16 @@ from effopd.common.errors import ConfigError
 from effopd.common.formatting import shortened, without_passwords
 from effopd.config.checks import problems
 from effopd.config.http_addresses import problem_of, shown_url
+from effopd.config.renamed_keys import with_new_names
 from effopd.config.schema import fill, listed, main_group, resolve, schema, typed
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with all defaults, checked.
+    """The configuration with all defaults, checked. Keys under their old names are read, too.
 
     Raises ConfigError, whose one line names the key, the value and the remedy, where it cannot be run.
     """
-    filled: dict[str, Any] = fill(typed(_without_nulls(config), schema()), schema())
+    filled: dict[str, Any] = fill(typed(_without_nulls(with_new_names(config)[0]), schema()), schema())
     _validate(filled)
     for run in filled["runs"].values():
         run.setdefault("group", main_group())

@@ -136,7 +136,7 @@ def teacher_of(
             tokens=tokens,
             hidden_states=support == "full",
         )
-    if objective["lambda"] == 1:
+    if objective["reward_scale"] == 1:
         return scorer
     base = restricted(load_model(student, device, dtype_of(training["precision"])), tokenizer)
     reference = LocalTeacher(base, pad_id=pad_id, batch_size=training["batch_size"])

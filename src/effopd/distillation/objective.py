@@ -41,7 +41,7 @@ class TokenScores:
     tokens: torch.Tensor  # int64 [m]
     rollout_logprobs: torch.Tensor  # float32 [m], of the policy that was sampled from
     teacher_logprobs: torch.Tensor  # float32 [m]
-    reference_logprobs: torch.Tensor | None  # float32 [m], of the untrained student, if `lambda` is not 1
+    reference_logprobs: torch.Tensor | None  # float32 [m], of the untrained student, if `reward_scale` is not 1
     top_ids: torch.Tensor | None  # int64 [m, K] (top_k)
     teacher_buckets: torch.Tensor | None  # float32 [m, K + 1], log-probabilities of those tokens and of all others
     teacher_logits: torch.Tensor | None  # [m, V] (full)
@@ -131,7 +131,7 @@ def distillation_loss(
         assert given.teacher_logits is not None
         student, teacher = vocabulary_logprobs(logits, given.teacher_logits)
         logprobs = gather_logprobs(student.detach(), given.tokens)
-    limit = training["importance_limit"]
+    limit = training["importance_ratio_cap"]
     weights = truncated_importance_weights(logprobs, given.rollout_logprobs, limit)
     compared = sums_of(
         importance_weight=weights,
@@ -147,6 +147,6 @@ def distillation_loss(
         return load("objectives", divergence)(student, teacher).sum() / total_tokens, metrics
     target_logprobs = given.teacher_logprobs
     if given.reference_logprobs is not None:
-        target_logprobs = extrapolated_logprobs(target_logprobs, given.reference_logprobs, objective["lambda"])
+        target_logprobs = extrapolated_logprobs(target_logprobs, given.reference_logprobs, objective["reward_scale"])
     advantages = distillation_advantages(target_logprobs, given.rollout_logprobs)
     return policy_gradient_loss(logprobs, advantages, weights, total_tokens), metrics

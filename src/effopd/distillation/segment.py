@@ -26,7 +26,7 @@ class InputPaths(TypedDict):
     teacher: Path
     prompts: Path
     state: Path  # that the job starts from; the student for the first step of a run
-    ledger: Path | None  # of the trigger at that state
+    decision: Path | None  # of the trigger at that state
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Inputs:
     @staticmethod
     def open(step: int, **paths: Unpack[InputPaths]) -> Inputs:
         """Read the manifests. Raises ArtifactError if the state is not at `step`."""
-        point = Point.open(paths["state"], paths["ledger"])
+        point = Point.open(paths["state"], paths["decision"])
         if point.step != step:
             raise ArtifactError(f"{paths['state']} is at step {point.step} where step {step} is needed.")
         student, teacher = read_manifest(paths["student"], "model"), read_manifest(paths["teacher"], "model")
@@ -53,7 +53,7 @@ class Segment:
     """What all artifacts of a segment have in common."""
 
     settings: dict[str, Any]  # training, extrapolation, parts, task, seed, start, code
-    parents: dict[str, str]  # fingerprints: student, teacher, prompts, the state at the start and its ledger
+    parents: dict[str, str]  # fingerprints: student, teacher, prompts, the state at the start and its decision
 
     @staticmethod
     def from_inputs(spec: Mapping[str, Any], inputs: Inputs) -> Segment:

@@ -12,7 +12,7 @@ import torch
 from effopd.artifacts.manifests import Manifest, read_manifest
 from effopd.common.errors import ArtifactError
 from effopd.models.weight_files import Checkpoint, Parameter, shared_parameters
-from effopd.training.checkpoints import LEDGER_WEIGHTS, WEIGHTS, Point
+from effopd.training.checkpoints import DECISION_WEIGHTS, WEIGHTS, Point
 
 _CHECKPOINT = re.compile(r"checkpoints/step(\d+)\.safetensors")
 
@@ -26,14 +26,14 @@ class Kept:
     parents: dict[str, str]  # fingerprints that name all of them
 
     @staticmethod
-    def open(base: Path, states: Sequence[Path], ledgers: Sequence[Path]) -> Kept:
-        """Read the manifests `base` (a model), `states` and `ledgers` (of the triggers at some of the states).
+    def open(base: Path, states: Sequence[Path], decisions: Sequence[Path]) -> Kept:
+        """Read the manifests `base` (a model), `states` and `decisions` (of the triggers at some of the states).
 
         A state's weights are those from which training goes on: the accepted candidate's, where there is one. A model
         among the states stands for its checkpoints and itself. Raises ArtifactError where files are not whole.
         """
         first = read_manifest(base, "model")
-        decided = {read_manifest(path, "ledger").parents["state"]: path for path in ledgers}
+        decided = {read_manifest(path, "decision").parents["state"]: path for path in decisions}
         trained: dict[int, Checkpoint] = {}
         parents = {"base": first.fingerprint}
         for path in states:
@@ -83,8 +83,8 @@ def _folder(manifest: Manifest) -> Path:
 def _weights_file(point: Point) -> Path:
     if point.manifest.kind != "state":
         raise ArtifactError(f"{point.manifest.path} is not a state.")
-    if point.ledger is not None and point.ledger.result["coefficient"] != 0:
-        return point.ledger.file(LEDGER_WEIGHTS)
+    if point.decision is not None and point.decision.result["coefficient"] != 0:
+        return point.decision.file(DECISION_WEIGHTS)
     return point.manifest.file(WEIGHTS)
 
 

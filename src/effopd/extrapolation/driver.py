@@ -32,13 +32,13 @@ class SearchSettings:
 
     search: str  # of search.search, or LINE_BY_MODULE
     coefficients: Sequence[float]
-    accept: str  # ">=" or ">"
+    accept_ties: bool
     options: Mapping[str, Any] = field(default_factory=dict)  # of a search that another package adds
 
     @staticmethod
     def from_config(section: Mapping[str, Any]) -> SearchSettings:
         kind = section["search"]
-        return SearchSettings(kind, section["coefficients"], section["accept"], section.get(kind, {}))
+        return SearchSettings(kind, section["coefficients"], section["accept_ties"], section.get(kind, {}))
 
     @property
     def refines(self) -> bool:
@@ -65,8 +65,8 @@ class Decision:
         """What the search accepted; 0: the weights stay as they are."""
         return self.result.coefficient
 
-    def ledger(self, step: int, *, metric: str, update_norm: Mapping[str, float]) -> dict[str, Any]:
-        """The result of a ledger: what was tried at a step, and what training goes on from."""
+    def record(self, step: int, *, metric: str, update_norm: Mapping[str, float]) -> dict[str, Any]:
+        """The decision as its file records it: what was tried at a step, and what training goes on from."""
         entries = {coefficient: value.entry(coefficient) for coefficient, value in self.values.items()}
         by_module = {"modules": dict(self.coefficients), "module_trials": self.module_trials}
         return {
@@ -74,7 +74,7 @@ class Decision:
             "step": step,
             "coefficient": self.coefficient,
             "reason": self.result.reason,
-            "accept": self.settings.accept,
+            "accept_ties": self.settings.accept_ties,
             "metric": metric,
             "current": entries[0.0],
             "trials": [{**entries[t.coefficient], "accepted": t.accepted} for t in self.result.trials],
@@ -126,13 +126,13 @@ def extrapolate(
             score,
             score(0.0),
             settings.coefficients,
-            settings.accept,
+            settings.accept_ties,
             first_step(previous),
             settings.options,
         )
         accepted, module_trials = dict.fromkeys(stay, result.coefficient), 0
         if settings.refines:
-            accepted, module_trials = refine(score_by_module, result, stay, settings.accept)
+            accepted, module_trials = refine(score_by_module, result, stay, settings.accept_ties)
         chosen = accepted
     finally:
         ray.put(chosen)

@@ -27,14 +27,14 @@ class GateValue:
         return self.score if all(map(math.isfinite, (self.value, self.score, *self.per_item))) else math.nan
 
     def entry(self, coefficient: float) -> dict[str, Any]:
-        """The ledger's entry of these weights; nothing but the coefficient if any number is not finite."""
+        """These weights' entry in a decision; nothing but the coefficient if any number is not finite."""
         if math.isnan(self.usable_score):
             return {"coefficient": coefficient, "value": None, "score": None, "per_item": []}
         return {"coefficient": coefficient, "value": self.value, "score": self.score, "per_item": list(self.per_item)}
 
     @staticmethod
     def from_entry(entry: Mapping[str, Any]) -> GateValue:
-        """What a ledger's entry says; NaN if it was not finite."""
+        """What a decision's entry says; NaN if it was not finite."""
         if entry["score"] is None:
             return GateValue(math.nan, math.nan)
         return GateValue(entry["value"], entry["score"], entry["per_item"])

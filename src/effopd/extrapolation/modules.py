@@ -21,7 +21,7 @@ def by_module(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def refine(
-    score: Callable[[Mapping[str, float]], float], line: SearchResult, modules: Iterable[str], accept: str
+    score: Callable[[Mapping[str, float]], float], line: SearchResult, modules: Iterable[str], accept_ties: bool
 ) -> tuple[dict[str, float], int]:
     """From where a line search ended, scale the coefficient of one module after the other where that is better.
 
@@ -38,7 +38,7 @@ def refine(
             trial = {**found, module: found[module] * factor}
             value = score(trial)
             tried += 1
-            if better(value, best, ">" if factor > 1 else accept):
+            if better(value, best, accept_ties and factor <= 1):
                 found, best = trial, value
                 break
     return found, tried

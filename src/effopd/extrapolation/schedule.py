@@ -34,7 +34,7 @@ def trigger_steps(setting: str | Sequence[int], steps: int) -> list[int]:
     return _listed_steps(setting, steps)
 
 
-def kept_steps(setting: str | Sequence[int], steps: int) -> list[int]:
+def checkpoint_steps(setting: str | Sequence[int], steps: int) -> list[int]:
     """The steps of a run of `steps` steps whose state is kept, besides triggers and the last one.
 
     `setting` is "powers_of_two" or a list. Raises ValueError where a list does not fit the steps; the message says what

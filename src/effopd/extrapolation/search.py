@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,6 @@ from effopd.common.registry import load
 
 Score = Callable[[float], float]  # coefficient -> score of its candidate, higher is better
 
-ACCEPT: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, ">": operator.gt}
 LONGEST_STEP = 1024.0  # where a line search that keeps improving stops
 SHORTEST_STEP = 0.5  # the shortest step forward that it tries
 
@@ -36,9 +34,9 @@ class SearchResult:
     warning: str = ""  # one line where the decision rests on nothing; else empty
 
 
-def better(value: float, best: float, accept: str) -> bool:
+def better(value: float, best: float, accept_ties: bool) -> bool:
     """Whether a score displaces the best so far. One that is not finite, on either side, never does."""
-    return math.isfinite(value) and math.isfinite(best) and ACCEPT[accept](value, best)
+    return math.isfinite(value) and math.isfinite(best) and (value > best or (accept_ties and value == best))
 
 
 def search(
@@ -46,7 +44,7 @@ def search(
     score: Score,
     current: float,
     coefficients: Sequence[float],
-    accept: str,
+    accept_ties: bool,
     start: float = 1.0,
     options: Mapping[str, Any] | None = None,
 ) -> SearchResult:
@@ -59,15 +57,15 @@ def search(
     if not math.isfinite(current):
         why = "the score of the current weights is not finite"
         return SearchResult([], 0.0, why, f"nothing is extrapolated: {why}")
-    tracker = Trials(score, current, accept)
+    tracker = Trials(score, current, accept_ties)
     reason = load("searches", kind)(tracker, coefficients, start, **(options or {}))
     warning = ""
     if tracker.coefficient == 0:
         reason = "no candidate was accepted"
     elif all(trial.score == current for trial in tracker.trials):
         warning = (
-            f"every candidate scores the same as the current weights ({current:g}), and `accept` takes ties. Write "
-            "accept: '>', or have the gate ask more."
+            f"every candidate scores the same as the current weights ({current:g}), and ties are accepted. Write "
+            "accept_ties: false, or have the gate ask more."
         )
     return SearchResult(tracker.trials, tracker.coefficient, reason, warning)
 
@@ -80,15 +78,15 @@ def first_step(previous: float) -> float:
 class Trials:
     """What a search has tried, and the best so far: `coefficient`, 0 for the current weights."""
 
-    def __init__(self, score: Score, current: float, accept: str) -> None:
-        self.score, self.best, self.accept = score, current, accept
+    def __init__(self, score: Score, current: float, accept_ties: bool) -> None:
+        self.score, self.best, self.accept_ties = score, current, accept_ties
         self.coefficient = 0.0
         self.trials: list[Trial] = []
 
     def trial(self, coefficient: float) -> bool:
         """Score a candidate, which takes a while. Returns whether it is the best so far now."""
         value = self.score(coefficient)
-        accepted = better(value, self.best, self.accept)
+        accepted = better(value, self.best, self.accept_ties)
         self.trials.append(Trial(coefficient, value, accepted))
         if accepted:
             self.best, self.coefficient = value, coefficient
@@ -114,9 +112,9 @@ def line(tracker: Trials, coefficients: Sequence[float], start: float) -> str:
     """Double while it improves, then try the midpoint; if the start fails halve it, then step back to the anchor.
 
     A step back averages noise away where the learning rate is high. It chooses its own coefficients, and its steps must
-    improve the score: a tie is not accepted, whatever `accept` says.
+    improve the score: a tie is not accepted, whatever `accept_ties` says.
     """
-    tracker.accept = ">"
+    tracker.accept_ties = False
     coefficient = start
     if tracker.trial(coefficient):
         while coefficient < LONGEST_STEP and tracker.trial(2 * coefficient):

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from effopd.artifacts.manifests import read_json, write_json, write_manifest
 from effopd.common.errors import UserError
 from effopd.common.progress import say
+from effopd.config.renamed_keys import takes_ties
 from effopd.extrapolation.candidates import delta_norms, moving_parameters
 from effopd.extrapolation.driver import SearchSettings, extrapolate
 from effopd.extrapolation.modules import LINE_BY_MODULE, by_module
 from effopd.extrapolation.schedule import EVERY_STEP, powers_of_two, trigger_steps
-from effopd.extrapolation.search import ACCEPT
 from effopd.integrations.gates import Judge, ModelGate, name_of
 from effopd.integrations.master_weights import MasterRay, MasterWeights, rank
 from effopd.models.models import Weights, load_tensors, save_tensors
@@ -32,7 +32,7 @@ class EffOPDCallback(TrainerCallback):
     At a trigger the update since the anchor is tried further: W + c (W - anchor) for each coefficient that the search
     asks about is put into the model, the gate judges it, and training goes on from what was accepted. Optimizer
     moments, schedule, step counter and data order stay as they are. Each decision is written to
-    `<output_dir>/extrapolation/<step>/ledger.json`; the anchor goes into every checkpoint and comes back on resume.
+    `<output_dir>/extrapolation/<step>/decision.json`; the anchor goes into every checkpoint and comes back on resume.
 
     The arguments are the workflow's `extrapolation` settings. `resume_from` is only needed where the Trainer resumes
     from a checkpoint outside its `output_dir`. Raises UserError where a setting is unknown.
@@ -45,18 +45,22 @@ class EffOPDCallback(TrainerCallback):
         triggers: str | Sequence[int] = "powers_of_two",
         coefficients: Sequence[float] = (2, 4, 6, 8, 10),
         search: str = "first_failure",
-        accept: str = ">=",
+        accept_ties: bool = True,
         anchor: str = "accepted",
         parameters: str = "attention_mlp",
         resume_from: str | Path | None = None,
+        accept: str | None = None,
     ) -> None:
+        if accept is not None:
+            say("effopd: warning: EffOPDCallback: `accept` is called `accept_ties` now; '>=' is True, '>' is False.")
+            accept_ties = takes_ties(accept)
         for name, value, known in (
             ("search", search, SEARCHES),
-            ("accept", accept, tuple(ACCEPT)),
+            ("accept_ties", accept_ties, (True, False)),
             ("anchor", anchor, ("accepted", "raw")),
         ):
             if value not in known:
-                raise UserError(f"EffOPDCallback: {name!r} is {value!r}. Use one of {', '.join(known)}.")
+                raise UserError(f"EffOPDCallback: {name!r} is {value!r}. Use one of {', '.join(map(str, known))}.")
         if isinstance(triggers, str) and triggers not in TRIGGERS:
             raise UserError(
                 f"EffOPDCallback: 'triggers' is {triggers!r}. Use one of {', '.join(TRIGGERS)}, or a list of steps."
@@ -66,12 +70,12 @@ class EffOPDCallback(TrainerCallback):
             "triggers": triggers if isinstance(triggers, str) else list(triggers),
             "coefficients": list(coefficients),
             "search": search,
-            "accept": accept,
+            "accept_ties": accept_ties,
             "anchor": anchor,
             "parameters": parameters,
         }
         self.resume_from = Path(resume_from) if resume_from else None
-        self.decisions: list[dict[str, Any]] = []  # the results of the ledgers so far
+        self.decisions: list[dict[str, Any]] = []  # the results of the decisions so far
         self._anchor: Weights = {}  # on the first rank
         self._previous = 1.0  # where a line search after every step starts, on all ranks
 
@@ -143,11 +147,13 @@ class EffOPDCallback(TrainerCallback):
         if rank() != 0:
             return
         metric = getattr(self.gate, "metric", name_of(self.gate))
-        result = decision.ledger(step, metric=metric, update_norm=ray.update_norm())
+        result = decision.record(step, metric=metric, update_norm=ray.update_norm())
         self.decisions.append(result)
         spec = {"extrapolation": self.settings, "step": step}
-        path = output / f"extrapolation/{step}/ledger.json"
-        write_manifest(path, kind="ledger", spec=spec, parents={}, result=result, cost=decision.costs, started=started)
+        path = output / f"extrapolation/{step}/decision.json"
+        write_manifest(
+            path, kind="decision", spec=spec, parents={}, result=result, cost=decision.costs, started=started
+        )
         say(f"effopd: step {step}: {decision}")
         if self.settings["anchor"] == "accepted":
             current.update((name, ray.tensor(name)) for name in self._moving)  # one at a time: a model may be large

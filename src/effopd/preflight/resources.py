@@ -37,7 +37,7 @@ def check_memory(check: str, needed: float, available: float, kind: str) -> Find
             check,
             measured,
             "The first update would run out of memory.",
-            "Lower `training.batch_size`, use more `training.ranks`, or run in stages (`execution.mode`).",
+            "Lower `training.batch_size`, use more `training.num_processes`, or run in stages (`execution.mode`).",
         )
     if needed > TIGHT * available:
         return warned(check, measured, "Little is left for what is not counted.", "Lower `training.batch_size`.")

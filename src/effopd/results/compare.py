@@ -37,14 +37,14 @@ class Side:
         self.models = {model: manifest_at(folder / f"models/{model}/manifest.json") for model in models}
         self.starts = {model: manifest_at(folder / f"evaluation/models/{model}.json") for model in models}
         self.states: dict[Place, Manifest | None] = {}
-        self.ledgers: dict[Place, Manifest | None] = {}
+        self.decisions: dict[Place, Manifest | None] = {}
         self.predictions: dict[Place, Manifest | None] = {}
         self.evaluations: dict[Place, Manifest | None] = {}
         for run, seed, step in self.plan.points():
             place, own = (run, seed, step), folder / f"runs/{run}/seed{seed}"
             self.states[place] = manifest_at(own / f"state/{step}/state.json")
             if step in self.plan.triggers(run):
-                self.ledgers[place] = manifest_at(own / f"extrapolation/{step}/ledger.json")
+                self.decisions[place] = manifest_at(own / f"extrapolation/{step}/decision.json")
         for name, seed, step in self.plan.predicted_points():
             own = folder / f"predictions/{name}/seed{seed}/{step}"
             self.predictions[name, seed, step] = manifest_at(own / "prediction.json")
@@ -63,7 +63,7 @@ class Side:
             "models": [*self.models.values()],
             "evaluations of models": [*self.starts.values()],
             "states": [*self.states.values()],
-            "ledgers": [*self.ledgers.values()],
+            "decisions": [*self.decisions.values()],
             "predictions": [*self.predictions.values()],
             "evaluations": [*self.evaluations.values()],
             "evaluations on other tasks": [*self.task_evaluations.values()],
@@ -94,7 +94,7 @@ class Side:
         run, seed, last = place
         cost = dict.fromkeys(SPENT, 0.0)
         for step in self.plan.boundaries(run):
-            for held in (self.states, self.ledgers):
+            for held in (self.states, self.decisions):
                 if step <= last and (run, seed, step) in held:
                     cost = _added(cost, {column: _spent(held[run, seed, step], column) for column in SPENT})
         return cost
@@ -104,7 +104,7 @@ class Side:
         found = self.states.get(place) or self.predictions.get(place)
         if found is None:
             return None
-        files = [held.files for held in (found, self.ledgers.get(place)) if held is not None]
+        files = [held.files for held in (found, self.decisions.get(place)) if held is not None]
         return [of["weights.safetensors"]["sha256"] for of in files if "weights.safetensors" in of]
 
 

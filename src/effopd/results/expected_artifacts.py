@@ -59,7 +59,7 @@ class Inventory:
         for task in plan.other_tasks:
             self._take_in_task(task)
         self.states: dict[Place, Holding] = {}
-        self.ledgers: dict[Place, Holding] = {}
+        self.decisions: dict[Place, Holding] = {}
         self.evaluations: dict[Place, Holding] = {}
         for run, seed, step in plan.points():
             self._take_in(run, seed, step)
@@ -85,7 +85,7 @@ class Inventory:
         triggers = self.plan.triggers(run)
         after_jump = self.plan.previous_boundary(run, step) in triggers
         self.states[place] = self._hold(
-            f"{folder}/state/{step}/state.json", self.plan.spec("train_segment", **where), own, ledger=after_jump
+            f"{folder}/state/{step}/state.json", self.plan.spec("train_segment", **where), own, decision=after_jump
         )
         if step in triggers:
             spec = self.plan.spec("evaluate_candidates", **where)
@@ -93,10 +93,10 @@ class Inventory:
             for path in (trigger / "candidates.json", *trigger.glob("candidates/*.json")):
                 self._hold(str(path.relative_to(self.results)), spec, own)
             spec = self.plan.spec("select_candidate", **where)
-            self.ledgers[place] = self._hold(f"{folder}/extrapolation/{step}/ledger.json", spec, own)
+            self.decisions[place] = self._hold(f"{folder}/extrapolation/{step}/decision.json", spec, own)
         spec = self.plan.evaluate_run_spec(run)
         self.evaluations[place] = self._hold(
-            f"evaluation/{run}/seed{seed}/{step}.json", spec, own, ledger=step in triggers
+            f"evaluation/{run}/seed{seed}/{step}.json", spec, own, decision=step in triggers
         )
 
     def _take_in_task(self, task: str) -> None:
@@ -114,7 +114,7 @@ class Inventory:
             f"evaluation/tasks/{task}/{run}/seed{seed}/{step}.json",
             self.plan.evaluate_run_spec(run, task=task),
             (run, seed),
-            ledger=step in self.plan.triggers(run),
+            decision=step in self.plan.triggers(run),
         )
 
     def _take_in_prediction(self, prediction: str, seed: int, step: int) -> None:
@@ -126,12 +126,12 @@ class Inventory:
                 f"validation/{run}/seed{seed}/{validated}.json",
                 self.plan.evaluate_run_spec(run, split="validation"),
                 own,
-                ledger=validated in triggers,
+                decision=validated in triggers,
             )
         spec = self.plan.spec("predict_weights", prediction=prediction, seed=seed, step=step)
         found = self._hold(f"predictions/{prediction}/seed{seed}/{step}/prediction.json", spec, own)
         behind = {f"state {s}" for s in self.plan.states_behind(prediction, step)}
-        behind |= {f"ledger {s}" for s in triggers if s <= step}
+        behind |= {f"decision {s}" for s in triggers if s <= step}
         behind |= {f"validation {s}" for s in self.plan.validated_behind(prediction, step)}
         self.predictions[place] = _made_from(found, behind)
         spec = self.plan.evaluate_run_spec(run)
@@ -140,27 +140,27 @@ class Inventory:
     def _take_in_dynamics(self, subject: str) -> None:
         """What is known of the weights of a subject: of all kept states, or it is out of date."""
         folder, name = subject.split("/")
-        own, states, ledgers = None, set(), set()
+        own, states, decisions = None, set(), set()
         if folder != "models":
             own = (folder, int(name.removeprefix("seed")))
             states = {f"state {step}" for step in self.plan.boundaries(folder)}
-            ledgers = {f"ledger {step}" for step in self.plan.triggers(folder)}
-        for stage, file in (("analyze_weights", "weights"), ("evaluate_interventions", "interventions")):
+            decisions = {f"decision {step}" for step in self.plan.triggers(folder)}
+        for stage, file in (("analyze_weights", "weight_analysis"), ("evaluate_interventions", "interventions")):
             if stage == "evaluate_interventions" and not self.plan.config["dynamics"]["interventions"]:
                 continue
             found = self._hold(f"dynamics/{subject}/{file}.json", self.plan.spec(stage, subject=subject), own)
-            self.dynamics[subject, file] = _made_from(found, states | ledgers)
+            self.dynamics[subject, file] = _made_from(found, states | decisions)
 
-    def _hold(self, name: str, spec: str, own: tuple[str, int] | None = None, ledger: bool | None = None) -> Holding:
+    def _hold(self, name: str, spec: str, own: tuple[str, int] | None = None, decision: bool | None = None) -> Holding:
         """What is at `name`, of the run and seed `own`, or of none.
 
-        `ledger` says whether it has to be made from a ledger, None that it does not matter.
+        `decision` says whether it has to be made from a decision, None that it does not matter.
         """
         manifest = manifest_at(self.results / name)
         if manifest is None:
             return Holding(None, False)
         current = self._fits(manifest, json.loads(spec), own)
-        if ledger is not None and ("ledger" in manifest.parents) != ledger:
+        if decision is not None and ("decision" in manifest.parents) != decision:
             current = False
         if current:
             self._known[own].add(manifest.fingerprint)
@@ -191,7 +191,7 @@ class Inventory:
 
     def holdings(self) -> list[Holding]:
         """All of them."""
-        groups = (self.models, self.prompts, self.model_evaluations, self.states, self.ledgers, self.evaluations,
+        groups = (self.models, self.prompts, self.model_evaluations, self.states, self.decisions, self.evaluations,
                   self.validations, self.predictions, self.prediction_evaluations, self.task_data, self.task_prompts,
                   self.task_evaluations, self.dynamics)  # fmt: skip
         return [self.data, *(holding for group in groups for holding in group.values())]

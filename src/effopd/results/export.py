@@ -6,7 +6,7 @@ from pathlib import Path
 
 from effopd.artifacts.folders import new_folder
 from effopd.artifacts.manifest_format import is_plain
-from effopd.artifacts.manifests import Manifest
+from effopd.artifacts.manifests import Manifest, held_at
 from effopd.artifacts.own_files import numbered
 from effopd.common.errors import UserError
 from effopd.models.models import dtype_of, load_tokenizer, model_config, save_model
@@ -25,13 +25,13 @@ def export_state(results: Path, run: str, seed: int, step: int, out: Path, dtype
     if (results / f"predictions/{run}").is_dir():
         runs, states = results / f"predictions/{run}", "{}/prediction.json"
     folder = runs / f"seed{seed}"
-    state, ledger = folder / states.format(step), folder / f"extrapolation/{step}/ledger.json"
+    state, decision = folder / states.format(step), held_at(folder / f"extrapolation/{step}/decision.json")
     if not state.is_file():
         steps = [*numbered(folder / states.split("{")[0], states.split("/")[-1])]
         others = {path.relative_to(runs).parts[0] for path in runs.glob(f"seed*/{states.format('*')}")}
         there = str(steps) if steps else f"none. Of others: {', '.join(sorted(others)) or 'none'}"
         raise UserError(f"{state} does not exist. Kept steps of this run and seed: {there}.")
-    point = Point.open(state, ledger if ledger.is_file() else None)
+    point = Point.open(state, decision if decision.is_file() else None)
     base = _base(results, point.manifest)
     with new_folder(out) as folder:
         save_model(model_config(base), point.weights(), load_tokenizer(base), folder, dtype_of(dtype))

@@ -13,7 +13,7 @@ from effopd.artifacts.manifests import Manifest, release
 from effopd.artifacts.own_files import delete_own, is_own, numbered
 from effopd.common.errors import ArtifactError, UserError
 from effopd.common.formatting import aligned, shortened, size_text
-from effopd.extrapolation.schedule import kept_steps
+from effopd.extrapolation.schedule import checkpoint_steps
 from effopd.results.expected_artifacts import Inventory, manifest_at, manifests_below
 from effopd.training.early_stopping import BEST
 from effopd.workflow.job_specs import Plan
@@ -140,7 +140,7 @@ def _steps_with_optimizer(inventory: Inventory, run: str, seed: int, there: list
     if not kept_there:
         return set()
     chosen = [step for step in kept_there if step in triggers] or kept_there
-    lasting = {*kept_steps(plan.runs[run]["training"]["kept_steps"], boundaries[-1]), *triggers}
+    lasting = {*checkpoint_steps(plan.runs[run]["training"]["checkpoint_steps"], boundaries[-1]), *triggers}
     kept = {*chosen[-optimizers:], kept_there[-1], *[step for step in kept_there if step in lasting][-1:]}
     for step, following in itertools.pairwise(boundaries):
         done = following in there and inventory.states[run, seed, following].current

@@ -113,7 +113,7 @@ def _written(inventory: Inventory, names: list[str], shown: Sequence[Holding]) -
 
 def _run(inventory: Inventory, run: str, seed: int) -> dict[str, Any]:
     """How far a run is with a seed: [done, of how many] of each kind, and how many artifacts are out of date."""
-    kinds = {"states": inventory.states, "triggers": inventory.ledgers, "evaluations": inventory.evaluations}
+    kinds = {"states": inventory.states, "triggers": inventory.decisions, "evaluations": inventory.evaluations}
     own = {kind: inventory.of_run(holdings, run, seed) for kind, holdings in kinds.items()}
     return {
         "run": run,
@@ -143,7 +143,7 @@ def _seconds_left(inventory: Inventory, runs: list[dict[str, Any]], started: flo
     """
     if not all(holding.current for holding in inventory.models.values()):
         return None
-    kinds = {"steps": inventory.states, "triggers": inventory.ledgers, "evaluations": inventory.evaluations}
+    kinds = {"steps": inventory.states, "triggers": inventory.decisions, "evaluations": inventory.evaluations}
     left = longest = 0.0
     for row in runs:
         chain = 0.0

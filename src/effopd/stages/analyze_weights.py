@@ -18,7 +18,7 @@ def analyze_weights(
     *,
     base: Path,
     states: Sequence[Path],
-    ledgers: Sequence[Path],
+    decisions: Sequence[Path],
     out: Path,
     device: torch.device,
 ) -> None:
@@ -26,7 +26,7 @@ def analyze_weights(
 
     A model among the states stands for its checkpoints and itself.
     """
-    kept = Kept.open(base, states, ledgers)
+    kept = Kept.open(base, states, decisions)
     work = out.with_name(".weights")
     tables = analyze(kept.base, kept.trained, out, work, spec=spec, parents=kept.parents, device=device)
     norm = sum(row["frobenius_norm"] ** 2 for row in tables["norms"].to_pylist() if row["step"] == kept.last) ** 0.5

@@ -14,15 +14,15 @@ SHOWN = 12  # coefficients in the line that says what a run did
 
 
 def collect_run(spec: dict[str, Any], run_folder: Path, out: Path) -> None:
-    """Write metrics.parquet to `out` and cost.parquet beside it, from the run's states and ledgers."""
+    """Write metrics.parquet to `out` and cost.parquet beside it, from the run's states and decisions."""
     metrics, costs, jumps = [], [], []
     for step in spec["boundaries"]:
         state = read_manifest(run_folder / f"state/{step}/state.json", "state")
         metrics.append(pd.read_parquet(state.file("metrics.parquet")))
         costs += state.recorded["cost"]
-        ledger = run_folder / f"extrapolation/{step}/ledger.json"
+        path = run_folder / f"extrapolation/{step}/decision.json"
         if step in spec["triggers"]:
-            decided = read_manifest(ledger, "ledger")
+            decided = read_manifest(path, "decision")
             costs += decided.recorded["cost"]
             jumps.append(f"{decided.result['coefficient']:g}")
     for table, path in ((pd.concat(metrics), out), (pd.DataFrame(costs), out.with_name("cost.parquet"))):

@@ -45,13 +45,13 @@ def compare_local_theory(
     teacher: Path,
     linearization: Path,
     states: Sequence[Path],
-    ledgers: Sequence[Path],
+    decisions: Sequence[Path],
     out: Path,
     device: torch.device,
 ) -> None:
     """The observed update at every state against b, A and the path that they predict.
 
-    The ledgers are those of triggers at some of the states; an update is that of the weights from which training goes
+    The decisions are those of triggers at some of the states; an update is that of the weights from which training goes
     on. Writes beside the manifest `out` the tables `local_path` (one row per step) and `local_gradient` (one row per
     matrix, step and number of directions). Raises ArtifactError if the linearization is of another student or teacher.
     """
@@ -62,7 +62,7 @@ def compare_local_theory(
             raise ArtifactError(
                 f"{linearization} is of another {role} than {path}. Delete it and run the workflow again."
             )
-    points = _points(states, ledgers)
+    points = _points(states, decisions)
     model = load_model(student.parent, device)
     _, pad_id = special_ids(load_tokenizer(student.parent))
     rollouts, size = Rollouts.read(linearized.file(ROLLOUTS)), linearized.spec["batch_size"]
@@ -173,8 +173,8 @@ class LocalTheory:
                 }
 
 
-def _points(states: Sequence[Path], ledgers: Sequence[Path]) -> list[Point]:
-    """The points of a run in order, each state with the ledger that was decided for it."""
-    decided = {read_manifest(path, "ledger").parents["state"]: path for path in ledgers}
+def _points(states: Sequence[Path], decisions: Sequence[Path]) -> list[Point]:
+    """The points of a run in order, each state with the decision at it."""
+    decided = {read_manifest(path, "decision").parents["state"]: path for path in decisions}
     found = [Point.open(path, decided.get(read_manifest(path).fingerprint)) for path in states]
     return sorted(found, key=lambda point: point.step)

@@ -30,7 +30,7 @@ def evaluate(
     teacher: Path | None,
     prompts: Path,
     state: Path,
-    ledger: Path | None,
+    decision: Path | None,
     out: Path,
     device: torch.device,
 ) -> None:
@@ -42,7 +42,7 @@ def evaluate(
     """
     started = time.time()
     settings = spec["evaluation"]
-    prompts_manifest, point = read_manifest(prompts, "prompts"), Point.open(state, ledger)
+    prompts_manifest, point = read_manifest(prompts, "prompts"), Point.open(state, decision)
     parents = {"prompts": prompts_manifest.fingerprint, **point.parents}
     if teacher is not None:
         parents["teacher"] = read_manifest(teacher, "model").fingerprint

@@ -44,19 +44,19 @@ def evaluate_candidates(
     prompts: Path,
     state: Path,
     anchor: Path,
-    anchor_ledger: Path | None,
+    anchor_decision: Path | None,
     out: Path,
     device: torch.device,
 ) -> None:
     """Score candidates of the state at spec["step"], as far as the search asks, and write the manifest `out`.
 
     If the spec has a `coefficient` (0: the weights as they are), only that candidate is scored, whatever others are
-    worth. `anchor` is the state (or model) of the previous trigger and `anchor_ledger` what was accepted there.
+    worth. `anchor` is the state (or model) of the previous trigger and `anchor_decision` what was accepted there.
     """
     started = time.time()
     settings = spec["extrapolation"]
     prompts_manifest, teacher_manifest = read_manifest(prompts, "prompts"), read_manifest(teacher, "model")
-    point, anchor_point = Point.open(state), Point.open(anchor, anchor_ledger)
+    point, anchor_point = Point.open(state), Point.open(anchor, anchor_decision)
     if point.step != spec["step"]:
         raise ArtifactError(f"{state} is at step {point.step} where step {spec['step']} is needed.")
     ray = ray_of(point, anchor_point, settings)

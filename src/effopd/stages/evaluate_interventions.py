@@ -48,7 +48,7 @@ def evaluate_interventions(
     teacher: Path,
     prompts: Path,
     states: Sequence[Path],
-    ledgers: Sequence[Path],
+    decisions: Sequence[Path],
     out: Path,
     device: torch.device,
 ) -> None:
@@ -60,7 +60,7 @@ def evaluate_interventions(
     it (docs/dynamics.md).
     """
     started = time.time()
-    kept, teacher_manifest = Kept.open(base, states, ledgers), read_manifest(teacher, "model")
+    kept, teacher_manifest = Kept.open(base, states, decisions), read_manifest(teacher, "model")
     prompts_manifest = read_manifest(prompts, "prompts")
     parents = {**kept.parents, "teacher": teacher_manifest.fingerprint, "prompts": prompts_manifest.fingerprint}
     fingerprint, work = fingerprint_of(KIND, spec, parents), out.with_name(".interventions")

@@ -57,7 +57,7 @@ def make_dynamics_tables(spec: dict[str, Any], results: Path, out: Path) -> None
 
 def _tables(folder: Path) -> dict[str, pd.DataFrame]:
     """The tables of a subject by name."""
-    manifests = [read_manifest(folder / f"{name}.json") for name in ("weights", "interventions")
+    manifests = [read_manifest(folder / f"{name}.json") for name in ("weight_analysis", "interventions")
                  if (folder / f"{name}.json").is_file()]  # fmt: skip
     names = [(manifest, name) for manifest in manifests for name in manifest.files]
     return {name.removesuffix(".parquet"): pd.read_parquet(manifest.file(name)) for manifest, name in names}

@@ -1,4 +1,4 @@
-"""The tables of the comparison, from evaluations, ledgers and cost ledgers."""
+"""The tables of the comparison, from evaluations, decisions and cost ledgers."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _extrapolation(spec: dict[str, Any], results: Path) -> pd.DataFrame:
     for run, steps, pattern in _decisions(spec):
         for seed, step in itertools.product(spec["seeds"], steps):
             decided = read_manifest(results / pattern.format(run=run, seed=seed, step=step)).result
-            rows += [{"run": run, "seed": seed, "step": step, **row} for row in _of_ledger(decided)]
+            rows += [{"run": run, "seed": seed, "step": step, **row} for row in _of_record(decided)]
     for about in spec["runs"]:
         for seed in spec["seeds"] if about["every_step"] else []:
             metrics = read_parquet(results / f"runs/{about['run']}/seed{seed}/metrics.parquet")
@@ -148,12 +148,12 @@ def _extrapolation(spec: dict[str, Any], results: Path) -> pd.DataFrame:
 def _decisions(spec: dict[str, Any]) -> Iterator[tuple[str, list[int], str]]:
     """(run or prediction, the steps at which a gate decided for it, where the decisions are)."""
     for about in spec["runs"]:
-        yield about["run"], about["triggers"], "runs/{run}/seed{seed}/extrapolation/{step}/ledger.json"
+        yield about["run"], about["triggers"], "runs/{run}/seed{seed}/extrapolation/{step}/decision.json"
     for about in spec["predictions"]:
         yield about["prediction"], about["steps"], "predictions/{run}/seed{seed}/{step}/prediction.json"
 
 
-def _of_ledger(decided: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _of_record(decided: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for trial in [decided["current"], *decided["trials"]]:
         yield {
             "metric": decided["metric"],

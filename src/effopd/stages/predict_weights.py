@@ -31,7 +31,7 @@ def predict_weights(
     teacher: Path,
     prompts: Path,
     states: Sequence[Path],
-    ledgers: Sequence[Path],
+    decisions: Sequence[Path],
     validations: Sequence[Path],
     out: Path,
     device: torch.device,
@@ -44,7 +44,7 @@ def predict_weights(
     """
     started = time.time()
     settings = spec["extrapolation"]
-    kept = Kept.open(base, states, ledgers)
+    kept = Kept.open(base, states, decisions)
     if list(kept.trained) != spec["states"]:
         raise ArtifactError(f"the states given are of steps {list(kept.trained)}, and {spec['states']} are needed.")
     accuracies, validated = _accuracies(kept, [read_manifest(path, "evaluation") for path in validations])
@@ -66,7 +66,7 @@ def predict_weights(
             "teacher": teacher_manifest.fingerprint,
         },
         files={weights.name: weights},
-        result=decision.ledger(spec["step"], metric=settings["gate"]["metric"], update_norm=predictor.update_norm()),
+        result=decision.record(spec["step"], metric=settings["gate"]["metric"], update_norm=predictor.update_norm()),
         cost=[*_costs(validated), *decision.costs],
         started=started,
     )

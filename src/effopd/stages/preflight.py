@@ -244,7 +244,7 @@ def _check_models(
     needed = _update_memory(training, parameters, factors, subjects["student"], longest)
     needed += beside_bytes(training["precision"], parameters, students, asked * held)
     available, kind = available_memory(device)
-    processes = training["ranks"] if device.type == "cpu" else 1  # that share what is available
+    processes = training["num_processes"] if device.type == "cpu" else 1  # that share what is available
     checks.run("memory", check_memory, processes * needed, available, kind)
 
 

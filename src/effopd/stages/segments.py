@@ -42,7 +42,7 @@ RESUME_EVERY_SECONDS = 30.0
 def train_segment(
     spec: dict[str, Any], *, out: Path, run_folder: Path, device: torch.device, **paths: Unpack[InputPaths]
 ) -> None:
-    """Train from the state (and ledger) at spec["start"] to spec["end"] and write the state manifest `out`.
+    """Train from the state (and decision) at spec["start"] to spec["end"] and write the state manifest `out`.
 
     Every step's rollouts and scores go to `run_folder` before they are trained on, so a killed segment regenerates
     nothing; it goes on from its last resume point and replays the steps since then. Under several ranks each generates

@@ -14,7 +14,7 @@ from effopd.extrapolation.driver import SearchSettings, extrapolate
 from effopd.extrapolation.gate import GateValue
 from effopd.models.models import save_tensors
 from effopd.stages.evaluate_candidates import ray_of
-from effopd.training.checkpoints import LEDGER_WEIGHTS, Point
+from effopd.training.checkpoints import DECISION_WEIGHTS, Point
 
 
 def select_candidate(
@@ -22,11 +22,11 @@ def select_candidate(
     *,
     state: Path,
     anchor: Path,
-    anchor_ledger: Path | None,
+    anchor_decision: Path | None,
     candidates: Sequence[Path],
     out: Path,
 ) -> None:
-    """Write the ledger `out` of the trigger at spec["step"] and, where a candidate is accepted, its weights beside it.
+    """Write the decision `out` of the trigger at spec["step"] and, if a candidate is accepted, its weights beside it.
 
     `candidates` is what `evaluate_candidates` wrote, once or for each coefficient; the latter are put together first,
     as if they had been scored in turn. Raises ArtifactError if the candidates were scored for another state, or lack a
@@ -34,7 +34,7 @@ def select_candidate(
     """
     started = time.time()
     settings = spec["extrapolation"]
-    point, anchor_point = Point.open(state), Point.open(anchor, anchor_ledger)
+    point, anchor_point = Point.open(state), Point.open(anchor, anchor_decision)
     manifests = [read_manifest(path, "candidates") for path in candidates]
     for manifest in manifests:
         if manifest.parents["state"] != point.manifest.fingerprint:
@@ -49,15 +49,15 @@ def select_candidate(
     if decision.coefficient != 0:
         ray = ray_of(point, anchor_point, settings)
         ray.put(dict.fromkeys(ray.modules, decision.coefficient))
-        files[LEDGER_WEIGHTS] = out.parent / LEDGER_WEIGHTS
-        save_tensors(files[LEDGER_WEIGHTS], ray.weights())
+        files[DECISION_WEIGHTS] = out.parent / DECISION_WEIGHTS
+        save_tensors(files[DECISION_WEIGHTS], ray.weights())
     metric = scored.spec["extrapolation"]["gate"]["metric"]
-    result = decision.ledger(spec["step"], metric=metric, update_norm=scored.result["update_norm"])
+    result = decision.record(spec["step"], metric=metric, update_norm=scored.result["update_norm"])
     parents = {"candidates": scored.fingerprint, **point.parents}
     parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
     cost = scored.recorded["cost"]
     write_manifest(
-        out, kind="ledger", spec=spec, parents=parents, files=files, result=result, cost=cost, started=started
+        out, kind="decision", spec=spec, parents=parents, files=files, result=result, cost=cost, started=started
     )
     say(f"done: {decision}")
 

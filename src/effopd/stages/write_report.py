@@ -174,8 +174,8 @@ def _with_own_ids(tag: str, prefix: str) -> str:
     return re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", tag)
 
 
-ROWS = {"model": 0, "state": 1, "candidates": 2, "ledger": 3, "evaluation": 4}
-NAMES = {"state": "train_segment", "candidates": "evaluate_candidates", "ledger": "select_candidate",
+ROWS = {"model": 0, "state": 1, "candidates": 2, "decision": 3, "evaluation": 4}
+NAMES = {"state": "train_segment", "candidates": "evaluate_candidates", "decision": "select_candidate",
          "evaluation": "evaluate"}  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def _chain(config: dict[str, Any], results: Path) -> dict[str, Any]:
     """
     seed = config["seeds"][0]
     folders = [results / f"runs/{run}/seed{seed}" for run in config["runs"]]
-    folder = next((f for f in folders if any(f.glob("extrapolation/*/ledger.json"))), folders[0])
+    folder = next((f for f in folders if any(f.glob("extrapolation/*/decision.json"))), folders[0])
     evaluations = results / "evaluation" / folder.parent.name / folder.name
     own: list[Manifest] = [read_manifest(path) for path in sorted(folder.glob("state/*/state.json"))]
     own += [read_manifest(path) for path in sorted(folder.glob("extrapolation/*/*.json"))]
@@ -208,7 +208,7 @@ def _chain(config: dict[str, Any], results: Path) -> dict[str, Any]:
         column, row = columns[manifest.result["step"]], ROWS[manifest.kind]
         places[manifest.fingerprint] = (column, row)
         label = f"step {manifest.result['step']}"
-        if manifest.kind == "ledger":
+        if manifest.kind == "decision":
             coefficient = manifest.result["coefficient"]
             label = f"×{coefficient:g}" if coefficient else "kept"
         nodes.append({"label": label, "title": f"{manifest.path}\n{manifest.fingerprint}", "kind": manifest.kind,

@@ -12,29 +12,29 @@ from effopd.common.errors import ArtifactError
 from effopd.models.models import Weights, load_model, load_tensors, save_tensors, weights_in
 from effopd.training.trainer import OptimizerState
 
-WEIGHTS, OPTIMIZER, LEDGER_WEIGHTS = "weights.safetensors", "optimizer.safetensors", "weights.safetensors"
+WEIGHTS, OPTIMIZER, DECISION_WEIGHTS = "weights.safetensors", "optimizer.safetensors", "weights.safetensors"
 METRICS = "metrics.parquet"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a run: a model (step 0), a state or predicted weights; and the ledger of the trigger at it, if any."""
+    """A point of a run: a model (step 0), a state or predicted weights; and the decision at it if it is a trigger."""
 
     manifest: Manifest
-    ledger: Manifest | None
+    decision: Manifest | None
 
     @staticmethod
-    def open(state: str | Path, ledger: str | Path | None = None) -> Point:
-        """Read the manifests. Raises ArtifactError unless the ledger is of this very state."""
+    def open(state: str | Path, decision: str | Path | None = None) -> Point:
+        """Read the manifests. Raises ArtifactError unless the decision is of this very state."""
         manifest = read_manifest(state)
         if manifest.kind not in ("model", "state", "prediction"):
             raise ArtifactError(f"{state} is a {manifest.kind!r} artifact where a model or a state is needed.")
-        if ledger is None:
+        if decision is None:
             return Point(manifest, None)
-        decided = read_manifest(ledger, "ledger")
+        decided = read_manifest(decision, "decision")
         if decided.parents["state"] != manifest.fingerprint:
             raise ArtifactError(
-                f"{ledger} was decided for another state than {state} (fingerprint {decided.parents['state']}, "
+                f"{decision} was decided for another state than {state} (fingerprint {decided.parents['state']}, "
                 f"not {manifest.fingerprint}). Delete it and run the workflow again."
             )
         return Point(manifest, decided)
@@ -46,12 +46,15 @@ class Point:
     @property
     def parents(self) -> dict[str, str]:
         """The fingerprints that name the weights from which training goes on."""
-        return {"state": self.manifest.fingerprint, **({"ledger": self.ledger.fingerprint} if self.ledger else {})}
+        return {
+            "state": self.manifest.fingerprint,
+            **({"decision": self.decision.fingerprint} if self.decision else {}),
+        }
 
     @property
     def jumped(self) -> float:
         """The coefficient that was accepted here; 0 where none was."""
-        return 0.0 if self.ledger is None else float(self.ledger.result["coefficient"])
+        return 0.0 if self.decision is None else float(self.decision.result["coefficient"])
 
     def raw_weights(self) -> Weights:
         """The weights before any extrapolation at this step."""
@@ -63,8 +66,8 @@ class Point:
 
     def weights(self) -> Weights:
         """The weights from which training goes on: the accepted candidate's, or the raw ones."""
-        if self.ledger is not None and self.jumped:
-            return load_tensors(self.ledger.file(LEDGER_WEIGHTS))
+        if self.decision is not None and self.jumped:
+            return load_tensors(self.decision.file(DECISION_WEIGHTS))
         return self.raw_weights()
 
     def optimizer(self) -> OptimizerState | None:

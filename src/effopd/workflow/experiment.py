@@ -13,12 +13,13 @@ from typing import Any, Self
 
 from effopd.artifacts.fingerprints import digest
 from effopd.common.errors import ConfigError, named_for
+from effopd.common.progress import say
 from effopd.common.registry import find, load
 from effopd.config.files import read_file, read_files
 from effopd.config.load import complete
 from effopd.config.schema import main_group, run_settings
 from effopd.extrapolation.gate import BLIND
-from effopd.extrapolation.schedule import EVERY_STEP, kept_steps, powers_of_two, trigger_steps
+from effopd.extrapolation.schedule import EVERY_STEP, checkpoint_steps, powers_of_two, trigger_steps
 from effopd.models.pretrained import local_model_files
 from effopd.tasks.sources import local_files, source_name
 
@@ -29,7 +30,7 @@ FIGURES = (
 # What of `training` the checks of a student and a teacher depend on.
 PREFLIGHT = (
     "student", "teacher", "scored_by", "batch_size", "micro_batch", "max_new_tokens", "temperature", "engine",
-    "engine_dtype", "precision", "ranks", "zero_stage", "gradient_checkpointing", "offload_optimizer", "lora",
+    "engine_dtype", "precision", "num_processes", "zero_stage", "gradient_checkpointing", "offload_optimizer", "lora",
 )  # fmt: skip
 LOCAL_THEORY_TABLES = ("local_residuals", "local_eigenspace", "local_path", "local_gradient")
 IN_TURN = ("first_failure", "all")  # searches that try the `coefficients` and nothing else
@@ -57,7 +58,7 @@ class Outline:
             raise ConfigError(
                 f"config: `predictions.{prediction}.method` is {method!r}, which needs {needed} kept states, and "
                 f"run `{run}` keeps {len(self.boundaries(run))}. Train it for more steps, or keep more of them "
-                "(`training.kept_steps`)."
+                "(`training.checkpoint_steps`)."
             )
 
     @classmethod
@@ -67,6 +68,8 @@ class Outline:
         Raises ConfigError, which names the file and the line, if there is none.
         """
         configuration = read_files(paths, assignments)
+        for line in configuration.warnings:
+            say(line)
         with configuration.located():
             return cls(configuration.values)
 
@@ -116,14 +119,14 @@ class Outline:
         tried = self.every_step(run) and gate["metric"] not in BLIND
         if self.staged:
             return int(tried), tried
-        students = tried + (training["objective"]["lambda"] != 1) + (training["zero_stage"] == 3)
+        students = tried + (training["objective"]["reward_scale"] != 1) + (training["zero_stage"] == 3)
         return students, tried or training["scored_by"] == "local"
 
     @cache  # noqa: B019
     def boundaries(self, run: str) -> tuple[int, ...]:
-        """The steps at which a run leaves a state that is kept and evaluated: `kept_steps`, triggers and the last."""
+        """The steps whose state is kept and evaluated: `checkpoint_steps`, triggers and the last."""
         training = self.runs[run]["training"]
-        kept = kept_steps(training["kept_steps"], training["steps"])
+        kept = checkpoint_steps(training["checkpoint_steps"], training["steps"])
         return tuple(sorted({*kept, *self.triggers(run), training["steps"]}))
 
     def previous_boundary(self, run: str, step: int) -> int:

@@ -58,7 +58,7 @@ class Plan(Outline):
 
     def _segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
         """What the artifacts of a step have in common with the others of its segment."""
-        elsewhere = ("steps", "kept_steps")  # they decide which segments there are
+        elsewhere = ("steps", "checkpoint_steps")  # they decide which segments there are
         training = {key: value for key, value in self.runs[run]["training"].items() if key not in elsewhere}
         start = self.previous_boundary(run, int(step))
         parts = {
@@ -120,7 +120,7 @@ class Plan(Outline):
     def _predict_weights(self, prediction: str, seed: str, step: str) -> dict[str, Any]:
         settings = self.predictions[prediction]
         method, search = settings["method"], settings["search"]
-        keys = ("coefficients", "search", "accept", "parameters", "gate", search)
+        keys = ("coefficients", "search", "accept_ties", "parameters", "gate", search)
         return {
             "method": method,
             **({"options": settings[method]} if method in settings else {}),
@@ -137,7 +137,7 @@ class Plan(Outline):
     def _select_candidate(self, run: str, seed: str, step: str) -> dict[str, Any]:
         extrapolation = self.runs[run]["extrapolation"]
         search = extrapolation["search"]
-        keys = ("coefficients", "search", "accept", "anchor", "parameters", search)
+        keys = ("coefficients", "search", "accept_ties", "anchor", "parameters", search)
         return {
             "extrapolation": {key: extrapolation[key] for key in keys if key in extrapolation},
             "parts": {"search": _code("searches", search)},

@@ -50,7 +50,9 @@ def command(ranks: int, *, gpus: int = 0, nodes: int = 1, mpi: str | None = None
 
 def _ranks_per_node(ranks: int, nodes: int) -> int:
     if ranks % nodes:
-        raise UserError(f"{ranks} ranks cannot be shared out evenly over {nodes} nodes. Change `ranks` or `nodes`.")
+        raise UserError(
+            f"{ranks} ranks cannot be shared out evenly over {nodes} nodes. Change `num_processes` or `nodes`."
+        )
     return ranks // nodes
 
 

@@ -88,13 +88,13 @@ class RuleInputs:
     # The chain of a run's states.
 
     def checkpoint(self, run: str, seed: int | str, step: int) -> Files:
-        """What defines the weights after a step: the state and, after a trigger, its ledger; the student at step 0."""
+        """What defines the weights after a step: the state and a trigger's decision; the student at step 0."""
         if step == 0:
             return {"state": paths.MODEL.format(model=self.plan.roles(run)[0])}
         where = {"run": run, "seed": seed, "step": step}
         files = {"state": paths.STATE.format(**where)}
         if step in self.plan.triggers(run):
-            files["ledger"] = paths.LEDGER.format(**where)
+            files["decision"] = paths.DECISION.format(**where)
         return files
 
     def start(self, wildcards: Any) -> Files:
@@ -113,10 +113,10 @@ class RuleInputs:
         return self.checkpoint(wildcards.run, wildcards.seed, int(wildcards.step))
 
     def anchor(self, wildcards: Any) -> Files:
-        """The checkpoint from which the update at a trigger is measured, as `anchor` and `anchor_ledger`."""
+        """The checkpoint from which the update at a trigger is measured, as `anchor` and `anchor_decision`."""
         step = self.plan.previous_trigger(wildcards.run, int(wildcards.step))
         files = self.checkpoint(wildcards.run, wildcards.seed, step)
-        names = {"state": "anchor", "ledger": "anchor_ledger"}
+        names = {"state": "anchor", "decision": "anchor_decision"}
         return {names[name]: path for name, path in files.items()}
 
     def candidates(self, wildcards: Any) -> list[str]:
@@ -126,30 +126,30 @@ class RuleInputs:
         return each or [paths.CANDIDATES.format(**where)]
 
     def history(self, wildcards: Any) -> dict[str, list[str]]:
-        """Every state and ledger of a run and seed."""
+        """Every state and decision of a run and seed."""
         return self._history(wildcards.run, wildcards.seed, self.plan.boundaries(wildcards.run))
 
     def _history(self, run: str, seed: int | str, steps: Iterable[int]) -> dict[str, list[str]]:
         checkpoints = [self.checkpoint(run, seed, step) for step in steps]
         return {
             "states": [files["state"] for files in checkpoints],
-            "ledgers": [files["ledger"] for files in checkpoints if "ledger" in files],
+            "decisions": [files["decision"] for files in checkpoints if "decision" in files],
         }
 
     # What is made of kept states.
 
     def behind(self, wildcards: Any) -> dict[str, list[str]]:
-        """What a prediction at a step is made from: kept states with ledgers and, if it asks for them, validations."""
+        """What a prediction at a step is made from: kept states, decisions and, if it asks for them, validations."""
         name, step, seed = wildcards.prediction, int(wildcards.step), wildcards.seed
         run, validated = self.plan.predicted_from(name), self.plan.validated_behind(name, step)
         validations = _expand(paths.VALIDATION, run=[run], seed=[seed], step=validated)
         return {**self._history(run, seed, self.plan.states_behind(name, step)), "validations": validations}
 
     def kept(self, wildcards: Any) -> dict[str, list[str]]:
-        """What a subject kept: the states and ledgers of a run and seed, or a model."""
+        """What a subject kept: the states and decisions of a run and seed, or a model."""
         folder, name = wildcards.subject.split("/")
         if folder == "models":
-            return {"states": [paths.MODEL.format(model=name)], "ledgers": []}
+            return {"states": [paths.MODEL.format(model=name)], "decisions": []}
         return self._history(folder, name.removeprefix("seed"), self.plan.boundaries(folder))
 
     def linearization(self, wildcards: Any) -> str:
@@ -165,11 +165,12 @@ class RuleInputs:
 
     # All there is of a kind: targets, and inputs of tables and report.
 
-    def ledgers(self) -> list[str]:
-        """The ledger of every trigger."""
+    def decisions(self) -> list[str]:
+        """The decision of every trigger."""
         plan = self.plan
         return _at(
-            paths.LEDGER, [(run, seed, step) for run in plan.runs for seed in plan.seeds for step in plan.triggers(run)]
+            paths.DECISION,
+            [(run, seed, step) for run in plan.runs for seed in plan.seeds for step in plan.triggers(run)],
         )
 
     def models(self) -> list[str]:
@@ -227,7 +228,7 @@ class RuleInputs:
         """What is made again when it is deleted, though everything made from it is there."""
         made = [*_expand(paths.DATA, task=self.tasks), *self.models(), *_at(paths.STATE, self.plan.points())]
         measured = [*self.evaluations(), *self.task_evaluations(), *self.dynamics()]
-        return [*made, *self.ledgers(), *self.predictions(), *measured]
+        return [*made, *self.decisions(), *self.predictions(), *measured]
 
     # Tables and figures.
 

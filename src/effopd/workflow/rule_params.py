@@ -52,11 +52,11 @@ class RuleParams:
 
     def ranks_of_model(self, wildcards: Any) -> int:
         """The processes of a model's training job."""
-        return int(self.plan.config["models"][wildcards.model]["ranks"])
+        return int(self.plan.config["models"][wildcards.model]["num_processes"])
 
     def ranks_of_run(self, wildcards: Any) -> int:
         """The processes of a run's training jobs."""
-        return int(self.plan.runs[wildcards.run]["training"]["ranks"])
+        return int(self.plan.runs[wildcards.run]["training"]["num_processes"])
 
     def launch(self, ranks: Ranks | None = None) -> Callable[[Any, int, Any], str]:
         """What starts a command's processes, one or its ranks, with the job's resources.
@@ -78,7 +78,7 @@ class RuleParams:
 
 
 def named_inputs(wildcards: Any, input: Any) -> str:
-    """The job's named inputs as options of its command: `--anchor-ledger path`, repeated for each of several paths."""
+    """The job's named inputs as options of its command: `--anchor-decision path`, once for each of several paths."""
     return " ".join(
         f"--{name.replace('_', '-')} {path}"
         for name, paths in input.items()

@@ -221,7 +221,9 @@ def subjects(spec: dict[str, Any], results: Path) -> list[tuple[str, int | None,
     """(run or models/<name>, seed, folder) of everything whose weights were analyzed."""
     runs = [(run, seed, results / f"dynamics/{run}/seed{seed}") for run in spec["runs"] for seed in spec["seeds"]]
     models = [(f"models/{name}", None, results / f"dynamics/models/{name}") for name in spec["models"]]
-    return [(run, seed, folder) for run, seed, folder in (*runs, *models) if (folder / "weights.json").is_file()]
+    return [
+        (run, seed, folder) for run, seed, folder in (*runs, *models) if (folder / "weight_analysis.json").is_file()
+    ]
 
 
 def _middle(table: pd.DataFrame) -> str:

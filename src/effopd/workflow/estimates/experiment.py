@@ -90,7 +90,7 @@ def too_large(plan: Plan, part: Part, there: float) -> Iterator[str]:
         if part.name.startswith(parts.LOCAL_THEORY):
             what, remedy = "it", "Turn it off (`dynamics.local_theory.enabled: false`), or lower its `iterations`."
         else:
-            more = ["a smaller `micro_batch`", "a higher `zero_stage`", "more `ranks`"]
+            more = ["a smaller `micro_batch`", "a higher `zero_stage`", "more `num_processes`"]
             more += ["`execution.mode: staged`"] * (part.name in plan.runs)  # models are not trained in stages
             what, remedy = "an update", _use(["`gradient_checkpointing`", *more])
         yield f"{part.name}: {what} takes {size_text(part.memory)} of each GPU, which has {size_text(there)}. {remedy}"

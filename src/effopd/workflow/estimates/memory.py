@@ -74,7 +74,7 @@ def trained_bytes(
         held = lora_update_bytes(parameters, factors)
     else:
         offload = settings["offload_optimizer"]
-        held = update_bytes(parameters, settings["ranks"], settings["zero_stage"], precision, offload)
+        held = update_bytes(parameters, settings["num_processes"], settings["zero_stage"], precision, offload)
     return held + activation_bytes(positions, hidden_size, layers, precision, settings["gradient_checkpointing"])
 
 

@@ -46,12 +46,12 @@ def of_run(plan: Plan, run: str, student: Architecture, teacher: Architecture) -
     """A run with all its seeds."""
     settings, seeds = plan.runs[run], len(plan.seeds)
     training = settings["training"]
-    work, longest = Work.of(plan, training["ranks"]), training["max_new_tokens"]
+    work, longest = Work.of(plan, training["num_processes"]), training["max_new_tokens"]
     rollouts, horizon = _rollouts(training)
     steps, states, triggers = training["steps"], len(plan.boundaries(run)), len(plan.triggers(run))
     alone = work.alone(student)
     search = alone.gate(settings["extrapolation"], student, teacher, rollouts=rollouts, horizon=horizon, limit=longest)
-    passes = 1 if training["objective"]["lambda"] == 1 else 2  # of the teacher; of the untrained student too
+    passes = 1 if training["objective"]["reward_scale"] == 1 else 2  # of the teacher; of the untrained student too
     seconds = {
         "rollouts": steps * work.generate(student, rollouts, horizon),
         "scores": steps * passes * work.forward(teacher, rollouts, horizon),
@@ -80,13 +80,13 @@ def of_run(plan: Plan, run: str, student: Architecture, teacher: Architecture) -
     memory += beside_bytes(training["precision"], parameters, students, asked * frozen)
     judging = width_of(training["precision"]) * parameters + frozen
     gpu_seconds = {stage: seeds * value for stage, value in seconds.items()}
-    return Part(run, gpu_seconds, seeds * disk, training["ranks"], memory, judging)
+    return Part(run, gpu_seconds, seeds * disk, training["num_processes"], memory, judging)
 
 
 def of_model(plan: Plan, name: str, model: Architecture, reference: Architecture) -> Part:
     """A model, trained or not, and its evaluation against the teacher of the baseline."""
     settings = plan.config["models"][name]
-    work = Work.of(plan, settings.get("ranks", 1))
+    work = Work.of(plan, settings.get("num_processes", 1))
     limit = max(run["training"]["max_new_tokens"] for run in plan.runs.values())
     alone = work.alone(model)
     evaluation = alone.measure(model, reference, evaluated(plan), limit) + _on_other_tasks(plan, alone, model, limit)
@@ -106,7 +106,9 @@ def of_model(plan: Plan, name: str, model: Architecture, reference: Architecture
         memory += beside_bytes(settings["precision"], model.parameters, students, 0)
     disk = kept * FLOAT32 * model.parameters
     evaluation += trained.get("evaluation", 0)
-    return Part(f"{MODEL}{name}", {**trained, "evaluation": evaluation}, disk, settings["ranks"], memory, judging)
+    return Part(
+        f"{MODEL}{name}", {**trained, "evaluation": evaluation}, disk, settings["num_processes"], memory, judging
+    )
 
 
 def _training(
@@ -116,7 +118,7 @@ def _training(
     steps = settings["steps"]
     if settings["kind"] == "pretrain":  # the corpus is taken for as long as the runs' completions
         size = settings["batch_size"]
-        sequences = settings.get("micro_batch", size / settings["ranks"])
+        sequences = settings.get("micro_batch", size / settings["num_processes"])
         return {"updates": steps * work.update(model, size, limit)}, sequences, limit, 1
     limit, size = settings["max_new_tokens"], settings["prompts_per_step"] * settings["samples_per_prompt"]
     draws = min(plan.config["estimate"]["draws"], settings["max_draws"]) if "max_draws" in settings else 1
@@ -129,7 +131,7 @@ def _training(
     }
     if stopping := settings.get("early_stopping"):
         seconds["evaluation"] = steps // stopping["every"] * work.generate(model, stopping["problems"], limit)
-    sequences = settings.get("micro_batch", size / settings["minibatches"] / settings["ranks"])
+    sequences = settings.get("micro_batch", size / settings["minibatches"] / settings["num_processes"])
     return seconds, sequences, limit, 1 + len(powers_of_two(steps))
 
 
