@@ -16,7 +16,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from effopd.engines.base import RolloutEngine, Sampling, build_engine
+from effopd.engines.base import RolloutEngine, build_engine
+from effopd.specs.engines import EngineSettings, Sampling
 
 
 def main() -> None:
@@ -44,8 +45,10 @@ def main() -> None:
 
     engines, rates = {}, {}
     for name in ("transformers", "vllm"):
-        section = {"engine": name, "engine_dtype": "float32"}
-        engines[name] = build_engine(section, model, tokenizer, batch_size=options.prompts, context=16 + options.tokens)
+        settings = EngineSettings(name)
+        engines[name] = build_engine(
+            settings, model, tokenizer, batch_size=options.prompts, context=16 + options.tokens
+        )
         rates[name] = []
         print(f"{name}: first generation {seconds_of(engines[name])[0]:.1f} s", flush=True)
     started = time.perf_counter()

@@ -34,6 +34,7 @@ from effopd.distillation.step import generate_rollouts, update_policy
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.teachers.scoring import LocalTeacher
 from effopd.training.trainer import Trainer, TrainerSettings
+from effopd.workflow.job_specs import training_settings
 
 PROMPT_TOKENS = 8
 PARTS = ("rollouts", "scores", "update")
@@ -108,12 +109,9 @@ class Bench:
     def __init__(self, shape: Shape) -> None:
         self.shape, student, teacher = shape, shape.model(0), shape.model(1)
         self.parameters = sum(p.numel() for p in student.parameters())
-        self.training = section_defaults("training") | {
-            "prompts_per_step": shape.rollouts,
-            "batch_size": min(32, shape.rollouts),
-            "max_new_tokens": shape.tokens,
-        }
-        size = self.training["batch_size"]
+        size = min(32, shape.rollouts)
+        own = {"prompts_per_step": shape.rollouts, "batch_size": size, "max_new_tokens": shape.tokens}
+        self.training = training_settings(section_defaults("training") | own)
         never = shape.vocabulary  # an end that no model writes: all completions are as long as they may be
         self.engine = TransformersEngine(student, eos_id=never, pad_id=0, batch_size=size)
         self.teacher = LocalTeacher(teacher, pad_id=0, batch_size=size)

@@ -21,6 +21,7 @@ from shared import random_student, resident_bytes
 from transformers import Qwen3ForCausalLM
 
 from effopd.losses.divergences import negative_log_likelihood, token_logprobs
+from effopd.specs.updates import LoraSettings
 from effopd.training.lora import LoraTrainer
 from effopd.training.trainer import Trainer, TrainerSettings
 
@@ -53,7 +54,7 @@ def turn(side: str, options: argparse.Namespace, answers: multiprocessing.Queue)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    lora = {"rank": options.rank, "alpha": 2 * options.rank, "parameters": "attention_mlp"}
+    lora = LoraSettings(options.rank, 2 * options.rank, "attention_mlp")
     trainer = LoraTrainer(model, SETTINGS, lora, 0) if side == "lora" else Trainer(model, SETTINGS)
     for _ in range(STEPS):
         started = time.process_time()  # of the processor: others may be at work on it

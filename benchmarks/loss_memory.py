@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from shared import resident_bytes
 
+from effopd.config.schema import section_defaults
 from effopd.data.rollouts import Rollouts
 from effopd.distillation.objective import ScoredBatch, distillation_loss
 from effopd.losses.chunked import HeadAndLoss
 from effopd.models.lm_head import Head, KnownTokens
 from effopd.teachers.scoring import Scores
+from effopd.workflow.job_specs import training_settings
 
-TRAINING = {"temperature": 1.0, "importance_ratio_cap": 5.0}
 SIDES = ("plain", "full", "top_k", "sampled")
 
 
@@ -61,7 +62,8 @@ class Case:
         return torch.nn.functional.kl_div(teacher, student, log_target=True, reduction="batchmean")
 
     def chunked(self, support: str) -> torch.Tensor:
-        training = {**TRAINING, "objective": {"support": support, "divergence": "reverse_kl", "reward_scale": 1}}
+        objective = {"objective": section_defaults("training")["objective"] | {"support": support}}
+        training = training_settings(section_defaults("training") | objective)
         micro = ScoredBatch.from_rollouts(self.rollouts, self.scores[support], 0, torch.device("cpu"), self.teacher)
 
         def loss_of(logits: torch.Tensor, rows: slice) -> torch.Tensor:

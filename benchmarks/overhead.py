@@ -125,15 +125,16 @@ def bare_loop(results: Path, steps: int) -> float:
     from effopd.models.models import load_model, load_tokenizer, special_ids
     from effopd.teachers.scoring import LocalTeacher
     from effopd.training.trainer import Trainer, TrainerSettings
-    from effopd.workflow.job_specs import Plan
+    from effopd.workflow.job_specs import Plan, training_settings
 
     torch.set_num_threads(1)
-    training = Plan(yaml.safe_load((results.parent / "config/config.yaml").read_text())).runs["opd"]["training"]
+    config = yaml.safe_load((results.parent / "config/config.yaml").read_text())
+    training = training_settings(Plan(config).runs["opd"]["training"])
     student, teacher = (load_model(results / "models" / name, torch.device("cpu")) for name in ("base", "teacher"))
     tokenizer = load_tokenizer(results / "models/base")
     eos_id, pad_id = special_ids(tokenizer)
-    engine = TransformersEngine(student, eos_id=eos_id, pad_id=pad_id, batch_size=training["batch_size"])
-    scorer = LocalTeacher(teacher, pad_id=pad_id, batch_size=training["batch_size"])
+    engine = TransformersEngine(student, eos_id=eos_id, pad_id=pad_id, batch_size=training.batch_size)
+    scorer = LocalTeacher(teacher, pad_id=pad_id, batch_size=training.batch_size)
     problems = pd.read_parquet(results / "data/arithmetic/train.parquet")["problem"].tolist()
     prompts = encode_prompts(tokenizer, problems)
     trainer = Trainer(student, TrainerSettings.of(training))

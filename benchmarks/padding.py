@@ -37,6 +37,7 @@ from effopd.data.rollouts import Rollouts
 from effopd.distillation import step as distillation
 from effopd.teachers.scoring import LocalTeacher
 from effopd.training.trainer import Trainer, TrainerSettings
+from effopd.workflow.job_specs import training_settings
 
 ROLLOUTS, PROMPT_TOKENS, VOCABULARY = 64, 32, 512
 
@@ -94,7 +95,8 @@ class Bench:
             logprobs=[np.full(len(c), -np.log(VOCABULARY), np.float32) for c in completions],
             finished=[True] * ROLLOUTS,
         )
-        self.training = section_defaults("training") | {"batch_size": batch, "micro_batch": micro, "lr": 0.0}
+        own = {"batch_size": batch, "micro_batch": micro, "lr": 0.0}
+        self.training = training_settings(section_defaults("training") | own)
         self.teacher = LocalTeacher(teacher, pad_id=0, batch_size=batch)
         self.trainer = Trainer(student, TrainerSettings.of(self.training))
         self.scores = self.teacher.score(self.rollouts)

@@ -42,7 +42,7 @@ from effopd.models.models import special_ids
 from effopd.tasks.base import build_task
 from effopd.teachers.scoring import LocalTeacher, measure_reverse_kl
 from effopd.training.trainer import Trainer, TrainerSettings
-from effopd.workflow.job_specs import Plan
+from effopd.workflow.job_specs import Plan, training_settings
 
 BATCH, LR = 128, 1e-4
 CONFIG = {
@@ -152,7 +152,8 @@ class Bench:
         return self.rollouts.completion_tokens
 
     def our_steps(self) -> Timing:
-        training = Plan(CONFIG).runs["opd"]["training"] | {"max_new_tokens": self.tokens, "micro_batch": self.micro}
+        own = {"max_new_tokens": self.tokens, "micro_batch": self.micro}
+        training = training_settings(Plan(CONFIG).runs["opd"]["training"] | own)
         student = copy.deepcopy(self.student)
         trainer = Trainer(student, TrainerSettings(LR, (0.9, 0.999), 0.0, 1.0))
         engine, teacher = self._engine(student), LocalTeacher(self.teacher, pad_id=self.pad_id, batch_size=BATCH)

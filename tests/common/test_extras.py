@@ -82,16 +82,16 @@ def test_other_missing_modules_are_faults(error):
 
 # Commands, and the package that each misses first where there is the core alone.
 COMMANDS = {
-    "make-tables": "pandas",
-    "make-data": "pandas",
-    "plot-figure": "matplotlib",
-    "write-report": "pandas",
-    "write-explorer": "matplotlib",
+    "make-tables": "pydantic",
+    "make-data": "pydantic",
+    "plot-figure": "pydantic",
+    "write-report": "pydantic",
+    "write-explorer": "pydantic",
     "compare": "pandas",
-    "train-segment": "pandas",
-    "pretrain-model": "pandas",
-    "evaluate": "pandas",
-    "predict-weights": "pandas",
+    "train-segment": "pydantic",
+    "pretrain-model": "pydantic",
+    "evaluate": "pydantic",
+    "predict-weights": "pydantic",
 }
 BLOCKED = """
 import os, sys

@@ -1,7 +1,6 @@
 """Which sequences share a forward pass."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from effopd.data.rollouts import Rollouts
 from effopd.data.sharding import Shard
 from effopd.engines.base import Sampling
 from effopd.models.models import load_model, weights_of
+from effopd.specs.read import read_spec
 from effopd.stages.make_data import make_data
 from effopd.stages.pretrain_model import pretrain_model
 from effopd.teachers.scoring import LocalTeacher, ReverseKL, Scores, measure_logprobs, measure_reverse_kl
@@ -130,8 +130,10 @@ def test_pretraining_in_passes_makes_the_same_model(tmp_path):
         )
         folder = tmp_path / str(settings)
         data, model = folder / "data/manifest.json", folder / "model/manifest.json"
-        make_data(json.loads(plan.spec("make_data")), data)
-        pretrain_model(json.loads(plan.spec("pretrain_model", model="base")), data, model, torch.device("cpu"))
+        make_data(read_spec("make_data", plan.spec("make_data")), data)
+        pretrain_model(
+            read_spec("pretrain_model", plan.spec("pretrain_model", model="base")), data, model, torch.device("cpu")
+        )
         return weights_of(load_model(model.parent, torch.device("cpu")))
 
     whole = trained()

@@ -13,6 +13,7 @@ from effopd.common.errors import ArtifactError, ConfigError, UserError
 from effopd.data.prompts import Prompts, load_problems, load_prompts, load_tokens, tokenize_problems
 from effopd.models.models import load_tokenizer, save_model, weights_of
 from effopd.results.verify import Verified, verify
+from effopd.specs.read import read_spec
 from effopd.stages.evaluate import evaluate
 from effopd.stages.make_data import make_data
 from effopd.stages.tokenize_prompts import tokenize_prompts
@@ -81,7 +82,7 @@ def data(tmp_path):
     }
     task = {**TASK, "splits": {**TASK["splits"], "train": {"sources": [source, source]}}}
     out = tmp_path / "results/data/math/manifest.json"
-    make_data({"task": task, "code": "x"}, out, (file,))
+    make_data(read_spec("make_data", {"task": task, "code": "x"}), out, (file,))
     return out
 
 
@@ -99,7 +100,7 @@ def model(tmp_path):
 @pytest.fixture
 def prompts(data, model):
     out = data.parent / "prompts-tiny/manifest.json"
-    tokenize_prompts({"prompt": CHAT}, data, model, out)
+    tokenize_prompts(read_spec("tokenize_prompts", {"prompt": CHAT}), data, model, out)
     return out
 
 
@@ -108,17 +109,14 @@ def test_the_data_says_what_was_left_out_and_depends_on_the_files_contents(data,
     assert sum(manifest.result["duplicates"].values()) == 60
     assert sum(manifest.result["rows"].values()) == 60
     file = tmp_path / "problems.jsonl"
-    make_data(manifest.spec | {"code": "x"}, tmp_path / "same/manifest.json", (file,))
+    known = {key: value for key, value in manifest.spec.items() if key != "files"}
+    make_data(read_spec("make_data", known | {"code": "x"}), tmp_path / "same/manifest.json", (file,))
     assert re.search(
         r"left out, duplicates: \d+ of test, \d+ of validation, \d+ of train\ndone: ", capfd.readouterr().err
     )
     assert read_manifest(tmp_path / "same/manifest.json").fingerprint == manifest.fingerprint
     file.write_text(file.read_text().replace('"answer": "7"', '"answer": "8"'))
-    make_data(
-        {key: value for key, value in manifest.spec.items() if key != "files"},
-        tmp_path / "other/manifest.json",
-        (file,),
-    )
+    make_data(read_spec("make_data", known), tmp_path / "other/manifest.json", (file,))
     assert read_manifest(tmp_path / "other/manifest.json").fingerprint != manifest.fingerprint
 
 
@@ -143,7 +141,8 @@ def test_prompts_are_written_once_and_read_with_their_problems(prompts, data, mo
 
 def test_prompts_of_other_data_are_refused(prompts, data):
     manifest = read_manifest(prompts)
-    make_data({**read_manifest(data).spec, "code": "y"}, data)
+    spec = {key: value for key, value in read_manifest(data).spec.items() if key != "files"}
+    make_data(read_spec("make_data", {**spec, "code": "y"}), data)
     with pytest.raises(
         ArtifactError, match=r"was made from other data than .*manifest.json \(fingerprint \w+, not \w+\)"
     ):
@@ -154,7 +153,12 @@ def test_no_prompt_that_fits_is_an_error(data, model, tmp_path):
     with pytest.raises(
         UserError, match="every prompt of the train split is longer than 5 tokens. Raise `task.prompt.max_tokens`"
     ):
-        tokenize_prompts({"prompt": {**CHAT, "max_tokens": 5}}, data, model, tmp_path / "out/manifest.json")
+        tokenize_prompts(
+            read_spec("tokenize_prompts", {"prompt": {**CHAT, "max_tokens": 5}}),
+            data,
+            model,
+            tmp_path / "out/manifest.json",
+        )
 
 
 @pytest.fixture
@@ -165,7 +169,12 @@ def elsewhere(data, tmp_path):
     columns = {"problem": "problem", "answer": "answer"}
     source = {"files": [str(file)], "where": {}, "columns": columns, "split": "train"}
     out = data.parents[1] / "other/manifest.json"
-    make_data({"task": {**TASK, "splits": {"test": {"sources": [source]}}}, "code": "x"}, out, (file,), training=data)
+    make_data(
+        read_spec("make_data", {"task": {**TASK, "splits": {"test": {"sources": [source]}}}, "code": "x"}),
+        out,
+        (file,),
+        training=data,
+    )
     return out
 
 
@@ -173,13 +182,25 @@ def test_what_is_wrong_with_another_task_names_its_section(elsewhere, model, tmp
     """Changing `task`, which is trained on, would run everything again."""
     prompts, key = elsewhere.parent / "prompts-tiny/manifest.json", "`evaluation.tasks.other.task.prompt.max_tokens`"
     with pytest.raises(UserError, match=f"the test split is longer than 5 tokens. Raise {key}"):
-        tokenize_prompts({"prompt": {**CHAT, "max_tokens": 5}}, elsewhere, model, prompts)
-    tokenize_prompts({"prompt": CHAT}, elsewhere, model, prompts)
-    evaluation = {"split": "test", "samples": 1, "seed": 0, "precision": None, "max_new_tokens": 128, "batch_size": 8}
+        tokenize_prompts(
+            read_spec("tokenize_prompts", {"prompt": {**CHAT, "max_tokens": 5}}), elsewhere, model, prompts
+        )
+    tokenize_prompts(read_spec("tokenize_prompts", {"prompt": CHAT}), elsewhere, model, prompts)
+    evaluation = {
+        "split": "test",
+        "temperature": 1.0,
+        "samples": 1,
+        "seed": 0,
+        "precision": None,
+        "max_new_tokens": 128,
+        "batch_size": 8,
+    }
     where = {"state": model, "decision": None, "out": tmp_path / "none.json", "device": torch.device("cpu")}
-    engine = {"engine": "transformers", "engine_dtype": "float32"}
+    spec = read_spec(
+        "evaluate", {"evaluation": evaluation, "engine": {"name": "transformers"}, "task": {"name": "math"}}
+    )
     with pytest.raises(ConfigError, match=rf"do not fit the 128 that the model sees.* \({key}\)"):
-        evaluate({"evaluation": evaluation, "engine": engine}, student=model, teacher=None, prompts=prompts, **where)
+        evaluate(spec, student=model, teacher=None, prompts=prompts, **where)
 
 
 def test_prompts_of_no_problems_are_no_prompts():
@@ -201,10 +222,10 @@ def test_a_model_is_evaluated_on_them(prompts, model, tmp_path):
             "precision": "float32",
             "split": "test",
         },
-        "engine": {"engine": "transformers", "engine_dtype": "float32"},
+        "engine": {"name": "transformers"},
     }
     evaluate(
-        spec,
+        read_spec("evaluate", spec),
         student=model,
         teacher=model,
         prompts=prompts,

@@ -1,23 +1,26 @@
 """Extrapolation after every step: what it tries, what it leaves in the trainer, and that it generates nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from effopd.common.errors import ConfigError
 from effopd.data.rollouts import PaddedBatch
 from effopd.distillation.every_step import StepExtrapolation
-from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.extrapolation.candidates import candidate, moving_parameters
 from effopd.extrapolation.gate import gate_rows
 from effopd.extrapolation.modules import by_module
 from effopd.losses.divergences import negative_log_likelihood, token_logprobs
 from effopd.models.models import save_model, special_ids, weights_of
+from effopd.specs.engines import Sampling
 from effopd.teachers.scoring import ReverseKL, measure_reverse_kl
 from effopd.training.trainer import Trainer, TrainerSettings
 from tiny_models import make_model
+from typed_settings import extrapolation_settings, training_settings
 
-TRAINING = {"batch_size": 3, "precision": "float32"}
+BATCH_SIZE = 3
 
 
 @pytest.fixture
@@ -40,17 +43,17 @@ def setting(tmp_path, tokenizer):
         temperature=1.0,
         **gate,
     ):
-        extrapolation = {
-            "coefficients": [2, 4, 6, 8, 10],
-            "search": search,
-            "accept_ties": accept_ties,
-            "moments": moments,
-            "parameters": parameters,
-            "gate": {"metric": "reverse_kl", "source": "rollouts", "examples": 5, **gate},
-        }
+        extrapolation = extrapolation_settings(
+            coefficients=[2, 4, 6, 8, 10],
+            search=search,
+            accept_ties=accept_ties,
+            parameters=parameters,
+            gate={"metric": "reverse_kl", "source": "rollouts", "examples": 5, **gate},
+        )
         return StepExtrapolation(
             extrapolation,
-            {**TRAINING, "temperature": temperature},
+            training_settings(batch_size=BATCH_SIZE, temperature=temperature),
+            moments=moments,
             trainer=trainer,
             student=tmp_path / "student",
             teacher=lambda: teacher or make_model(1),
@@ -136,9 +139,9 @@ def test_by_module_each_part_of_the_update_gets_the_coefficient_that_is_best_for
 
 def test_where_no_candidate_is_better_the_step_stays_as_it_is(setting):
     trainer, rollouts, make, update, _ = setting
-    extrapolation = make(examples=100, metric="always", source="rollouts")
-    extrapolation.settings["accept_ties"], extrapolation.settings["search"] = False, "first_failure"
-    extrapolation.settings["coefficients"] = [0.0]  # as good as the current weights, and no better
+    extrapolation = make(examples=100, metric="always", source="rollouts", accept_ties=False, search="first_failure")
+    # as good as the current weights, and no better
+    extrapolation.settings = replace(extrapolation.settings, coefficients=[0.0])
     update()
     current = trainer.weights()
     facts, (cost,) = extrapolation(rollouts, 1)
@@ -206,5 +209,5 @@ def test_a_teacher_whose_logits_are_large_is_asked_once(setting, monkeypatch):
     facts, (cost,) = extrapolation(rollouts, 1)
     chosen = rollouts.select(gate_rows(0, "rollouts", len(rollouts), 5, 1))
     assert len(facts["trial_values"]) > 2
-    assert len(calls) == len(chosen.passes(TRAINING["batch_size"]))
+    assert len(calls) == len(chosen.passes(BATCH_SIZE))
     assert cost["scored_tokens"] == chosen.completion_tokens

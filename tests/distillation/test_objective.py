@@ -1,5 +1,7 @@
 """What the student is trained on, against the written-out objective; and what must not change it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from effopd.distillation.step import generate_rollouts, rollout_limit
 from effopd.losses import chunked as chunked_loss_module
 from effopd.losses.metrics import add_up
 from effopd.models import lm_head as logits_module
+from effopd.specs.segments import HorizonSettings
 from losses_by_hand import by_hand
 from objective_steps import loss_and_gradients, step
 from objectives import OBJECTIVES, head_of, rollouts_of, scores_of, training_of
@@ -21,7 +24,7 @@ from tiny_models import FAMILIES, make_family, make_model
 
 def written_out(model, teacher, objective, rollouts):
     """The same loss, a rollout and a position at a time, over float64 probabilities."""
-    section = training_of(objective)["objective"]
+    section = training_of(objective).objective
     total = torch.zeros((), dtype=torch.float64)
     for prompt, completion, logprobs in zip(rollouts.prompts, rollouts.completions, rollouts.logprobs, strict=True):
         tokens = torch.tensor([prompt + completion])
@@ -29,19 +32,19 @@ def written_out(model, teacher, objective, rollouts):
         logits = [of(tokens).logits[0, len(prompt) - 1 : -1].double() for of in (model, teacher, make_model(2))]
         p, q, base = logits[0].softmax(-1), logits[1].softmax(-1).detach(), logits[2].softmax(-1).detach()
         for position, token in enumerate(completion):
-            if section["support"] == "sampled":
-                reward = section["reward_scale"] * (q[position, token] / base[position, token]).log()
+            if section.support == "sampled":
+                reward = section.reward_scale * (q[position, token] / base[position, token]).log()
                 advantage = reward - float(logprobs[position]) + base[position, token].log()
                 total = total - advantage * p[position, token].log()
                 continue
             ours, theirs = list(p[position]), list(q[position])
-            if section["support"] == "top_k":
+            if section.support == "top_k":
                 kept = q[position].topk(4).indices.tolist()
                 others = [v for v in range(len(ours)) if v not in kept]
                 ours, theirs = (
                     [side[v] for v in kept] + [sum(side[v] for v in others)] for side in (ours, theirs)
                 )  # fmt: skip
-            total = total + by_hand(section["divergence"], ours, theirs)
+            total = total + by_hand(section.divergence, ours, theirs)
     return total / rollouts.completion_tokens
 
 
@@ -184,7 +187,7 @@ def test_the_policy_is_the_one_that_was_sampled_from(model, other_model):
 
 def test_the_horizon_grows_to_the_longest_completion():
     def limits(steps, **horizon):
-        return [rollout_limit(training_of("sampled", max_new_tokens=10, horizon=horizon), step) for step in steps]
+        return [rollout_limit(training_of("sampled", horizon=horizon).horizon, 10, step) for step in steps]
 
     assert limits(range(1, 4)) == [10, 10, 10]
     assert limits([1, 50], tokens=3) == [3, 3]
@@ -214,7 +217,7 @@ def test_steps_go_through_shuffled_epochs_from_their_first_problem_on(model, cou
 
 def test_rollouts_cut_at_the_horizon_are_prefixes_and_not_finished(model):
     training = training_of("sampled", prompts_per_step=24, horizon={"tokens": 4})
-    whole = generate_rollouts(engine_of(model, 4), PROMPTS, {**training, "horizon": {"growth_steps": 0}}, 0, 1)
+    whole = generate_rollouts(engine_of(model, 4), PROMPTS, replace(training, horizon=HorizonSettings()), 0, 1)
     cut = generate_rollouts(engine_of(model, 4), PROMPTS, training, 0, 1)
     assert max(len(c) for c in whole.completions) > 4
     for long, short, finished in zip(whole.completions, cut.completions, cut.finished, strict=True):

@@ -16,6 +16,7 @@ from effopd.data.rollouts import Rollouts
 from effopd.dynamics.representation import representation_cosines
 from effopd.models.models import save_tensors, weights_of
 from effopd.report.dynamics_findings import dynamics_section
+from effopd.specs.read import read_spec
 from effopd.stages import evaluate_interventions as stage
 from effopd.stages.analyze_weights import analyze_weights
 from effopd.stages.evaluate import evaluate
@@ -23,8 +24,9 @@ from effopd.stages.make_data import make_data
 from effopd.stages.make_dynamics_tables import make_dynamics_tables
 from effopd.stages.tokenize_prompts import tokenize_prompts
 from tiny_models import make_model
-from variant_settings import SETTINGS
-from written_models import ENGINE, TASK, nudged, write_model
+from typed_settings import ENGINE
+from variant_settings import SETTINGS, section_of
+from written_models import TASK, nudged, write_model
 
 CPU = torch.device("cpu")
 EVALUATION = {
@@ -37,7 +39,7 @@ EVALUATION = {
 }
 ALL = [*SETTINGS["interventions"], "representation"]
 SPEC = {
-    "dynamics": {**SETTINGS, "interventions": ALL, "problems": 100, "samples": 1},
+    "dynamics": section_of(interventions=ALL, problems=100),
     "evaluation": EVALUATION,
     "engine": ENGINE,
     "task": TASK,
@@ -52,10 +54,10 @@ def run(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     results = tmp_path_factory.mktemp("run") / "results"
     data, prompts = results / "data/arithmetic/manifest.json", results / "data/arithmetic/prompts-base/manifest.json"
-    make_data({"task": {**TASK, "code": "x"}}, data)
+    make_data(read_spec("make_data", {"task": {**TASK, "code": "x"}, "code": "x"}), data)
     base = write_model(results / "models/base", weights_of(make_model(0)))
     write_model(results / "models/teacher", nudged(0.1, 5), checkpoints=(1, 2))
-    tokenize_prompts({"prompt": None}, data, base, prompts)
+    tokenize_prompts(read_spec("tokenize_prompts", {"prompt": None, "code": "x"}), data, base, prompts)
     for step in STEPS:
         folder = results / f"runs/opd/seed0/state/{step}"
         save_tensors(folder / "weights.safetensors", nudged(0.01 * step, step))
@@ -81,7 +83,7 @@ def files_of(run, subject):
 
 def intervene(run, out, spec=SPEC, subject="opd/seed0"):
     stage.evaluate_interventions(
-        spec,
+        read_spec("evaluate_interventions", spec),
         base=run / "models/base/manifest.json",
         teacher=run / "models/teacher/manifest.json",
         prompts=run / "data/arithmetic/prompts-base/manifest.json",
@@ -109,8 +111,9 @@ def test_states_score_as_in_the_evaluation_bitwise(run, undisturbed, tmp_path):
     items = pd.read_parquet(undisturbed / "interventions.items.parquet")
     for step, name in ((1, "path 1"), (16, "final"), (16, "equal_norm 1"), (16, "reconstruction top 100 %")):
         out = tmp_path / f"{name}.json"
+        spec = {"evaluation": {**EVALUATION, "samples": 1}, "engine": ENGINE, "task": TASK, "code": "x"}
         evaluate(
-            {"evaluation": {**EVALUATION, "samples": 1}, "engine": ENGINE, "task": TASK},
+            read_spec("evaluate", spec),
             student=run / "models/base/manifest.json",
             teacher=run / "models/teacher/manifest.json",
             prompts=run / "data/arithmetic/prompts-base/manifest.json",
@@ -171,7 +174,7 @@ def test_a_killed_job_goes_on_to_the_same_bits_and_measures_the_same_weights_onc
 
 
 def test_a_finished_job_is_left_alone_and_other_settings_are_not(run, tmp_path, capsys):
-    few = {**SPEC, "dynamics": {**SPEC["dynamics"], "interventions": ["equal_norm"], "problems": 3}}
+    few = {**SPEC, "dynamics": section_of(interventions=["equal_norm"], problems=3)}
     intervene(run, tmp_path, few)
     assert not (tmp_path / "representation.parquet").exists()
     table = pd.read_parquet(tmp_path / "interventions.parquet")
@@ -183,7 +186,7 @@ def test_a_finished_job_is_left_alone_and_other_settings_are_not(run, tmp_path, 
 
 
 def test_a_models_checkpoints_are_its_states(run, tmp_path):
-    few = {**SPEC, "dynamics": {**SPEC["dynamics"], "interventions": ["path"], "problems": 3}}
+    few = {**SPEC, "dynamics": section_of(interventions=["path"], problems=3)}
     intervene(run, tmp_path, few, "models/teacher")
     table = pd.read_parquet(tmp_path / "interventions.parquet")
     assert table["step"].tolist() == [0, 20, 1, 2]
@@ -221,7 +224,7 @@ def test_representation_cosines_against_a_loop():
 def test_tables_of_a_run_and_a_model(run, undisturbed):
     for subject in ("opd/seed0", "models/teacher"):
         analyze_weights(
-            {"tolerance": 1e-3, "code": "x"},
+            read_spec("analyze_weights", {"tolerance": 1e-3, "code": "x"}),
             base=run / "models/base/manifest.json",
             out=run / f"dynamics/{subject}/weight_analysis.json",
             device=CPU,
@@ -236,8 +239,9 @@ def test_tables_of_a_run_and_a_model(run, undisturbed):
         ],
         "tables": [f"dynamics_{name}" for name in names],
         "confidence": 0.95,
+        "code": "x",
     }
-    make_dynamics_tables(spec, run, run / "tables")
+    make_dynamics_tables(read_spec("make_dynamics_tables", spec), run, run / "tables")
     tables = {name: pd.read_csv(run / f"tables/dynamics_{name}.csv") for name in names}
     for table in tables.values():
         assert set(table["run"]) == {"opd", "models/teacher"}

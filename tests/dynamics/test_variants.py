@@ -14,7 +14,7 @@ from effopd.dynamics.variants import BASE, FINAL, early_step, variants, windows
 from effopd.models.models import weights_of
 from effopd.models.weight_files import Parameter, parameter_place
 from tiny_models import make_model
-from variant_settings import SETTINGS
+from variant_settings import intervention_settings
 
 STEPS = [1, 2, 4, 8, 16]
 
@@ -30,8 +30,8 @@ WEIGHTS = {0: weights_of(make_model(0)), **{step: moved(step, 1e-4 * step) for s
 PARAMETERS = [Parameter(name, tuple(w.shape), *parameter_place(name)) for name, w in WEIGHTS[0].items()]
 
 
-def build(settings=SETTINGS, teacher_norm=None):
-    planned = variants(settings, STEPS, 2, own_head=True)
+def build(teacher_norm=None, **changes):
+    planned = variants(intervention_settings(**changes), STEPS, 2, own_head=True)
     assert len({variant.name for variant in planned}) == len(planned)
 
     def read(step, parameter):
@@ -65,8 +65,7 @@ def test_what_should_change_nothing_changes_no_bit(built):
 
 
 def test_a_window_over_all_layers_is_everything_in_the_layers():
-    wide = {**SETTINGS, "interventions": ["window"], "window": {"width": 2, "stride": 1, "parts": ["layer"]}}
-    built = build(wide)
+    built = build(interventions=["window"], window={"width": 2, "stride": 1, "parts": ["layer"]})
     for layer in (0, 1):
         for parameter in PARAMETERS:
             source = WEIGHTS[0 if parameter.layer is None else 16]
@@ -126,8 +125,8 @@ def test_reconstructions_against_numpy(built):
 
 
 def test_the_leading_part_at_the_teachers_norm():
-    settings = {**SETTINGS, "interventions": ["reconstruction"]}
-    built = build({**settings, "reconstruction": {"top": [10], "bottom": []}}, lambda parameter: 7.0)
+    reconstruction = {"top": [10], "bottom": [], "norm": "teacher"}
+    built = build(lambda parameter: 7.0, interventions=["reconstruction"], reconstruction=reconstruction)
     for parameter in PARAMETERS:
         delta = built["reconstruction top 10 %"][parameter.name].double() - WEIGHTS[0][parameter.name].double()
         own = frobenius_norm(WEIGHTS[16][parameter.name].double() - WEIGHTS[0][parameter.name].double())
@@ -181,7 +180,7 @@ def test_a_digest_sees_every_bit():
 
 def test_what_tables_say_of_each_variant():
     """The names and columns that tables and figures look for."""
-    planned = variants(SETTINGS, STEPS, 2, own_head=False)
+    planned = variants(intervention_settings(), STEPS, 2, own_head=False)
     rows = {row["variant"]: row for row in (variant.row() for variant in planned)}
     columns = ["analysis", "variant", "step", "part", "amount", "layer", "first_layer", "last_layer"]
     assert all(list(row) == columns for row in rows.values())
@@ -198,4 +197,6 @@ def test_what_tables_say_of_each_variant():
     assert values("reconstruction top 10 %") == ["reconstruction", 16, "top", 0.1, None, None, None]
     assert values("norm_scaling 0.5") == ["norm_scaling", 2, None, 0.5, None, None, None]
     assert "base embedding and head" not in rows
-    assert "base embedding and head" in {variant.name for variant in variants(SETTINGS, STEPS, 2, own_head=True)}
+    assert "base embedding and head" in {
+        variant.name for variant in variants(intervention_settings(), STEPS, 2, own_head=True)
+    }

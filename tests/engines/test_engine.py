@@ -6,9 +6,9 @@ import torch
 
 from effopd.common.randomness import seed_of
 from effopd.engines import decoders
-from effopd.engines.base import Sampling
 from effopd.engines.decoders import LeanDecoder, ModelDecoder
 from effopd.engines.transformers_engine import COMPACT_BELOW
+from effopd.specs.engines import Sampling
 from effopd.teachers.scoring import LocalTeacher, measure_reverse_kl
 from effopd.training.trainer import Trainer, TrainerSettings
 from small_engine import PROMPTS, SEEDS, engine_of

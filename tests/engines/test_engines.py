@@ -17,9 +17,10 @@ from effopd.common.errors import ArtifactError, ConfigError
 from effopd.common.randomness import seed_of
 from effopd.data.rollouts import Rollouts
 from effopd.engines import vllm_engine
-from effopd.engines.base import RolloutEngine, Sampling, build_engine, longest_context
+from effopd.engines.base import RolloutEngine, build_engine, longest_context
 from effopd.engines.vllm_engine import GIB, reason_of, roomy_folder
 from effopd.models.models import load_weights_into, weights_of
+from effopd.specs.engines import EngineSettings, Sampling
 from effopd.tasks.base import build_task
 from effopd.teachers.scoring import measure_logprobs
 from engine_prompts import LIMIT, PROMPTS, SEEDS
@@ -71,7 +72,7 @@ def subject(request) -> Iterator[Subject]:
         patch.setenv("EFFOPD_RUNTIME", json.dumps(runtime))
         model = make(0)
         engine = build_engine(
-            {"engine": name, "engine_dtype": "float32"},
+            EngineSettings(name),
             model,
             build_task(TASK_SECTION).make_tokenizer(),
             batch_size=len(PROMPTS),
@@ -173,9 +174,8 @@ def test_weights_of_another_shape_are_refused(subject):
 
 
 def test_a_context_that_the_model_cannot_see_is_refused(model, tokenizer):
-    section = {"engine": "transformers", "engine_dtype": "float32"}
     with pytest.raises(ConfigError, match="up to 65 tokens do not fit the 64 that the model sees"):
-        build_engine(section, model, tokenizer, batch_size=4, context=65)
+        build_engine(EngineSettings("transformers"), model, tokenizer, batch_size=4, context=65)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,5 @@ def test_weights_pass_through_memory_where_there_is_room_for_every_ranks(tmp_pat
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
 def test_vllm_where_it_is_not_installed_is_refused_with_its_remedy(model, tokenizer):
-    section = {"engine": "vllm", "engine_dtype": "float32"}
     with pytest.raises(ConfigError, match="'vllm', which is not installed here. Install .* or choose `engine: transf"):
-        build_engine(section, model, tokenizer, batch_size=4, context=20)
+        build_engine(EngineSettings("vllm"), model, tokenizer, batch_size=4, context=20)

@@ -18,9 +18,9 @@ import requests
 
 from effopd.common.errors import UserError
 from effopd.data.rollouts import Rollouts
-from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.models.models import save_model, weights_of
+from effopd.specs.engines import Sampling
 from effopd.tasks.base import build_task
 from effopd.teachers.endpoint import EndpointTeacher
 from effopd.teachers.scoring import LocalTeacher

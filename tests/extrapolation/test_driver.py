@@ -9,10 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from effopd.extrapolation.candidates import RayInMemory, candidate
-from effopd.extrapolation.driver import SearchSettings, extrapolate
+from effopd.extrapolation.driver import extrapolate
 from effopd.extrapolation.gate import GateValue
-from effopd.extrapolation.modules import LINE_BY_MODULE, by_module
+from effopd.extrapolation.modules import by_module
 from effopd.extrapolation.search import first_step
+from effopd.specs.extrapolation import LINE_BY_MODULE, SearchSettings
+from typed_settings import extrapolation_settings
 
 CURRENT = {
     "embed_tokens.weight": torch.tensor([0.3, -1.1]),
@@ -131,9 +133,9 @@ def test_a_search_by_module_asks_about_modules_with_the_draws_of_the_candidate_t
     """Written out: from 4 on attention is better off at 6, the MLP at 8/3, all else where it is."""
     ray = RayInMemory(CURRENT, ANCHOR, MODULES)
     gate = Quadratic(ray, {"attention": 6.0, "mlp": 8 / 3, "other": 4.0})
-    section = {"search": LINE_BY_MODULE, "coefficients": [3.0], "accept_ties": False, "anchor": "raw"}
-    search = SearchSettings.from_config(section)
-    assert search == SearchSettings(LINE_BY_MODULE, [3.0], False)
+    search = extrapolation_settings(search=LINE_BY_MODULE, coefficients=[3.0], accept_ties=False, anchor="raw")
+    chosen = SearchSettings(search.search, search.coefficients, search.accept_ties, search.options)
+    assert chosen == SearchSettings(LINE_BY_MODULE, [3.0], False)
     decision = extrapolate(ray, gate, search)
     assert [coefficient for coefficient, _ in gate.asked] == [0.0, 1.0, 2.0, 4.0, 8.0, 6.0] + [4.0] * 5
     assert decision.coefficients == {"attention": 6.0, "mlp": 4 * (2 / 3), "other": 4.0}

@@ -11,17 +11,21 @@ from effopd.common.errors import ConfigError
 from effopd.common.randomness import generator, seed_of
 from effopd.data.prompts import Prompts
 from effopd.data.verification import encode_prompts
-from effopd.engines.base import Sampling
 from effopd.engines.transformers_engine import TransformersEngine
-from effopd.extrapolation.driver import Decision, SearchSettings
+from effopd.extrapolation.driver import Decision
 from effopd.extrapolation.gate import BlindGate, GateValue, gate_rows, gate_seeds
 from effopd.extrapolation.search import search
 from effopd.models.models import save_model, special_ids, weights_of
+from effopd.specs.engines import Sampling
+from effopd.specs.extrapolation import SearchSettings
+from effopd.specs.read import read_spec
 from effopd.stages.evaluate_candidates import opened_gate
 from effopd.tasks.base import Problem
 from effopd.teachers.scoring import ReverseKL
 from tiny_models import make_model
+from typed_settings import ENGINE
 
+RAY = {"coefficients": [2, 4], "search": "first_failure", "accept_ties": True, "parameters": "all"}
 PROBLEMS = [Problem(f"{a}+{b}+{c}=", f"{a + b + c}", c) for a in range(3) for b in range(4) for c in range(5)]
 
 
@@ -60,12 +64,15 @@ def gate_of(tmp_path, tokenizer):
         spec = {
             "seed": 0,
             "step": step,
-            "extrapolation": {"gate": gate},
+            "extrapolation": {**RAY, "gate": gate},
+            "parts": {},
             "sampling": {"temperature": temperature, "max_new_tokens": 8},
-            "engine": {"engine": "transformers", "engine_dtype": "float32"},
+            "engine": ENGINE,
             "precision": "float32",
             "task": {"name": "arithmetic"},
+            "code": "x",
         }
+        spec = read_spec("evaluate_candidates", spec)
         manifests = (tmp_path / "student/manifest.json", tmp_path / "teacher/manifest.json")
         prompts = Prompts(encode_prompts(tokenizer, [problem.text for problem in PROBLEMS]), PROBLEMS)
         source, device = rollouts or prompts, torch.device("cpu")
@@ -311,7 +318,7 @@ def test_an_added_gate_is_given_its_options_and_asks_the_teacher_once_about_the_
     engine = TransformersEngine.of(make_model(0), tokenizer, batch_size=16, context=32, dtype="float32")
     prompts = encode_prompts(tokenizer, [problem.text for problem in PROBLEMS[:16]])
     rollouts = engine.generate(prompts, list(range(16)), Sampling(1.0, 8))
-    gates = [gate_of(rollouts, source="rollouts", metric="sampled_kl", sampled_kl={"scale": scale}) for scale in (1, 3)]
+    gates = [gate_of(rollouts, source="rollouts", metric="sampled_kl", options={"scale": scale}) for scale in (1, 3)]
     for gate in gates:
         assert gate.score(weights_of(make_model(1)), 0.0) == pytest.approx(0, abs=1e-6)  # the teacher's own
         gate.score(weights_of(make_model(0)), 2.0)

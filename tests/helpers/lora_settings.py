@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-LORA = {"rank": 3, "alpha": 6.0, "parameters": "attention_mlp"}
+from effopd.specs.updates import LoraSettings
+
+LORA = LoraSettings(rank=3, alpha=6.0, parameters="attention_mlp")

@@ -6,13 +6,14 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from effopd.config.schema import merged, schema
 from effopd.data.rollouts import Rollouts
-from effopd.engines.base import Sampling
 from effopd.models.lm_head import Head
+from effopd.specs.engines import Sampling
+from effopd.specs.segments import TrainingSettings
 from effopd.teachers.scoring import LocalTeacher, Scores, WithReference
 from small_engine import PROMPTS, SEEDS, engine_of
 from tiny_models import make_model
+from typed_settings import training_settings
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "sampled": {},
@@ -26,18 +27,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def training_of(objective: str, **others: Any) -> dict[str, Any]:
-    """The `training` section with this objective and the schema's defaults."""
-
-    def defaults(node: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: defaults(child) if child.get("type") == "object" else child.get("default")
-            for key, child in node["properties"].items()
-            if "default" in child or "$ref" in child
-        }
-
+def training_of(objective: str, **others: Any) -> TrainingSettings:
+    """Settings of `training` with this objective and the schema's defaults."""
     own = {"batch_size": 4, "max_new_tokens": 12, "lr": 1e-3, "betas": [0.9, 0.99]}
-    return merged(defaults(schema()["$defs"]["training"]), {**own, "objective": OBJECTIVES[objective], **others})
+    return training_settings(**{**own, "objective": OBJECTIVES[objective], **others})
 
 
 def rollouts_of(student: PreTrainedModel, count: int = 10, temperature: float = 1.0) -> Rollouts:
@@ -49,18 +42,18 @@ def rollouts_of(student: PreTrainedModel, count: int = 10, temperature: float = 
     return Rollouts.concatenate(parts)
 
 
-def scores_of(teacher: PreTrainedModel, rollouts: Rollouts, training: dict[str, Any]) -> Scores:
-    objective, size = training["objective"], training["batch_size"]
+def scores_of(teacher: PreTrainedModel, rollouts: Rollouts, training: TrainingSettings) -> Scores:
+    objective, size = training.objective, training.batch_size
     scorer = LocalTeacher(
         teacher,
         pad_id=0,
         batch_size=size,
-        top_k=objective["top_k"] if objective["support"] == "top_k" else 0,
-        hidden_states=objective["support"] == "full",
+        top_k=objective.top_k if objective.support == "top_k" else 0,
+        hidden_states=objective.support == "full",
     )
     reference = LocalTeacher(make_model(2), pad_id=0, batch_size=size)
-    return (scorer if objective["reward_scale"] == 1 else WithReference(scorer, reference)).score(rollouts)
+    return (scorer if objective.reward_scale == 1 else WithReference(scorer, reference)).score(rollouts)
 
 
-def head_of(teacher: PreTrainedModel, training: dict[str, Any]) -> Head | None:
-    return Head.of(teacher) if training["objective"]["support"] == "full" else None
+def head_of(teacher: PreTrainedModel, training: TrainingSettings) -> Head | None:
+    return Head.of(teacher) if training.objective.support == "full" else None

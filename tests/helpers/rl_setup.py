@@ -13,8 +13,8 @@ from effopd.reinforcement.value_head import attach_value_head
 from effopd.tasks.arithmetic import ArithmeticTask
 from effopd.tasks.base import Problem, Verdict
 from effopd.training.trainer import Trainer, TrainerSettings
-from effopd.workflow.job_specs import Plan
 from tiny_models import make_model
+from typed_settings import rl_settings
 
 CPU = torch.device("cpu")
 
@@ -32,9 +32,8 @@ PARTED = [("grpo", 0), ("grpo_clipped", 3), ("dapo", 0), ("dapo", 2), ("ppo", 0)
 
 
 def settings_of(way, **changes):
-    """The section of a small model that is trained in one of WAYS, all defaults filled in."""
-    models = {"base": {"kind": "pretrain"}, "teacher": {**SMALL, **WAYS[way], **changes}}
-    return Plan({"models": models, "runs": {"opd": {}}}).config["models"]["teacher"]
+    """Of a small model that is trained in one of WAYS."""
+    return rl_settings(**{**SMALL, **WAYS[way], **changes})
 
 
 class FirstTokenTask(ArithmeticTask):
@@ -54,10 +53,10 @@ class Setup:
         self.settings = settings_of(way, **changes)
         self.model, policy_model = (make_model(0, vocabulary=len(tokenizer)) for _ in range(2))
         self.reference = make_model(5, vocabulary=len(tokenizer))
-        if self.settings["kind"] == "ppo":
+        if self.settings.kind == "ppo":
             for model in (self.model, policy_model):
-                attach_value_head(model, self.settings["value_scale"])
-        self.policy_model = policy_model if self.settings["zero_stage"] == 3 else self.model
+                attach_value_head(model, self.settings.value_scale)
+        self.policy_model = policy_model if self.settings.zero_stage == 3 else self.model
         problems = [Problem(f"{a}+{b}=", "") for a in range(1, 8) for b in range(1, 8)]
         prompts = Prompts([tokenizer(problem.text)["input_ids"] for problem in problems], problems)
         engine = TransformersEngine.of(self.policy_model, tokenizer, batch_size=16, context=32, dtype="float32")
@@ -71,7 +70,7 @@ class Setup:
             self.trainer.copy_weights_into(self.policy_model)
         if minibatches is None:
             minibatches, drawn = draw_minibatches(self.trainer, self.source, number)
-        return {**drawn, **self.updates(self.trainer, minibatches, self.settings["lr"])}
+        return {**drawn, **self.updates(self.trainer, minibatches, self.settings.lr)}
 
     def accuracy(self, problems=7):
         """Of the policy as it is, on prompts that stand for the validation split's; on all ranks together."""

@@ -23,6 +23,7 @@ from transformers import Qwen3ForCausalLM
 from effopd.artifacts.manifests import write_manifest
 from effopd.distillation import step as distillation
 from effopd.models.models import load_tensors, save_model, weights_of
+from effopd.specs.read import read_spec
 from effopd.stages import segments
 from effopd.stages.make_data import make_data
 from effopd.stages.tokenize_prompts import tokenize_prompts
@@ -60,7 +61,7 @@ def make_inputs(folder: Path) -> None:
     """Data, prompts and two random models below `folder`, of odd sizes that two ranks cannot halve."""
     plan = _plan({}, {})
     data = folder / "data/manifest.json"
-    make_data(json.loads(plan.spec("make_data")), data)
+    make_data(read_spec("make_data", plan.spec("make_data")), data)
     tokenizer = build_task(plan.config["task"]).make_tokenizer()
     for seed, name in enumerate(("student", "teacher")):
         config, out = make_model(seed, len(tokenizer) + 1).config, folder / name
@@ -71,7 +72,7 @@ def make_inputs(folder: Path) -> None:
         save_model(model.config, weights_of(model), tokenizer, out)
         files = {path.name: path for path in sorted(out.iterdir())}
         write_manifest(out / "manifest.json", kind="model", spec={"model": {}}, parents={}, files=files, started=0.0)
-    spec = json.loads(plan.spec("tokenize_prompts", model="student"))
+    spec = read_spec("tokenize_prompts", plan.spec("tokenize_prompts", model="student"))
     tokenize_prompts(spec, data, folder / "student/manifest.json", folder / "data/prompts/manifest.json")
 
 
@@ -116,7 +117,7 @@ def train(inputs: Path, run: Path, way: str, which: str, origin: Path | None = N
     spec |= {"start": start, "end": end}
     with killed_before(stop):
         segments.train_segment(
-            spec,
+            read_spec("train_segment", spec),
             student=inputs / "student/manifest.json",
             teacher=inputs / "teacher/manifest.json",
             prompts=inputs / "data/prompts/manifest.json",

@@ -17,6 +17,7 @@ import yaml
 from effopd.artifacts.cost import cost_row
 from effopd.artifacts.manifests import Manifest, write_manifest, write_text
 from effopd.models.models import save_model, save_tensors
+from effopd.specs.read import read_spec
 from effopd.stages.make_data import make_data
 from effopd.stages.tokenize_prompts import tokenize_prompts
 from effopd.training.checkpoints import save_state
@@ -46,7 +47,7 @@ class SmallResults:
     def make(self) -> Plan:
         write_text(self.results / "config.yaml", yaml.safe_dump(self.config))  # without the defaults: quicker to read
         data = self.results / "data/arithmetic/manifest.json"
-        make_data(json.loads(self.plan.spec("make_data")), data, ())
+        make_data(read_spec("make_data", self.plan.spec("make_data")), data, ())
         self.data = {"data": json.loads(data.read_text())["fingerprint"]}
         self.models: dict[str, Manifest] = {}
         for seed, name in enumerate(("base", "teacher")):
@@ -78,7 +79,9 @@ class SmallResults:
         found = self.write(f"models/{name}/manifest.json", "model", spec, parents, files=files, result=result)
         prompts = self.results / f"data/arithmetic/prompts-{name}/manifest.json"
         spec = self.plan.spec("tokenize_prompts", model=name)
-        tokenize_prompts(json.loads(spec), self.results / "data/arithmetic/manifest.json", found.path, prompts)
+        tokenize_prompts(
+            read_spec("tokenize_prompts", spec), self.results / "data/arithmetic/manifest.json", found.path, prompts
+        )
         self.evaluation(f"models/{name}", self.plan.evaluate_model_spec(), {"state": found.fingerprint}, 0)
         return found
 

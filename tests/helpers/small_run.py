@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from effopd.artifacts.manifests import Manifest, read_manifest, write_manifest
 from effopd.distillation.segment import Inputs
 from effopd.models.models import Weights, save_model, save_tensors, weights_of
+from effopd.specs.read import read_spec
 from effopd.stages.evaluate_candidates import evaluate_candidates
 from effopd.stages.make_data import make_data
 from effopd.stages.segments import train_segment
@@ -44,10 +44,10 @@ class SmallRun:
         self.prompts = data.parent / "prompts-base/manifest.json"
         tokenize_prompts(self.spec("tokenize_prompts", model="base"), data, self.student, self.prompts)
 
-    def spec(self, stage: str, **wildcards: str) -> dict[str, Any]:
-        return dict(json.loads(self.plan.spec(stage, **wildcards)))
+    def spec(self, stage: str, **wildcards: str) -> Any:
+        return read_spec(stage, self.plan.spec(stage, **wildcards))
 
-    def of_step(self, stage: str, step: int) -> dict[str, Any]:
+    def of_step(self, stage: str, step: int) -> Any:
         return self.spec(stage, run=NAME, seed="0", step=str(step))
 
     def state(self, step: int) -> Path:
@@ -74,7 +74,7 @@ class SmallRun:
     def train(self, end: int) -> Manifest:
         """Train the segment that ends with a step from the kept state before it."""
         spec = self.of_step("train_segment", end)
-        start = spec["start"]
+        start = spec.start
         train_segment(
             spec,
             **self.inputs,

@@ -17,8 +17,6 @@ TASK = {
     "corpus": {**TASK_SECTION["corpus"], "size": 4},
 }
 
-ENGINE = {"engine": "transformers", "engine_dtype": "float32"}
-
 
 def nudged(amount, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -19,6 +19,7 @@ from effopd.extrapolation.modules import by_module
 from effopd.integrations.gates import AccuracyGate, ReverseKLGate
 from effopd.integrations.transformers import EffOPDCallback
 from effopd.models.models import load_tensors, save_model, weights_of
+from effopd.specs.read import read_spec
 from effopd.stages.evaluate_candidates import evaluate_candidates
 from effopd.stages.make_data import make_data
 from effopd.stages.select_candidate import select_candidate
@@ -36,7 +37,7 @@ def workflow(tmp_path, tokenizer):
     """A results folder with data, prompts, a student and a teacher, made by the workflow's own stages."""
     root = tmp_path / "results"
     data = root / "data/arithmetic/manifest.json"
-    make_data({"task": TASK_SECTION}, data)
+    make_data(read_spec("make_data", {"task": TASK_SECTION}), data)
     for name, seed in (("student", 0), ("teacher", 1)):
         folder = root / "models" / name
         model = make_model(seed, len(tokenizer))
@@ -46,7 +47,9 @@ def workflow(tmp_path, tokenizer):
             folder / "manifest.json", kind="model", spec={"seed": seed}, parents={}, files=files, started=time.time()
         )
     prompts = data.parent / "prompts-student/manifest.json"
-    tokenize_prompts({"prompt": None}, data, root / "models/student/manifest.json", prompts)
+    tokenize_prompts(
+        read_spec("tokenize_prompts", {"prompt": None}), data, root / "models/student/manifest.json", prompts
+    )
     return root
 
 
@@ -77,12 +80,13 @@ def workflow_decisions(root, weights, extrapolation, metric):
             },
             "sampling": {"temperature": 1.0, "max_new_tokens": 8},
             "precision": "float32",
-            "engine": {"engine": "transformers", "engine_dtype": "float32"},
+            "engine": {"name": "transformers"},
+            "parts": {},
             "task": {"name": "arithmetic"},
         }
         common = {"state": state, "anchor": anchor, "anchor_decision": anchor_decision}
         evaluate_candidates(
-            spec,
+            read_spec("evaluate_candidates", spec),
             student=student,
             teacher=teacher,
             prompts=root / "data/arithmetic/prompts-student/manifest.json",
@@ -90,7 +94,8 @@ def workflow_decisions(root, weights, extrapolation, metric):
             device=torch.device("cpu"),
             **common,
         )
-        select_candidate(spec, candidates=[candidates], out=decision, **common)
+        ray = {key: spec[key] for key in ("seed", "step", "parts")} | {"extrapolation": extrapolation}
+        select_candidate(read_spec("select_candidate", ray), candidates=[candidates], out=decision, **common)
         found[step] = read_manifest(decision, "decision")
         anchor, anchor_decision = state, decision
     return found

@@ -3,10 +3,11 @@
 import torch
 
 from checkpoint_tensors import tensors
-from effopd.engines.base import Sampling, build_engine
+from effopd.engines.base import build_engine
 from effopd.engines.vllm_engine import ENVIRONMENT
 from effopd.models.extrapolated_files import extrapolate_folder
 from effopd.models.models import load_model
+from effopd.specs.engines import EngineSettings, Sampling
 from effopd.tasks.base import build_task
 from engine_prompts import LIMIT, PROMPTS, SEEDS
 from tiny_models import TASK_SECTION, make_model
@@ -28,8 +29,7 @@ def drifted(folder, drift):
 
 def greedy_in_transformers(folder):
     model, tokenizer = load_model(folder, torch.device("cpu")), build_task(TASK_SECTION).make_tokenizer()
-    settings = {"engine": "transformers", "engine_dtype": "float32"}
-    engine = build_engine(settings, model, tokenizer, batch_size=len(PROMPTS), context=64)
+    engine = build_engine(EngineSettings("transformers"), model, tokenizer, batch_size=len(PROMPTS), context=64)
     return engine.generate(PROMPTS, SEEDS, Sampling(0.0, LIMIT)).completions
 
 

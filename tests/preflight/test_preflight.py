@@ -31,6 +31,8 @@ from effopd.preflight.findings import Checks, failed, passed
 from effopd.preflight.judging import check_accuracy, check_verifier
 from effopd.preflight.resources import available_memory, check_disk, check_memory, free_disk
 from effopd.preflight.tokens import check_chat_template, check_eos, check_lengths, check_tokenizer
+from effopd.specs.read import read_spec
+from effopd.specs.updates import HoldingSettings, LoraSettings
 from effopd.stages import preflight as stage
 from effopd.stages.make_data import make_data
 from effopd.stages.preflight import OF_STUDENT, OF_TEACHER, preflight
@@ -300,7 +302,7 @@ def test_estimates_of_sizes(model, tmp_path):
     save_model(model.config, weights_of(model), make_tokenizer(), tmp_path)
     on_disk = (tmp_path / "model.safetensors").stat().st_size
     assert state_bytes(parameters) == pytest.approx(4 * on_disk, rel=0.1)  # weights, two moments, a candidate
-    factors = factors_size(model, {"rank": 2, "parameters": "attention_mlp"})
+    factors = factors_size(model, LoraSettings(2, 4, "attention_mlp"))
     assert state_bytes(parameters, factors) == 4 * (2 * parameters + 3 * factors)  # no moments of whole matrices
     assert lora_update_bytes(1e9, 1e7) == pytest.approx(4.2e9)
     assert factors == of_config(model.config.to_dict()).lora_factors(2)
@@ -348,7 +350,7 @@ def test_the_models_beside_the_one_that_is_trained(run, execution, beside):
     assert json.loads(plan.spec("preflight", pair=plan.preflight("opd")))["beside"] == beside
     found = of_run(plan, "opd", SHAPE, SHAPE)
     alone = trained_bytes(
-        plan.runs["opd"]["training"],
+        HoldingSettings.of(plan.runs["opd"]["training"]),
         parameters=SHAPE.parameters,
         hidden_size=SHAPE.hidden_size,
         layers=SHAPE.layers,
@@ -420,7 +422,7 @@ def workplace(tmp_path):
     """Data, and functions that make a model folder and run the checks on a pair of them."""
     results = tmp_path / "results"
     data = results / "data/arithmetic/manifest.json"
-    make_data({"task": TASK_SECTION}, data)
+    make_data(read_spec("make_data", {"task": TASK_SECTION}), data)
 
     class Workplace:
         folder = results
@@ -439,7 +441,7 @@ def workplace(tmp_path):
 
         def check(self, student, teacher, beside=(0, True), top_k=0, **overrides):
             prompts = results / "data/arithmetic/prompts-student/manifest.json"
-            tokenize_prompts({"prompt": None}, data, student, prompts)
+            tokenize_prompts(read_spec("tokenize_prompts", {"prompt": None}), data, student, prompts)
             plan = Plan(CONFIG)
             training = json.loads(plan.spec("preflight", pair=plan.preflight("opd")))["training"]
             training |= {"max_new_tokens": 8, "batch_size": 4}
@@ -454,7 +456,9 @@ def workplace(tmp_path):
                 "code": "",
             }
             out = results / "preflight/pair.json"
-            preflight(spec, student=student, teacher=teacher, prompts=prompts, out=out, device=CPU)
+            preflight(
+                read_spec("preflight", spec), student=student, teacher=teacher, prompts=prompts, out=out, device=CPU
+            )
             return out
 
         def outcomes(self):

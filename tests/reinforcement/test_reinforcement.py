@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,12 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from effopd.common.errors import ConfigError
 from effopd.data.rollouts import Rollouts
-from effopd.engines.base import Sampling
 from effopd.models import lm_head as logits
 from effopd.models.models import weights_of
 from effopd.reinforcement.draws import Groups, Source, Validation, draw_minibatches
 from effopd.reinforcement.updates import Updates
 from effopd.reinforcement.value_head import PARAMETERS
+from effopd.specs.engines import Sampling
+from effopd.specs.read import read_spec
 from effopd.stages.make_data import make_data
 from effopd.stages.pretrain_model import pretrain_model
 from effopd.stages.tokenize_prompts import tokenize_prompts
@@ -29,7 +31,7 @@ from effopd.training.early_stopping import METRIC, EarlyStopping, best_step
 from effopd.training.resume import ResumePoint
 from effopd.training.trainer import Trainer, TrainerSettings
 from effopd.workflow.job_specs import Plan
-from rl_setup import CPU, SMALL, WAYS, FirstTokenTask, Setup
+from rl_setup import CPU, SMALL, WAYS, FirstTokenTask, Setup, settings_of
 from tiny_models import make_model
 
 
@@ -83,6 +85,9 @@ def test_dynamic_sampling_drops_groups_that_are_all_alike_and_draws_more(tokeniz
     assert trained_on == 2 * trained.rollouts.completion_tokens, "two epochs over the groups that were kept"
 
 
+DAPO = settings_of("dapo", samples_per_prompt=2)
+
+
 class TellingSource(Source):
     """Groups whose rewards are alike or differ as the test says, without a model."""
 
@@ -90,7 +95,7 @@ class TellingSource(Source):
         self.settings, self.informative = settings, informative
 
     def groups(self, step, positions):
-        size = self.settings["samples_per_prompt"]
+        size = self.settings.samples_per_prompt
         rewards = [float(self.informative[position] and not sample) for position in positions for sample in range(size)]
         count = len(rewards)
         rollouts = Rollouts([[2]] * count, [[3]] * count, [np.zeros(1, np.float32)] * count, [True] * count)
@@ -110,7 +115,7 @@ def test_a_step_of_dapo_keeps_the_first_informative_groups_and_never_more_than_i
     alone, informative, count, most, parts
 ):
     """By hand: batches of `count` prompts are drawn until `count` of them are informative, or `most` batches are."""
-    asked = {"prompts_per_step": count, "max_draws": most, "samples_per_prompt": 2, "minibatches": parts}
+    asked = replace(DAPO, prompts_per_step=count, max_draws=most, minibatches=parts)
     minibatches, facts = draw_minibatches(alone, TellingSource(asked, informative), 1)
     drawn, kept = 0, []
     while drawn < most * count and len(kept) < count:
@@ -225,12 +230,12 @@ def base(tmp_path_factory):
     made = plan(kind="grpo")
     data, model = folder / "data/manifest.json", folder / "model/manifest.json"
     prompts = folder / "data/prompts-base/manifest.json"
-    make_data(json.loads(made.spec("make_data")), data)
-    pretrain_model(json.loads(made.spec("pretrain_model", model="base")), data, model, CPU)
-    tokenize_prompts(json.loads(made.spec("tokenize_prompts", model="base")), data, model, prompts)
+    make_data(read_spec("make_data", made.spec("make_data")), data)
+    pretrain_model(read_spec("pretrain_model", made.spec("pretrain_model", model="base")), data, model, CPU)
+    tokenize_prompts(read_spec("tokenize_prompts", made.spec("tokenize_prompts", model="base")), data, model, prompts)
 
     def train(out, **teacher):
-        spec = json.loads(plan(**teacher).spec("train_rl", model="teacher"))
+        spec = read_spec("train_rl", plan(**teacher).spec("train_rl", model="teacher"))
         train_rl(spec, prompts, model, out / "manifest.json", CPU)
         return out
 

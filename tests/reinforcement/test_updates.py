@@ -28,16 +28,16 @@ def advantages_of(groups, settings):
     """One number for each rollout: its reward less its group's mean, by plain arithmetic."""
     rewards = []
     for completion, reward in zip(groups.rollouts.completions, groups.rewards.tolist(), strict=True):
-        if buffer := settings.get("overlong_buffer"):
-            over = (len(completion) - (settings["max_new_tokens"] - buffer)) / buffer
-            reward -= settings["overlong_penalty"] * min(max(over, 0.0), 1.0)
+        if buffer := settings.overlong_buffer:
+            over = (len(completion) - (settings.max_new_tokens - buffer)) / buffer
+            reward -= settings.overlong_penalty * min(max(over, 0.0), 1.0)
         rewards.append(reward)
     found = []
     for start in range(0, len(rewards), groups.size):
         group = rewards[start : start + groups.size]
         mean = sum(group) / len(group)
         deviation = (sum((r - mean) ** 2 for r in group) / (len(group) - 1)) ** 0.5
-        scaled = settings["scale_rewards"] and deviation > 0
+        scaled = settings.scale_rewards and deviation > 0
         found += [(r - mean) / (deviation + 1e-6) if scaled else r - mean for r in group]
     return found
 
@@ -58,7 +58,7 @@ def written_out(setup, groups, old, low, high):
             else:
                 total = total - min(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
             lead = (reference[position] - now[position]).exp()
-            total = total + settings.get("kl_coefficient", 0) * (lead - lead.log() - 1)
+            total = total + settings.kl_coefficient * (lead - lead.log() - 1)
     return total / rollouts.completion_tokens
 
 
@@ -80,7 +80,7 @@ def test_loss_and_gradients_equal_the_written_out_objective(case, tokenizer):
     loss.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in setup.model.named_parameters()}
     setup.model.zero_grad()
-    wanted = written_out(setup, groups, old, setup.settings.get("clip_low", 0), setup.settings.get("clip_high", 0))
+    wanted = written_out(setup, groups, old, setup.settings.clip_low, setup.settings.clip_high)
     wanted.backward()
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-3, abs=1e-5)
     for name, parameter in setup.model.named_parameters():
@@ -126,6 +126,6 @@ def test_metrics_are_means_over_the_tokens_that_they_are_named_after(way, tokeni
         errors = 0.0
         for micro in micros:
             for old, target in zip(micro.old_values.tolist(), micro.returns.tolist(), strict=True):
-                clipped = old + min(max(0.0 - old, -setup.settings["value_clip"]), setup.settings["value_clip"])
+                clipped = old + min(max(0.0 - old, -setup.settings.value_clip), setup.settings.value_clip)
                 errors += max(target**2, (clipped - target) ** 2) / 2
         assert facts["value_loss"] == pytest.approx(errors / tokens, rel=1e-4)

@@ -12,13 +12,14 @@ import torch
 from browser import ARROW_DOWN, ARROW_RIGHT, CHROMIUM, DRIVER, ENTER, TAB, opened
 from effopd.dynamics.analysis import analyse_checkpoints
 from effopd.models.models import save_tensors, weights_of
+from effopd.specs.read import read_spec
 from effopd.stages.write_explorer import explorer_data, write_explorer
 from tiny_models import make_model
 
-SPEC = {
+SPEC = read_spec("write_explorer", {
     "runs": ["opd", "jump"], "groups": [["main", ["opd", "jump"]]], "seeds": [0], "labels": {"opd": "Plain", "jump": "Jump </script>"}, "models": ["teacher"],
-    "baseline": "opd", "confidence": 0.95,
-}  # fmt: skip
+    "baseline": "opd", "template": "",
+})  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,14 +14,17 @@ import yaml
 from effopd.report.figures import captions
 from effopd.report.figures.style import GRAYS, LABEL_SIZE, label_ends, label_panel, looks, panels, stacked
 from effopd.report.table_columns import COLUMNS
+from effopd.specs.read import read_spec
+from effopd.specs.reports import FigureOptions
 from effopd.stages.plot_figure import DRAW
 from effopd.workflow.job_specs import Plan
 
 TINY = yaml.safe_load((Path(__file__).parents[1] / "end_to_end/tiny.yaml").read_text())
-SPEC = {
+SPEC = read_spec("plot_figure", {
     "runs": [f"run{i}" for i in range(9)], "groups": [("main", [f"run{i}" for i in range(9)])], "labels": {f"run{i}": f"Run {i}" for i in range(9)}, "baseline": "run3",
-    "models": ["teacher"], "options": {"width": 7.2, "height": 3.4},
-}  # fmt: skip
+    "models": ["teacher"], "options": {"width": 7.2, "height": 3.4, "dpi": 10}, "seeds": [], "figure": "", "interventions": [],
+    "confidence": 0.95,
+})  # fmt: skip
 
 
 def test_each_run_has_a_look_of_its_own():
@@ -34,7 +38,7 @@ def test_each_run_has_a_look_of_its_own():
 
 @pytest.mark.parametrize(("width", "height"), [(7.2, 3.4), (3.3, 5.0)])
 def test_labels_of_lines_that_end_together_do_not_overlap(width, height):
-    spec = {**SPEC, "options": {"width": width, "height": height}}
+    spec = replace(SPEC, options=FigureOptions(width, 10, height))
     figure, (row,) = panels(spec, 2)
     figure.set_size_inches(width, height)
     rng = np.random.default_rng(0)
@@ -53,7 +57,7 @@ def test_labels_of_lines_that_end_together_do_not_overlap(width, height):
 
 
 def test_narrow_figures_stack_their_panels():
-    figure, grid = panels({**SPEC, "options": {"width": 3.3, "height": 5}}, 2, rows=2)
+    figure, grid = panels(replace(SPEC, options=FigureOptions(3.3, 10, 5)), 2, rows=2)
     assert grid.shape == (2, 2)
     tops = [axes.get_position().y1 for axes in grid.ravel()]
     assert tops == sorted(tops, reverse=True)
@@ -173,13 +177,14 @@ def many_runs(tmp_path):
 
 
 def drawn(figure, results, own_references=(), **options):
-    spec = {
+    content = {
         "runs": RUNS, "groups": list(GROUPS.items()), "labels": {run: f"Run {run}, of a long name" for run in RUNS},
-        "baseline": "plain", "references": ["plain", "tuned"], "own_references": dict(own_references), "models": [], "confidence": 0.95,
-        "options": {name: value for name, value in ({"width": 7.2, "height": 4.0} | options).items() if value},
+        "baseline": "plain", "references": ["plain", "tuned"], "own_references": dict(own_references), "models": [], "confidence": 0.95, "seeds": [],
+        "options": {"width": 7.2, "height": 4.0, "dpi": 10} | options, "figure": figure, "interventions": [],
     }  # fmt: skip
+    spec = read_spec("plot_figure", content)
     made = DRAW[figure](spec, results)
-    made.set_size_inches(spec["options"]["width"], spec["options"].get("height", made.get_figheight()))
+    made.set_size_inches(spec.options.width, spec.options.height or made.get_figheight())
     made.draw_without_rendering()
     return made
 

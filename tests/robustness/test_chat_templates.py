@@ -14,6 +14,7 @@ from effopd.common.errors import UserError
 from effopd.data.prompts import tokenize_problems
 from effopd.models.models import load_tokenizer, save_model, weights_of
 from effopd.preflight.tokens import check_chat_template
+from effopd.specs.read import read_spec
 from effopd.stages.make_data import make_data
 from tiny_models import byte_tokenizer, make_model
 
@@ -148,10 +149,8 @@ def data(tmp_path_factory):
     )
     columns = {"problem": "problem", "answer": "answer"}
     source = {"files": [str(folder / "a.jsonl")], "where": {}, "columns": columns, "split": "train"}
-    make_data(
-        {"task": {"name": "math", "seed": 0, "splits": {"test": {"sources": [source]}}}},
-        folder / "data/math/manifest.json",
-    )
+    task = {"name": "math", "seed": 0, "splits": {"test": {"sources": [source]}}}
+    make_data(read_spec("make_data", {"task": task, "code": "x"}), folder / "data/math/manifest.json")
     return folder / "data/math/manifest.json"
 
 
@@ -171,7 +170,7 @@ def test_the_command_says_so(data, tmp_path, name):
         started=time.time(),
     )
     prompts = data.parent / f"prompts-{name.replace(' ', '-')}/manifest.json"
-    spec = json.dumps({"prompt": settings_of(SYSTEM)})
+    spec = json.dumps({"prompt": settings_of(SYSTEM), "code": "x"})
     ending = effopd(
         "tokenize-prompts", "--spec", spec, "--data", data, "--model", out, "--out", prompts, folder=tmp_path
     )

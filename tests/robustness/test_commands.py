@@ -196,10 +196,10 @@ SPECS = {  # by stage: a spec written by hand, and the key that it lacks
     "make-data": ({}, "task"),
     "fetch-model": ({}, "model"),
     "write-config": ({}, "config"),
-    "collect-run": ({"code": "x"}, "boundaries"),
-    "make-tables": ({}, ""),
-    "plot-figure": ({}, ""),
-    "write-report": ({}, ""),
+    "collect-run": ({"code": "x"}, "run"),
+    "make-tables": ({}, "runs"),
+    "plot-figure": ({}, "runs"),
+    "write-report": ({}, "config"),
     "compare-with-paper": ({"tables": []}, "runs"),
 }
 

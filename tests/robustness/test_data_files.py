@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from commands import effopd, untouched
 from effopd.common.errors import UserError
+from effopd.specs.read import read_spec
 from effopd.stages import make_data as stages
 from effopd.tasks.base import build_task
 from effopd.tasks.sources import rows_of, text_at
@@ -50,7 +51,7 @@ def make_data(folder, columns=None, files=(), source=None, status="succeeded", w
             assert not out.exists()
             return line
         with chdir(folder), redirect_stderr(io.StringIO()) as log:
-            stages.make_data(spec, out)
+            stages.make_data(read_spec("make_data", spec), out)
         output = log.getvalue()
     facts = json.loads(out.read_text())["result"]["sources"][0]
     table = pd.read_parquet(out.with_name("test.parquet"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import shutil
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from commands import effopd, tree
+from effopd.specs.read import read_spec
 from effopd.stages import plot_figure  # noqa: F401 - imported once, before any fork
 from effopd.stages.collect_run import collect_run
 from effopd.stages.make_tables import make_tables
@@ -35,8 +35,8 @@ def made(tmp_path_factory) -> tuple[Path, Plan]:
     folder = tmp_path_factory.mktemp("made")
     plan = SmallResults(folder / "results").make()
     run = folder / "results/runs/effopd/seed0"
-    collect_run(json.loads(plan.spec("collect_run", run="effopd", seed=0)), run, run / "metrics.parquet")
-    make_tables(json.loads(plan.spec("make_tables")), folder / "results", folder / "results/tables")
+    collect_run(read_spec("collect_run", plan.spec("collect_run", run="effopd", seed=0)), run, run / "metrics.parquet")
+    make_tables(read_spec("make_tables", plan.spec("make_tables")), folder / "results", folder / "results/tables")
     return folder, plan
 
 

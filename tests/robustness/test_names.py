@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ from effopd.artifacts.manifests import write_text
 from effopd.common.errors import ArtifactError
 from effopd.report.table_columns import NAMES
 from effopd.report.tables import read_csv, read_parquet, write_csv
+from effopd.specs.read import read_spec
+from effopd.specs.reports import PlotFigure
 from effopd.stages.collect_run import collect_run
 from effopd.stages.make_tables import make_tables
 from effopd.stages.plot_figure import plot_figure
@@ -91,8 +93,8 @@ def told(tmp_path_factory) -> SmallResults:
     plan = small.make()
     for run in plan.runs:
         out = small.results / f"runs/{run}/seed0/metrics.parquet"
-        collect_run(json.loads(plan.spec("collect_run", run=run, seed=0)), out.parent, out)
-    make_tables(json.loads(plan.spec("make_tables")), small.results, small.results / "tables")
+        collect_run(read_spec("collect_run", plan.spec("collect_run", run=run, seed=0)), out.parent, out)
+    make_tables(read_spec("make_tables", plan.spec("make_tables")), small.results, small.results / "tables")
     for figure in plan.figures():
         out = small.results / f"figures/{figure}.svg"
         if figure == "speedups":
@@ -102,9 +104,9 @@ def told(tmp_path_factory) -> SmallResults:
     return small
 
 
-def figure_spec(plan: Plan, figure: str) -> dict[str, Any]:
-    spec = json.loads(plan.spec("plot_figure", figure=figure))
-    return {**spec, "options": {**spec["options"], "dpi": 10}}
+def figure_spec(plan: Plan, figure: str) -> PlotFigure:
+    spec = read_spec("plot_figure", plan.spec("plot_figure", figure=figure))
+    return replace(spec, options=replace(spec.options, dpi=10))
 
 
 def texts(svg: Path) -> list[str]:
@@ -124,10 +126,11 @@ def test_figures_show_every_word_as_it_is(told, tmp_path, figure):
 
 def test_control_characters_make_no_figure_invalid(told, tmp_path):
     spec = figure_spec(told.plan, "speedups")
+    labels = {**spec.labels, **{f"run{number}": f"a{word}b" for number, word in enumerate(CONTROLS)}}
+    groups = [*spec.groups]
     for number, word in enumerate(CONTROLS):
-        spec["labels"][f"run{number}"] = f"a{word}b"
-        spec["groups"][number][0] = f"g{word}h"
-    plot_figure(spec, told.results, tmp_path / "figure.svg")
+        groups[number] = (f"g{word}h", groups[number][1])
+    plot_figure(replace(spec, labels=labels, groups=groups), told.results, tmp_path / "figure.svg")
     assert any("a\\x1b[2Jb" in text for text in texts(tmp_path / "figure.svg"))
 
 
@@ -156,10 +159,10 @@ class Page(HTMLParser):
 
 def test_the_report_shows_every_word_and_no_tag_of_theirs(told):
     plan = told.plan
-    spec = json.loads(plan.spec("write_report"))
+    spec = read_spec("write_report", plan.spec("write_report"))
     write_report(spec, told.results, told.results / "report.html")
     page = Page(told.results / "report.html")
-    for settings_ in spec["config"]["runs"].values():
+    for settings_ in spec.config["runs"].values():
         settings_["label"] = "plain"
     write_report(spec, told.results, told.results / "plain.html")
     assert page.tags == Page(told.results / "plain.html").tags
@@ -182,8 +185,9 @@ def test_no_word_ends_the_data_of_the_explorer(tmp_path, word):
     }
     pd.DataFrame([row]).to_parquet(folder / "norms.parquet")
     (folder / "weight_analysis.json").touch()
-    spec = {"runs": ["opd"], "groups": [["main", ["opd"]]], "seeds": [0], "labels": {"opd": word}, "models": [],
-            "baseline": "opd"}  # fmt: skip
+    content = {"runs": ["opd"], "groups": [["main", ["opd"]]], "seeds": [0], "labels": {"opd": word}, "models": [],
+               "baseline": "opd", "template": ""}  # fmt: skip
+    spec = read_spec("write_explorer", content)
     write_explorer(spec, tmp_path / "results", tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert json.loads(page.data) == explorer_data(spec, tmp_path / "results")

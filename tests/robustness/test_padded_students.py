@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerFast
 from effopd.common.registry import load
 from effopd.distillation.objective import ScoredBatch, distillation_loss
 from effopd.distillation.step import update_policy
-from effopd.engines.base import Sampling, build_engine
+from effopd.engines.base import build_engine
 from effopd.integrations.gates import ReverseKLGate
 from effopd.losses.chunked import chunked_loss
 from effopd.models import lm_head as logits_module
 from effopd.models.lm_head import Head, KnownTokens, restricted, tokens_of, vocabulary_of
+from effopd.specs.engines import EngineSettings, Sampling
 from effopd.teachers.scoring import LocalTeacher, WithReference, measure_logprobs, measure_reverse_kl
 from effopd.training.trainer import Trainer, TrainerSettings
 from objectives import OBJECTIVES, training_of
@@ -56,8 +57,7 @@ def student_of(family, seed=0):
 
 
 def engine_of(model, tokenizer):
-    section = {"engine": "transformers", "engine_dtype": "float32"}
-    return build_engine(section, model, tokenizer, batch_size=4, context=32)
+    return build_engine(EngineSettings("transformers"), model, tokenizer, batch_size=4, context=32)
 
 
 @pytest.mark.parametrize(("known", "temperature"), [*((known, 0.7) for known in KNOWN), ("both", 0.0)])
@@ -77,7 +77,7 @@ def test_only_known_ids_are_sampled_with_the_logprobs_that_training_computes(fam
 
 def by_hand(objective, student, teacher, reference, known, rollouts):
     """The objective over the known ids alone, picked out of the logits; float64, mean over tokens."""
-    section = training_of(objective)["objective"]
+    section = training_of(objective).objective
     known = torch.tensor([i for i in known if i < ROWS])
     total = torch.zeros((), dtype=torch.float64)
     for prompt, completion, old in zip(rollouts.prompts, rollouts.completions, rollouts.logprobs, strict=True):
@@ -85,13 +85,13 @@ def by_hand(objective, student, teacher, reference, known, rollouts):
         raw = [of(tokens).logits[0, len(prompt) - 1 : -1].double() for of in (student, teacher, reference)]
         places = torch.tensor([known.tolist().index(token) for token in completion])[:, None]
         ours, theirs, base = (values[:, known].log_softmax(-1) for values in raw)
-        if section["support"] == "full":
-            total = total + load("objectives", section["divergence"])(ours, theirs.detach()).sum()
+        if section.support == "full":
+            total = total + load("objectives", section.divergence)(ours, theirs.detach()).sum()
             continue
         said = ours.gather(1, places)[:, 0]
         goal = raw[1].log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]  # the teacher is as it is
         base = base.gather(1, places)[:, 0]
-        goal = base + section["reward_scale"] * (goal - base)
+        goal = base + section.reward_scale * (goal - base)
         total = total - ((goal - torch.from_numpy(old).double()).detach() * said).sum()
     return total / rollouts.completion_tokens
 
@@ -109,9 +109,9 @@ def test_losses_and_gradients_are_those_over_the_known_ids(family, objective, po
     rollouts = engine_of(student, tokenizer).generate(PROMPTS, list(range(6)), Sampling(1.0, 5))
     monkeypatch.setattr(logits_module, "LOGITS_AT_ONCE", positions * ROWS)
     training, tokens = training_of(objective, batch_size=10), KnownTokens.of(tokenizer)
-    full = training["objective"]["support"] == "full"
+    full = training.objective.support == "full"
     scorer = LocalTeacher(teacher, pad_id=0, batch_size=10, hidden_states=full)
-    if training["objective"]["reward_scale"] != 1:
+    if training.objective.reward_scale != 1:
         scorer = WithReference(scorer, LocalTeacher(base, pad_id=0, batch_size=10))
     head = Head.of(teacher) if full else None
     if head is not None:
@@ -137,24 +137,24 @@ def test_an_update_agrees_with_the_engine_and_stays_finite(objective, known):
     student = restricted(student_of("qwen3"), tokenizer)
     rollouts = engine_of(student, tokenizer).generate(PROMPTS, list(range(6)), Sampling(1.0, 5))
     training, tokens = training_of(objective, batch_size=3), KnownTokens.of(tokenizer)
-    objective = training["objective"]
+    objective = training.objective
     teacher = make_family("qwen3", 1, ROWS + 4)
     scorer = LocalTeacher(
         teacher,
         pad_id=0,
         batch_size=3,
-        top_k=4 if objective["support"] == "top_k" else 0,
+        top_k=4 if objective.support == "top_k" else 0,
         tokens=tokens,
-        hidden_states=objective["support"] == "full",
+        hidden_states=objective.support == "full",
     )
-    if objective["reward_scale"] != 1:
+    if objective.reward_scale != 1:
         scorer = WithReference(
             scorer, LocalTeacher(restricted(student_of("qwen3", 2), tokenizer), pad_id=0, batch_size=3)
         )
     scores = scorer.score(rollouts)
     assert {int(i) for row in scores.top_ids for i in row.flatten()} <= set(KNOWN[known])
     linear = teacher.get_output_embeddings()
-    head = Head(linear.weight.detach(), None, None, tokens) if objective["support"] == "full" else None
+    head = Head(linear.weight.detach(), None, None, tokens) if objective.support == "full" else None
     trainer = Trainer(student, TrainerSettings(1e-3, (0.9, 0.99), 0.0, 1.0))
     facts = update_policy(trainer, rollouts, scores, training, 1, 0, head)
     assert all(np.isfinite(value) for value in facts.values())
@@ -169,8 +169,7 @@ def test_vllm_samples_known_ids_alone_with_the_logprobs_that_training_computes(e
     runtime = {"tensor_parallel": 1, "memory_fraction": 0.5, "sleep": True, "max_sequences": 64, "cpu_cache_gb": 0.25}
     monkeypatch.setenv("EFFOPD_RUNTIME", json.dumps({"vllm": runtime}))
     model, tokenizer = make_model(0, ROWS, head_dim=32), tokenizer_of(KNOWN[known])
-    section = {"engine": engine, "engine_dtype": "float32"}
-    with closing(build_engine(section, model, tokenizer, batch_size=4, context=32)) as generating:
+    with closing(build_engine(EngineSettings(engine), model, tokenizer, batch_size=4, context=32)) as generating:
         for temperature in (0.0, 0.7, 1.0):
             rollouts = generating.generate(PROMPTS * 8, list(range(48)), Sampling(temperature, 8))
             said = {token for completion in rollouts.completions for token in completion}

@@ -9,6 +9,7 @@ import torch
 from effopd.artifacts.manifests import read_manifest
 from effopd.common.errors import ConfigError, UserError
 from effopd.models.models import load_frozen, load_model, load_tokenizer, save_model, weights_of
+from effopd.specs.read import read_spec
 from effopd.stages import fetch_model as fetching
 from effopd.stages.fetch_model import fetch_model
 from effopd.training.checkpoints import Point
@@ -25,7 +26,7 @@ def source(tmp_path):
 
 def spec_of(folder, **changes):
     model = {"kind": "pretrained", "path": str(folder), "dtype": "float32", "trust_remote_code": False, **changes}
-    return {"model": model, "code": "x"}
+    return read_spec("fetch_model", {"model": model, "code": "x"})
 
 
 def fetched(folder, out, **changes):

@@ -13,13 +13,15 @@ from effopd.artifacts.manifests import read_manifest, write_manifest
 from effopd.common.errors import ArtifactError, ConfigError, UserError
 from effopd.models.models import load_model, load_tensors, save_tensors, weights_of
 from effopd.results.export import export_state
+from effopd.specs.read import read_spec
 from effopd.stages.evaluate import evaluate
 from effopd.stages.make_data import make_data
 from effopd.stages.predict_weights import predict_weights
 from effopd.stages.tokenize_prompts import tokenize_prompts
 from effopd.training.checkpoints import Point
 from tiny_models import make_model
-from written_models import ENGINE, TASK, write_model
+from typed_settings import ENGINE
+from written_models import TASK, write_model
 
 CPU = torch.device("cpu")
 STEPS = (1, 2, 4)
@@ -28,6 +30,7 @@ GATE = {"metric": "reverse_kl", "examples": 4, "source": "train", "samples": 1, 
 SETTINGS = {"coefficients": [1, 3, 7], "search": "all", "accept_ties": False, "parameters": "all", "gate": GATE}
 SPEC = {
     "extrapolation": SETTINGS,
+    "parts": {},
     "states": list(STEPS),
     "sampling": {"temperature": 1.0, "max_new_tokens": 6},
     "engine": ENGINE,
@@ -57,10 +60,10 @@ def results(tmp_path_factory):
     torch.set_num_threads(1)
     results = tmp_path_factory.mktemp("run") / "results"
     data, prompts = results / "data/arithmetic/manifest.json", results / "data/arithmetic/prompts-base/manifest.json"
-    make_data({"task": {**TASK, "code": "x"}}, data)
+    make_data(read_spec("make_data", {"task": {**TASK, "code": "x"}, "code": "x"}), data)
     base = write_model(results / "models/base", between(0))
     write_model(results / "models/teacher", between(1))
-    tokenize_prompts({"prompt": None}, data, base, prompts)
+    tokenize_prompts(read_spec("tokenize_prompts", {"prompt": None, "code": "x"}), data, base, prompts)
     for step in STEPS:
         folder = results / f"runs/opd/seed0/state/{step}"
         save_tensors(folder / "weights.safetensors", between(step * PACE))
@@ -79,7 +82,7 @@ def inputs(results):
 
 def predict(results, out, method="expo", validations=(), steps=STEPS, **settings):
     predict_weights(
-        {**SPEC, "method": method, "extrapolation": {**SETTINGS, **settings}},
+        read_spec("predict_weights", {**SPEC, "method": method, "extrapolation": {**SETTINGS, **settings}}),
         states=[results / f"runs/opd/seed0/state/{step}/state.json" for step in steps],
         decisions=[],
         validations=validations,
@@ -139,9 +142,9 @@ def validated(results, folder):
     for step in (0, *STEPS):
         state = results / (f"runs/opd/seed0/state/{step}/state.json" if step else "models/base/manifest.json")
         out = folder / f"{step}.json"
-        spec = {"evaluation": {**EVALUATION, "split": "validation"}, "engine": ENGINE, "task": TASK}
+        spec = {"evaluation": {**EVALUATION, "split": "validation"}, "engine": ENGINE, "task": TASK, "code": "x"}
         evaluate(
-            spec, student=inputs(results)["base"], teacher=None, prompts=inputs(results)["prompts"], state=state,
+            read_spec("evaluate", spec), student=inputs(results)["base"], teacher=None, prompts=inputs(results)["prompts"], state=state,
             decision=None, out=out, device=CPU,
         )  # fmt: skip
         entry = json.loads(out.read_text())
@@ -180,10 +183,10 @@ def test_predicted_weights_are_evaluated_like_a_state(results, tmp_path):
     point = Point.open(found.path)
     assert (point.step, point.parents) == (4, {"state": found.fingerprint})
     out = tmp_path / "evaluation.json"
-    spec = {"evaluation": {**EVALUATION, "split": "test"}, "engine": ENGINE, "task": TASK}
+    spec = {"evaluation": {**EVALUATION, "split": "test"}, "engine": ENGINE, "task": TASK, "code": "x"}
     models = inputs(results)
     evaluate(
-        spec, student=models["base"], teacher=models["teacher"], prompts=models["prompts"], state=found.path,
+        read_spec("evaluate", spec), student=models["base"], teacher=models["teacher"], prompts=models["prompts"], state=found.path,
         decision=None, out=out, device=CPU,
     )  # fmt: skip
     evaluated = read_manifest(out, "evaluation")

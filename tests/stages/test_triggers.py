@@ -1,5 +1,7 @@
 """Triggers on a run on disk: from where an update is measured, what training goes on from, and what a resume knows."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -91,7 +93,7 @@ def test_a_line_search_goes_on_from_the_last_coefficient_in_the_next_segment_and
     extrapolate = learner.extrapolation(rows)
     tokens = [[5, 8, 3], [9, 4]]
     rollouts = distillation.generate_rollouts(
-        learner.engine(tokens, make_model(0)), tokens, learner.training | {"prompts_per_step": 2}, 0, 3
+        learner.engine(tokens, make_model(0)), tokens, replace(learner.training, prompts_per_step=2), 0, 3
     )
     facts, _ = extrapolate(rollouts, 3)
     assert facts["trial_coefficients"][1] == start

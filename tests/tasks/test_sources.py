@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from effopd.artifacts.manifests import read_manifest
 from effopd.common.errors import ConfigError, UserError
 from effopd.common.randomness import seed_of
+from effopd.specs.read import read_spec
 from effopd.stages.make_data import make_data
 from effopd.tasks.base import Problem, build_task
 from effopd.tasks.sources import local_files, rows_of, source_name, text_at, value_at, wanted
@@ -420,11 +421,11 @@ def test_another_tasks_data_is_its_test_split_without_what_is_trained_on(tmp_pat
     training = tmp_path / "data/math/manifest.json"
     own = {"train": {"sources": [source(files=[write(tmp_path / "train.jsonl", ROWS[:60])])]},
            "validation": {"share": 0.2}, "test": {"share": 0.2}}  # fmt: skip
-    make_data({"task": {"name": "math", "seed": 0, "splits": own}, "code": "x"}, training)
+    make_data(read_spec("make_data", {"task": {"name": "math", "seed": 0, "splits": own}, "code": "x"}), training)
     held = {split: pd.read_parquet(training.with_name(f"{split}.parquet"))["problem"] for split in own}
     questions = [(row["question"], row["final_answer"], "none") for row in ROWS]
     out = tmp_path / "data/other/manifest.json"
-    make_data({"task": choices_of(tmp_path, questions), "code": "x"}, out, training=training)
+    make_data(read_spec("make_data", {"task": choices_of(tmp_path, questions), "code": "x"}), out, training=training)
     manifest, left = read_manifest(out, "data"), pd.read_parquet(out.with_name("test.parquet"))
     seen = {*held["train"], *held["validation"]}
     assert seen
@@ -441,7 +442,7 @@ def test_another_tasks_data_is_its_test_split_without_what_is_trained_on(tmp_pat
         match=rf"all {len(known)} test problems are in the data that is trained on .* Evaluate on others: change "
         r"`evaluation\.tasks\.none\.task\.splits\.test`",
     ):
-        make_data({"task": choices_of(tmp_path, known), "code": "x"}, none, training=training)
+        make_data(read_spec("make_data", {"task": choices_of(tmp_path, known), "code": "x"}), none, training=training)
     assert not none.exists()
 
 
@@ -450,7 +451,7 @@ def test_what_is_pretrained_on_is_dropped_from_another_task_too(tmp_path):
     sums = {"name": "arithmetic", "seed": 0, "min_terms": 3, "max_terms": 4, "largest_term": 9, "corpus": corpus,
             "splits": {"train": 4, "validation": 4, "test": 4}}  # fmt: skip
     training = tmp_path / "data/arithmetic/manifest.json"
-    make_data({"task": sums, "code": "x"}, training)
+    make_data(read_spec("make_data", {"task": sums, "code": "x"}), training)
     pretrained = pd.read_parquet(training.with_name("corpus.parquet"))["prompt"].unique()
     trained = {
         p for name in ("train", "validation") for p in pd.read_parquet(training.with_name(f"{name}.parquet"))["problem"]
@@ -460,7 +461,9 @@ def test_what_is_pretrained_on_is_dropped_from_another_task_too(tmp_path):
     test = source(files=[write(tmp_path / "sums.jsonl", rows)], columns={"problem": "problem", "answer": "answer"})
     out = tmp_path / "data/other/manifest.json"
     make_data(
-        {"task": {"name": "math", "seed": 0, "splits": {"test": {"sources": [test]}}}, "code": "x"},
+        read_spec(
+            "make_data", {"task": {"name": "math", "seed": 0, "splits": {"test": {"sources": [test]}}}, "code": "x"}
+        ),
         out,
         training=training,
     )

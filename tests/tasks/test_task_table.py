@@ -9,17 +9,21 @@ import pytest
 
 from effopd.artifacts.manifests import write_manifest
 from effopd.evaluation.statistics import mean_interval
+from effopd.specs.read import read_spec
 from effopd.stages.make_task_table import make_task_table
 from effopd.stages.write_report import by_source
 
-SPEC = {
-    "folder": "evaluation/tasks/{task}",
-    "tasks": ["mixed", "sums"],
-    "models": ["base"],
-    "runs": [{"run": "opd", "student": "base", "steps": [4]}],
-    "seeds": [0, 1],
-    "confidence": 0.95,
-}
+SPEC = read_spec(
+    "make_task_table",
+    {
+        "folder": "evaluation/tasks/{task}",
+        "tasks": ["mixed", "sums"],
+        "models": ["base"],
+        "runs": [{"run": "opd", "student": "base", "steps": [4]}],
+        "seeds": [0, 1],
+        "confidence": 0.95,
+    },
+)
 # Four problems of two sources, of which the prompts leave the first one out; two completions of each.
 SOURCES, ROWS = ["long", "a", "a", "b"], [1, 2, 3]
 REWARDS = {"models/base": [0, 0, 0, 0, 0, 0], "opd/seed0/4": [1, 0, 0, 0, 1, 1], "opd/seed1/4": [1, 1, 1, 0, 1, 1]}
@@ -36,7 +40,7 @@ def artifact(path, kind, **tables):
 
 @pytest.fixture
 def table(tmp_path):
-    for task in SPEC["tasks"]:
+    for task in SPEC.tasks:
         data = pd.DataFrame({"problem": list("wxyz"), "answer": "1"})
         artifact(
             tmp_path / f"data/{task}/manifest.json",
@@ -109,7 +113,7 @@ def by_step(tmp_path):
         path = tmp_path / "evaluation" / (f"{run}.json" if step == 0 else f"{run}/seed{seed}/{step}.json")
         artifact(path, "evaluation", **{f"{path.stem}.items": items})
         outcomes[run, seed, step] = items
-    make_task_table(OWN, tmp_path, tmp_path / "sources.csv")
+    make_task_table(read_spec("make_source_table", OWN), tmp_path, tmp_path / "sources.csv")
     return pd.read_csv(tmp_path / "sources.csv"), outcomes
 
 

@@ -9,8 +9,8 @@ from torch.func import functional_call
 import effopd.models.lm_head as logits_module
 from effopd.common.errors import ConfigError, DivergenceError
 from effopd.distillation.step import update_policy
-from effopd.engines.base import Sampling
 from effopd.models.models import load_weights_into, weights_of
+from effopd.specs.engines import Sampling
 from effopd.training.lora import LoraTrainer
 from effopd.training.trainer import TrainerSettings
 from lora_settings import LORA
@@ -24,7 +24,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def make_trainer(settings=SETTINGS, model_seed=0, seed=0, **lora) -> LoraTrainer:
-    return LoraTrainer(make_model(model_seed), settings, {**LORA, **lora}, seed)
+    return LoraTrainer(make_model(model_seed), settings, replace(LORA, **lora), seed)
 
 
 def trained(trainer: LoraTrainer, steps=range(3)) -> LoraTrainer:
@@ -253,13 +253,13 @@ def test_a_loss_that_is_not_finite_changes_nothing():
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "mixtral"])
 def test_every_family_has_adapters_at_its_projections(family):
     for which, extra in (("attention_mlp", set()), ("all", set()), ("v_proj|mlp", {"q_proj", "k_proj", "o_proj"})):
-        trainer = LoraTrainer(make_family(family, 0), SETTINGS, {**LORA, "parameters": which}, 0)
+        trainer = LoraTrainer(make_family(family, 0), SETTINGS, replace(LORA, parameters=which), 0)
         named = {name.split(".")[-2] for name in factors_of(trainer)}
         assert named == set(PROJECTIONS) - extra
 
 
 def test_a_mixture_trains_its_attention_and_is_refused_where_its_experts_are_meant():
-    LoraTrainer(make_family("mixtral", 0), SETTINGS, {**LORA, "parameters": "self_attn"}, 0)
+    LoraTrainer(make_family("mixtral", 0), SETTINGS, replace(LORA, parameters="self_attn"), 0)
     with pytest.raises(ConfigError, match=r"names model.layers.0.mlp.experts.\w+, a stack of matrices that has no"):
         LoraTrainer(make_family("mixtral", 0), SETTINGS, LORA, 0)
 

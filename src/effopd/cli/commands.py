@@ -28,22 +28,24 @@ from effopd.common.formatting import one_line
 from effopd.common.registry import load
 
 
-class _Spec(dict[str, Any]):
-    """An object of a spec, whose missing keys are the fault of whoever wrote it by hand."""
-
-    def __missing__(self, key: str) -> Any:
-        raise UserError(f"--spec has no `{key}` where one is needed: it is not a spec of this version of effopd.")
-
-
 class _SpecType(click.ParamType):  # type: ignore[type-arg]  # older versions of click take none
+    """The spec of a stage's job, as its dataclass (effopd.specs)."""
+
     name = "json"
 
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from effopd.specs.read import read_spec
+
         try:
-            spec = json.loads(value, object_hook=_Spec)
+            content = json.loads(value)
         except (ValueError, RecursionError) as error:
             self.fail(f"not JSON: {one_line(error, 200)}", param, ctx)
-        return spec if isinstance(spec, dict) else self.fail("not a JSON object", param, ctx)
+        return (
+            read_spec(self.stage, content) if isinstance(content, dict) else self.fail("not a JSON object", param, ctx)
+        )
 
 
 def _path(name: str, text: str, required: bool = True) -> Callable[..., Any]:
@@ -60,7 +62,10 @@ def _stage(name: str, *options: Callable[..., Any], computes: bool = False) -> C
     def decorate(function: Callable[..., Any]) -> click.Command:
         common = [
             click.option(
-                "--spec", type=_SpecType(), required=True, help="Config slice and code digest, as canonical JSON."
+                "--spec",
+                type=_SpecType(name.replace("-", "_")),
+                required=True,
+                help="Config slice and code digest, as canonical JSON.",
             ),
             _path("out", "Where to write the result; for a manifest, its files lie beside it."),
         ]
@@ -134,7 +139,7 @@ _ANCHOR_DECISION = _path("anchor-decision", "Decision of the previous trigger, i
     click.argument("files", nargs=-1, type=PATH),
     _path("training", "Manifest of the data that is trained on, no problem of which is kept.", required=False),
 )
-def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...], training: Path | None) -> None:
+def make_data(spec: Any, out: Path, files: tuple[Path, ...], training: Path | None) -> None:
     """Make a task's splits and pretraining corpus; FILES are the local files that it reads."""
     from effopd.stages.make_data import make_data as run
 
@@ -142,7 +147,7 @@ def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...], training
 
 
 @_stage("tokenize-prompts", _DATA, _path("model", "Manifest of the model whose tokenizer to use."))
-def tokenize_prompts(spec: dict[str, Any], out: Path, data: Path, model: Path) -> None:
+def tokenize_prompts(spec: Any, out: Path, data: Path, model: Path) -> None:
     """Tokenize the prompts of every split."""
     from effopd.stages.tokenize_prompts import tokenize_prompts as run
 
@@ -150,7 +155,7 @@ def tokenize_prompts(spec: dict[str, Any], out: Path, data: Path, model: Path) -
 
 
 @_stage("fetch-model")
-def fetch_model(spec: dict[str, Any], out: Path) -> None:
+def fetch_model(spec: Any, out: Path) -> None:
     """Fetch a pretrained model from the hub, or link one from a local folder."""
     from effopd.stages.fetch_model import fetch_model as run
 
@@ -158,7 +163,7 @@ def fetch_model(spec: dict[str, Any], out: Path) -> None:
 
 
 @_stage("pretrain-model", _DATA, computes=True)
-def pretrain_model(spec: dict[str, Any], out: Path, data: Path, device: str, threads: int) -> None:
+def pretrain_model(spec: Any, out: Path, data: Path, device: str, threads: int) -> None:
     """Train a base model from scratch."""
     from effopd.stages.pretrain_model import pretrain_model as run
 
@@ -166,7 +171,7 @@ def pretrain_model(spec: dict[str, Any], out: Path, data: Path, device: str, thr
 
 
 @_stage("train-rl", _PROMPTS, _path("init", "Manifest of the model to start from."), computes=True)
-def train_rl(spec: dict[str, Any], out: Path, prompts: Path, init: Path, device: str, threads: int) -> None:
+def train_rl(spec: Any, out: Path, prompts: Path, init: Path, device: str, threads: int) -> None:
     """Train a model by reinforcement learning (GRPO)."""
     from effopd.stages.train_rl import train_rl as run
 
@@ -349,7 +354,7 @@ def compare_local_theory(device: str, threads: int, **arguments: Any) -> None:
 
 
 @_stage("collect-run", _path("run-folder", "The run's folder for one seed."))
-def collect_run(spec: dict[str, Any], out: Path, run_folder: Path) -> None:
+def collect_run(spec: Any, out: Path, run_folder: Path) -> None:
     """Gather a run's metrics (one row per step) and cost ledger (one row per stage call)."""
     from effopd.stages.collect_run import collect_run as run
 
@@ -357,7 +362,7 @@ def collect_run(spec: dict[str, Any], out: Path, run_folder: Path) -> None:
 
 
 @_stage("write-config")
-def write_config(spec: dict[str, Any], out: Path) -> None:
+def write_config(spec: Any, out: Path) -> None:
     """Write the configuration with all defaults."""
     from effopd.stages.write_config import write_config as run
 
@@ -368,7 +373,7 @@ def _stage_of_results(verb: str, text: str) -> None:
     """A command that runs the stage of its name on a results folder."""
     name = verb.replace("-", "_")
 
-    def run(spec: dict[str, Any], out: Path, results: Path) -> None:
+    def run(spec: Any, out: Path, results: Path) -> None:
         load("stages", name)(spec, results, out)
 
     run.__doc__ = text

@@ -28,7 +28,7 @@ def check_machine(device: str, specs: Iterable[str], own_environment: bool) -> N
         asked = subprocess.run([sys.executable, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"])
         if asked.returncode:
             raise ConfigError(NO_GPU)
-    generating = any('"engine":"vllm"' in spec for spec in specs)
+    generating = any('"name":"vllm"' in spec for spec in specs)
     if generating and own_environment and importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "config: an `engine` is 'vllm', which is not installed here. Install `effopd[vllm]` on a GPU, use the "

@@ -5,8 +5,9 @@ from __future__ import annotations
 # By extra, the modules imported here that the core does without (`[project.optional-dependencies]`).
 EXTRAS = {
     "workflow": (
-        "datasets", "deepspeed", "huggingface_hub", "jinja2", "math_verify", "matplotlib", "pandas", "requests",
-        "snakemake", "snakemake_interface_common", "snakemake_interface_logger_plugins", "sympy", "tenacity", "yaml",
+        "datasets", "deepspeed", "huggingface_hub", "jinja2", "math_verify", "matplotlib", "pandas", "pydantic",
+        "requests", "snakemake", "snakemake_interface_common", "snakemake_interface_logger_plugins", "sympy", "tenacity",
+        "yaml",
     ),
     "vllm": ("vllm",),
     "trl": ("accelerate", "trl"),

@@ -15,8 +15,8 @@ from effopd.config.task_checks import split_rows, task_problems
 from effopd.config.value_checks import alike_problems, text_problems
 from effopd.data.sharding import batches_of
 from effopd.extrapolation.gate import BLIND
-from effopd.extrapolation.modules import LINE_BY_MODULE
 from effopd.extrapolation.schedule import EVERY_STEP, checkpoint_steps, trigger_steps
+from effopd.specs.extrapolation import LINE_BY_MODULE
 from effopd.tasks.arithmetic import CHARACTERS, EOS, PAD
 from effopd.tasks.sources import is_local
 

@@ -20,11 +20,13 @@ from effopd.data.sharding import Shard
 from effopd.distillation.step_artifacts import Rows
 from effopd.evaluation.rollout_gate import RolloutGate
 from effopd.extrapolation.candidates import RayInMemory, moving_or_refuse
-from effopd.extrapolation.driver import SearchSettings, extrapolate
+from effopd.extrapolation.driver import extrapolate
 from effopd.extrapolation.gate import BLIND, BlindGate, Gate, gate_rows
 from effopd.extrapolation.modules import by_module
 from effopd.models.lm_head import restrict, tokens_of
 from effopd.models.models import dtype_of, load_model
+from effopd.specs.extrapolation import ExtrapolationSettings
+from effopd.specs.segments import TrainingSettings
 from effopd.teachers.scoring import ReverseKL
 from effopd.training.trainer import Trainer
 
@@ -39,9 +41,10 @@ class StepExtrapolation:
 
     def __init__(
         self,
-        extrapolation: dict[str, Any],
-        training: dict[str, Any],
+        extrapolation: ExtrapolationSettings,
+        training: TrainingSettings,
         *,
+        moments: str,
         trainer: Trainer,
         student: Path,
         teacher: Callable[[], PreTrainedModel],
@@ -50,13 +53,13 @@ class StepExtrapolation:
         previous: float,
         device: torch.device,
     ) -> None:
-        self.settings, self.seed, self.previous = extrapolation, seed, previous
-        self.trainer, self.pad_id, self.batch_size = trainer, pad_id, training["batch_size"]
-        self.temperature = training["temperature"]
+        self.settings, self.moments, self.seed, self.previous = extrapolation, moments, seed, previous
+        self.trainer, self.pad_id, self.batch_size = trainer, pad_id, training.batch_size
+        self.temperature = training.temperature
         self.anchor = trainer.weights(everywhere=True)
-        self.modules = by_module(moving_or_refuse(self.anchor, extrapolation["parameters"]))
-        if extrapolation["gate"]["metric"] not in BLIND:
-            self.probe = load_model(student, device, dtype_of(training["precision"]))
+        self.modules = by_module(moving_or_refuse(self.anchor, extrapolation.parameters))
+        if extrapolation.gate.metric not in BLIND:
+            self.probe = load_model(student, device, dtype_of(training.precision))
             restrict(self.probe, tokens_of(trainer.model))
             self.teacher = teacher()
 
@@ -71,13 +74,12 @@ class StepExtrapolation:
         """
         started = time.perf_counter()
         ray = RayInMemory(self.trainer.weights(everywhere=True), self.anchor, self.modules)
-        settings = SearchSettings.from_config(self.settings)
         warn = f"warning: step {step}: " if self.trainer.first else None
-        decision = extrapolate(ray, self._gate(ray, rollouts, step), settings, previous=self.previous, warn=warn)
+        decision = extrapolate(ray, self._gate(ray, rollouts, step), self.settings, previous=self.previous, warn=warn)
         self.anchor, self.previous = ray.weights(), decision.coefficient
         if decision.coefficient != 0:
             self.trainer.load_weights(self.anchor)
-            self.trainer.rescale_optimizer_state(self.settings["moments"], decision.coefficient)
+            self.trainer.rescale_optimizer_state(self.moments, decision.coefficient)
         metrics = {
             "coefficient": decision.coefficient,
             "update_norm": ray.update_norm()["moving"],
@@ -85,7 +87,7 @@ class StepExtrapolation:
             "trial_values": [value.value for value in decision.values.values()],
             "accepted_coefficients": [trial.coefficient for trial in decision.result.trials if trial.accepted],
         }
-        if settings.refines:
+        if self.settings.refines:
             metrics |= {f"coefficient_{module}": value for module, value in decision.coefficients.items()}
             metrics["module_trials"] = decision.module_trials
         scored = int(self.trainer.sum_over_ranks(sum(row["scored_tokens"] for row in decision.costs)))
@@ -93,10 +95,10 @@ class StepExtrapolation:
         return metrics, [cost_row("gate: score", step, time.perf_counter() - started, scored=scored, judged=judged)]
 
     def _gate(self, ray: RayInMemory, rollouts: Rollouts, step: int) -> Gate:
-        settings = self.settings["gate"]
-        if settings["metric"] in BLIND:
-            return BlindGate(settings["metric"], self.seed, step)
-        examples = min(settings["examples"], len(rollouts))
+        settings = self.settings.gate
+        if settings.metric in BLIND:
+            return BlindGate(settings.metric, self.seed, step)
+        examples = min(settings.examples, len(rollouts))
         chosen = rollouts.select(gate_rows(self.seed, "rollouts", len(rollouts), examples, 1))
         shard, tokens = Shard(self.trainer.rank, self.trainer.ranks), chosen.completion_tokens
         divergence = ReverseKL(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from effopd.distillation.step_artifacts import Rows
 from effopd.engines.base import RolloutEngine, build_engine, longest_context
 from effopd.models.lm_head import Head, KnownTokens, restricted
 from effopd.models.models import dtype_of, load_frozen, load_model, load_tokenizer, model_with, special_ids
+from effopd.specs.segments import SegmentSpec, TrainingSettings
 from effopd.teachers.scoring import LocalTeacher, Scores, Teacher, WithReference
 from effopd.training.trainer import Trainer, TrainerSettings
 
@@ -31,8 +32,8 @@ Extrapolate = Callable[[Rollouts, int], tuple[dict[str, Any], Rows]]
 class Learner:
     """The student with a point's weights, and what goes with it to generate and train."""
 
-    def __init__(self, spec: Mapping[str, Any], inputs: Inputs, device: torch.device) -> None:
-        self.training, self.extrapolation_settings, self.seed = spec["training"], spec["extrapolation"], spec["seed"]
+    def __init__(self, spec: SegmentSpec, inputs: Inputs, device: torch.device) -> None:
+        self.spec, self.training = spec, spec.training
         self.inputs, self.point, self.device = inputs, inputs.point, device
         self.student, self.teacher = inputs.student.path.parent, inputs.teacher.path.parent
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(self.student)
@@ -40,13 +41,13 @@ class Learner:
 
     def policy_model(self) -> PreTrainedModel:
         """A model to generate with, in the precision of training."""
-        return model_with(self.student, self.point.weights(), self.device, dtype_of(self.training["precision"]))
+        return model_with(self.student, self.point.weights(), self.device, dtype_of(self.training.precision))
 
     def engine(self, prompts: Sequence[Sequence[int]], policy_model: PreTrainedModel) -> RolloutEngine:
         """An engine for completions of these prompts, which the caller closes."""
-        context = longest_context(prompts, self.training["max_new_tokens"])
-        batch_size = self.training["batch_size"]
-        return build_engine(self.training, policy_model, self.tokenizer, batch_size=batch_size, context=context)
+        context = longest_context(prompts, self.training.max_new_tokens)
+        batch_size = self.training.batch_size
+        return build_engine(self.spec.engine, policy_model, self.tokenizer, batch_size=batch_size, context=context)
 
     def scorer(self) -> Teacher:
         """Who scores rollouts as the objective needs it."""
@@ -60,14 +61,15 @@ class Learner:
         start = torch.device("cpu") if settings.reshapes else self.device
         model = restricted(model_with(self.student, self.point.weights(), start), self.tokenizer)
         trainer: Trainer
-        if "lora" in self.training:
-            trainer = load("parts", "lora")(model, settings, self.training["lora"], self.seed, self.device)
+        if self.training.lora is not None:
+            trainer = load("parts", "lora")(model, settings, self.training.lora, self.spec.seed, self.device)
         else:
             trainer = Trainer(model, settings, self.device)
         if optimizer := self.point.optimizer():
             trainer.load_optimizer_state(optimizer)
         if self.point.jumped:
-            trainer.rescale_optimizer_state(self.extrapolation_settings["moments"], self.point.jumped)
+            assert self.spec.moments is not None  # a segment that starts at a trigger has them
+            trainer.rescale_optimizer_state(self.spec.moments, self.point.jumped)
         return trainer
 
     @cached_property
@@ -88,18 +90,18 @@ class Learner:
         `metrics` are those of the steps since the point. The teacher is the scorer's, if it has one here, and is loaded
         from its folder otherwise.
         """
-        settings = self.extrapolation_settings
-        if "gate" not in settings:
+        if self.spec.extrapolation is None:
             return lambda rollouts, step: ({}, [])
         previous = metrics[-1] if metrics else self.point.manifest.result
         extrapolate: Extrapolate = load("parts", "extrapolation")(
-            settings,
+            self.spec.extrapolation,
             self.training,
+            moments=self.spec.moments,
             trainer=self.trainer,
             student=self.student,
             teacher=lambda: _model_of(scorer) or load_frozen(self.teacher, self.device),
             pad_id=self.pad_id,
-            seed=self.seed,
+            seed=self.spec.seed,
             previous=float(previous.get("coefficient", 1.0)),
             device=self.device,
         )
@@ -113,33 +115,33 @@ def sync_policy(policy_model: PreTrainedModel, trainer: Trainer) -> None:
 
 
 def teacher_of(
-    training: dict[str, Any], student: Path, teacher: Path, tokenizer: PreTrainedTokenizerFast, device: torch.device
+    training: TrainingSettings, student: Path, teacher: Path, tokenizer: PreTrainedTokenizerFast, device: torch.device
 ) -> Teacher:
     """Who scores as the objective needs it: the teacher's folder, or the server that has it.
 
     With the untrained student's folder as reference (ExOPD).
     """
-    objective, support = training["objective"], training["objective"]["support"]
+    objective, support = training.objective, training.objective.support
     _, pad_id = special_ids(tokenizer)
     tokens = KnownTokens.of(tokenizer)
-    top_k = objective["top_k"] if support == "top_k" else 0
+    top_k = objective.top_k if support == "top_k" else 0
     scorer: Teacher
-    if training["scored_by"] == "endpoint":
-        served = endpoint_of(training["teacher"])
+    if training.scored_by == "endpoint":
+        served = endpoint_of(training.teacher)
         scorer = load("teachers", "endpoint")(served, tokenizer, top_k=top_k, vocabulary=tokens.size)
     else:
         scorer = LocalTeacher(
             load_frozen(teacher, device),
             pad_id=pad_id,
-            batch_size=training["batch_size"],
+            batch_size=training.batch_size,
             top_k=top_k,
             tokens=tokens,
             hidden_states=support == "full",
         )
-    if objective["reward_scale"] == 1:
+    if objective.reward_scale == 1:
         return scorer
-    base = restricted(load_model(student, device, dtype_of(training["precision"])), tokenizer)
-    reference = LocalTeacher(base, pad_id=pad_id, batch_size=training["batch_size"])
+    base = restricted(load_model(student, device, dtype_of(training.precision)), tokenizer)
+    reference = LocalTeacher(base, pad_id=pad_id, batch_size=training.batch_size)
     return WithReference(scorer, reference)
 
 
@@ -150,9 +152,9 @@ def _model_of(scorer: Teacher | None) -> PreTrainedModel | None:
 
 
 def teacher_head_of(
-    training: Mapping[str, Any], teacher: Path, tokenizer: PreTrainedTokenizerFast, device: torch.device
+    training: TrainingSettings, teacher: Path, tokenizer: PreTrainedTokenizerFast, device: torch.device
 ) -> Head | None:
     """What an update on the full vocabulary, that is the student's tokens, needs of the teacher."""
-    if training["objective"]["support"] != "full":
+    if training.objective.support != "full":
         return None
     return Head.of_folder(teacher, KnownTokens.of(tokenizer), device)

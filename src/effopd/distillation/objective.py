@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from effopd.losses.divergences import (
 )
 from effopd.losses.metrics import Metrics, sums_of
 from effopd.models.lm_head import Head, Logits, logits_of
+from effopd.specs.segments import TrainingSettings
 from effopd.teachers.scoring import Scores
 
 
@@ -109,19 +109,19 @@ class ScoredBatch:
 
 
 def distillation_loss(
-    training: dict[str, Any], total_tokens: int, micro: ScoredBatch, logits: torch.Tensor, rows: slice
+    training: TrainingSettings, total_tokens: int, micro: ScoredBatch, logits: torch.Tensor, rows: slice
 ) -> tuple[torch.Tensor, Metrics]:
     """The loss of the completion tokens in `rows`, whose logits [m, V] are given, and metrics of these tokens.
 
     `total_tokens` counts those of the whole step, on all ranks: losses of chunks, micro-batches and ranks add up to the
     mean over them. The policy is the one that was sampled from, at the rollouts' temperature.
     """
-    objective, divergence, given = training["objective"], training["objective"]["divergence"], micro.at(rows)
-    logits = logits if training["temperature"] == 1 else logits / training["temperature"]
+    objective, divergence, given = training.objective, training.objective.divergence, micro.at(rows)
+    logits = logits if training.temperature == 1 else logits / training.temperature
     metrics: Metrics = {}
-    if objective["support"] == "sampled":
+    if objective.support == "sampled":
         logprobs = token_logprobs(logits, given.tokens)
-    elif objective["support"] == "top_k":
+    elif objective.support == "top_k":
         assert given.top_ids is not None
         assert given.teacher_buckets is not None
         logprobs = gather_logprobs(logits.detach(), given.tokens) - logits.detach().logsumexp(-1)
@@ -131,7 +131,7 @@ def distillation_loss(
         assert given.teacher_logits is not None
         student, teacher = vocabulary_logprobs(logits, given.teacher_logits)
         logprobs = gather_logprobs(student.detach(), given.tokens)
-    limit = training["importance_ratio_cap"]
+    limit = training.importance_ratio_cap
     weights = truncated_importance_weights(logprobs, given.rollout_logprobs, limit)
     compared = sums_of(
         importance_weight=weights,
@@ -140,13 +140,13 @@ def distillation_loss(
     )
     metrics = compared | metrics
     if is_added("objectives", divergence):
-        loss, own = load("objectives", divergence)(logits, given, **objective.get(divergence, {}))
+        loss, own = load("objectives", divergence)(logits, given, **objective.options)
         return loss / total_tokens, metrics | {f"{divergence}_{name}": value for name, value in own.items()}
-    if objective["support"] != "sampled":
+    if objective.support != "sampled":
         # The divergence is exact at each position: that an engine drew the tokens needs no weight.
         return load("objectives", divergence)(student, teacher).sum() / total_tokens, metrics
     target_logprobs = given.teacher_logprobs
     if given.reference_logprobs is not None:
-        target_logprobs = extrapolated_logprobs(target_logprobs, given.reference_logprobs, objective["reward_scale"])
+        target_logprobs = extrapolated_logprobs(target_logprobs, given.reference_logprobs, objective.reward_scale)
     advantages = distillation_advantages(target_logprobs, given.rollout_logprobs)
     return policy_gradient_loss(logprobs, advantages, weights, total_tokens), metrics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -14,6 +13,7 @@ from effopd.common.errors import ArtifactError
 from effopd.common.progress import say
 from effopd.data.rollouts import Rollouts
 from effopd.distillation.step_artifacts import ROLLOUTS, SCORES, StepArtifact, StepLog
+from effopd.specs.segments import SegmentSpec, StepOfSegment
 from effopd.teachers.scoring import Scores
 from effopd.training.checkpoints import METRICS, Point, save_state
 from effopd.training.trainer import Trainer
@@ -52,30 +52,29 @@ class Inputs:
 class Segment:
     """What all artifacts of a segment have in common."""
 
-    settings: dict[str, Any]  # training, extrapolation, parts, task, seed, start, code
+    settings: dict[str, Any]  # what the specs of its jobs have in common, as JSON
     parents: dict[str, str]  # fingerprints: student, teacher, prompts, the state at the start and its decision
 
     @staticmethod
-    def from_inputs(spec: Mapping[str, Any], inputs: Inputs) -> Segment:
+    def from_inputs(spec: SegmentSpec, inputs: Inputs) -> Segment:
         """The segment that a job works on. Raises ArtifactError if its point does not belong to the segment."""
-        settings = {key: spec[key] for key in ("training", "extrapolation", "parts", "task", "seed", "start", "code")}
+        settings = _in_common(spec)
         models = {name: getattr(inputs, name).fingerprint for name in ("student", "teacher", "prompts")}
         point = inputs.point
-        if point.step == spec["start"]:
+        if point.step == spec.start:
             return Segment(settings, {**models, **point.parents})
         segment = Segment(settings, point.manifest.parents)
         if point.manifest.spec != segment.spec(end=point.step) or not models.items() <= segment.parents.items():
             raise ArtifactError(
                 f"{point.manifest.path} (step {point.step}) is not a state of the segment that starts at step "
-                f"{spec['start']}. Delete it and run the workflow again."
+                f"{spec.start}. Delete it and run the workflow again."
             )
         return segment
 
     @staticmethod
-    def from_rollouts(spec: Mapping[str, Any], rollouts: Manifest, student: Manifest, teacher: Manifest) -> Segment:
+    def from_rollouts(spec: StepOfSegment, rollouts: Manifest, student: Manifest, teacher: Manifest) -> Segment:
         """The segment of the rollouts that a staged job scores. Raises ArtifactError if they are not the job's."""
-        place = place_of(spec)
-        segment = Segment({key: spec[key] for key in spec if key not in place}, rollouts.parents)
+        place, segment = place_of(spec), Segment(_in_common(spec), rollouts.parents)
         models = {"student": student.fingerprint, "teacher": teacher.fingerprint}
         if rollouts.spec != segment.spec(**place) or not models.items() <= rollouts.parents.items():
             raise ArtifactError(f"{rollouts.path} are not the rollouts to score. Delete it and run the workflow again.")
@@ -126,6 +125,11 @@ class Segment:
         say(f"done: reverse KL of the last step's rollouts {shown['reverse_kl']:.4f}")
 
 
-def place_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+def place_of(spec: StepOfSegment) -> dict[str, Any]:
     """Which step, and which shard of it, a staged job works on: what its artifact's spec has beside the segment's."""
-    return {key: spec[key] for key in ("step", "shard") if key in spec}
+    return {key: spec.content[key] for key in ("step", "shard") if key in spec.content}
+
+
+def _in_common(spec: SegmentSpec) -> dict[str, Any]:
+    """What the specs of a segment's jobs have in common, as JSON."""
+    return {key: value for key, value in spec.content.items() if key not in ("step", "shard", "end")}

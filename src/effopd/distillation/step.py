@@ -13,10 +13,12 @@ from effopd.data.batching import passes_of
 from effopd.data.rollouts import Rollouts
 from effopd.data.sharding import WHOLE, Shard
 from effopd.distillation.objective import ScoredBatch, distillation_loss
-from effopd.engines.base import RolloutEngine, Sampling
+from effopd.engines.base import RolloutEngine
 from effopd.losses.chunked import chunked_loss
 from effopd.losses.metrics import Metrics, add_up
 from effopd.models.lm_head import Head
+from effopd.specs.engines import Sampling
+from effopd.specs.segments import HorizonSettings, TrainingSettings
 from effopd.teachers.scoring import Scores
 from effopd.training.trainer import Trainer, warmed_up
 
@@ -24,7 +26,7 @@ from effopd.training.trainer import Trainer, warmed_up
 def generate_rollouts(
     engine: RolloutEngine,
     prompts: Sequence[Sequence[int]],
-    training: dict[str, Any],
+    training: TrainingSettings,
     seed: int,
     step: int,
     shard: Shard = WHOLE,
@@ -34,31 +36,30 @@ def generate_rollouts(
     The shards of a step, one after the other, are the whole, bitwise if the engine works in fixed batches: each has
     whole ones.
     """
-    count, samples = training["prompts_per_step"], training["samples_per_prompt"]
+    count, samples = training.prompts_per_step, training.samples_per_prompt
     order = epoch_order(seed, "training order", len(prompts), (step - 1) * count, count)
-    positions = shard.rows(count * samples, training["batch_size"])
+    positions = shard.rows(count * samples, training.batch_size)
     rows = [order[position // samples] for position in positions]
     seeds = [seed_of(seed, "rollout", step, position) for position in positions]
-    sampling = Sampling(training["temperature"], rollout_limit(training, step))
+    sampling = Sampling(training.temperature, rollout_limit(training.horizon, training.max_new_tokens, step))
     engine.sync_weights()
     rollouts = engine.generate([prompts[i] for i in rows], seeds, sampling)
     rollouts.indices = rows
     return rollouts
 
 
-def rollout_limit(training: dict[str, Any], step: int) -> int:
-    """The longest rollout of a step (from 1) in tokens: `horizon.tokens`, perhaps growing to `max_new_tokens`."""
-    longest, horizon = training["max_new_tokens"], training["horizon"]
-    first = int(horizon.get("tokens", longest))
-    grown = (longest - first) * (step - 1) // horizon["growth_steps"] if horizon["growth_steps"] else 0
-    return min(first + grown, int(longest))
+def rollout_limit(horizon: HorizonSettings, longest: int, step: int) -> int:
+    """The longest rollout of a step (from 1) in tokens: `horizon.tokens`, perhaps growing to `longest`."""
+    first = longest if horizon.tokens is None else horizon.tokens
+    grown = (longest - first) * (step - 1) // horizon.growth_steps if horizon.growth_steps else 0
+    return min(first + grown, longest)
 
 
 def update_policy(
     trainer: Trainer,
     rollouts: Rollouts,
     scores: Scores,
-    training: dict[str, Any],
+    training: TrainingSettings,
     step: int,
     pad_id: int,
     teacher_head: Head | None = None,
@@ -70,10 +71,10 @@ def update_policy(
     sampled estimate, log pi_student - log pi_teacher in nats; `importance_*` compare the trainer's log-probs with the
     engine's.
     """
-    total, size = rollouts.completion_tokens, training["batch_size"]
+    total, size = rollouts.completion_tokens, training.batch_size
     shard, lengths = Shard(trainer.rank, trainer.ranks).rows(len(rollouts), size), rollouts.lengths
     micros = []
-    for chosen in passes_of([lengths[row] for row in shard], training.get("micro_batch", size)):
+    for chosen in passes_of([lengths[row] for row in shard], training.micro_batch or size):
         rows = [shard[position] for position in chosen]
         part, scored = rollouts.select(rows), scores.select(rows)
         micros.append(ScoredBatch.from_rollouts(part, scored, pad_id, trainer.model.device, teacher_head))
@@ -81,7 +82,7 @@ def update_policy(
     def loss_of(model: Any, micro: ScoredBatch) -> tuple[torch.Tensor, Metrics]:
         return chunked_loss(model, micro.batch, partial(distillation_loss, training, total, micro))
 
-    lr = warmed_up(training["lr"], step, training["warmup_steps"])
+    lr = warmed_up(training.lr, step, training.warmup_steps)
     facts, metrics = trainer.step(micros, loss_of, lr)
     sums = add_up([*(micro.metrics for micro in micros), *metrics])
     means = {name: trainer.sum_over_ranks(value.item()) / total for name, value in sums.items()}

@@ -6,9 +6,11 @@ Light to import (no torch): estimates count them. effopd.dynamics.variant_weight
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from effopd.specs.dynamics import InterventionSettings, WindowSettings
 
 BASE, FINAL = "base", "final"
 COLUMNS = ("part", "amount", "layer", "first_layer", "last_layer")
@@ -33,36 +35,35 @@ class Variant:
         return {"analysis": self.analysis, "variant": self.name, "step": self.step, **columns}
 
 
-def variants(settings: Mapping[str, Any], steps: Sequence[int], layers: int, own_head: bool) -> list[Variant]:
-    """All variants that `settings` (the section `dynamics`) asks for of a base and its states after `steps`.
+def variants(settings: InterventionSettings, steps: Sequence[int], layers: int, own_head: bool) -> list[Variant]:
+    """All variants that are asked for of a base and its states after `steps`.
 
     The first two are the base and the final state, with which the others are compared. `own_head` says whether the
     output matrix is another one than the embedding.
     """
-    chosen, final = settings["interventions"], max(steps)
+    chosen, final = settings.interventions, max(steps)
     found = [Variant("path", BASE, 0), Variant("path", FINAL, final)]
     if "path" in chosen:
         found += [Variant("path", f"path {step}", step) for step in steps if step != final]
-    if "equal_norm" in chosen:
-        found += [
-            Variant("equal_norm", f"equal_norm {a:g}", final, amount=a) for a in settings["equal_norm"]["fractions"]
-        ]
+    if settings.equal_norm is not None:
+        found += [Variant("equal_norm", f"equal_norm {a:g}", final, amount=a) for a in settings.equal_norm.fractions]
     if "embeddings" in chosen:
         parts = ("embedding", "embedding_and_head") if own_head else ("embedding",)
         found += [Variant("embeddings", f"base {part.replace('_', ' ')}", final, part) for part in parts]
-    if "window" in chosen:
-        found += _windows(settings["window"], final, layers)
-    if "reconstruction" in chosen:
+    if settings.window is not None:
+        found += _windows(settings.window, final, layers)
+    if settings.reconstruction is not None:
+        kept = {"top": settings.reconstruction.top, "bottom": settings.reconstruction.bottom}
         found += [
             Variant("reconstruction", f"reconstruction {part} {percent:g} %", final, part, percent / 100)
-            for part in ("top", "bottom")
-            for percent in settings["reconstruction"][part]
+            for part, percents in kept.items()
+            for percent in percents
         ]
-    if "norm_scaling" in chosen:
-        early = early_step(steps, settings["norm_scaling"]["progress"])
+    if settings.norm_scaling is not None:
+        early = early_step(steps, settings.norm_scaling.progress)
         found += [
             Variant("norm_scaling", f"norm_scaling {beta:g}", early, amount=beta)
-            for beta in settings["norm_scaling"]["betas"]
+            for beta in settings.norm_scaling.betas
         ]
     return found
 
@@ -82,8 +83,8 @@ def windows(layers: int, width: float, stride: int) -> Iterator[tuple[int, int, 
         yield center, max(0, center - reach), min(layers - 1, center + reach)
 
 
-def _windows(settings: Mapping[str, Any], step: int, layers: int) -> Iterator[Variant]:
-    for part in settings["parts"]:
-        for center, first, last in windows(layers, settings["width"], settings["stride"]):
+def _windows(settings: WindowSettings, step: int, layers: int) -> Iterator[Variant]:
+    for part in settings.parts:
+        for center, first, last in windows(layers, settings.width, settings.stride):
             name = f"window {part} {center}"
             yield Variant("window", name, step, part, layer=center, first_layer=first, last_layer=last)

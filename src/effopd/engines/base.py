@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -12,18 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from effopd.common.errors import ConfigError
 from effopd.common.registry import load
 from effopd.data.rollouts import Rollouts
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How completions are sampled: always from the full distribution, since truncation biases log-prob ratios."""
-
-    temperature: float  # 0 is greedy
-    max_new_tokens: int
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or self.max_new_tokens < 1:
-            raise ValueError(f"temperature must be >= 0 and max_new_tokens >= 1, got {self}")
+from effopd.specs.engines import EngineSettings, Sampling
 
 
 class RolloutEngine(Protocol):
@@ -50,14 +38,14 @@ class RolloutEngine(Protocol):
 
 
 def build_engine(
-    section: Mapping[str, Any],
+    settings: EngineSettings,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     *,
     batch_size: int,
     context: int,
 ) -> RolloutEngine:
-    """The engine that `engine` and `engine_dtype` of a section of the configuration choose.
+    """The engine of these settings.
 
     `batch_size` prompts make a fixed batch; `context` is the longest prompt with its completion, in tokens. Raises
     ConfigError where the engine is not installed, or the model cannot see as much.
@@ -68,14 +56,13 @@ def build_engine(
             f"config: prompts with completions of up to {context} tokens do not fit the {limit} that the model sees. "
             "Lower `max_new_tokens`, or keep long prompts out (`task.prompt.max_tokens`)."
         )
-    name = section["engine"]
-    engine: RolloutEngine = load("engines", name).of(
+    engine: RolloutEngine = load("engines", settings.name).of(
         model,
         tokenizer,
         batch_size=batch_size,
         context=context,
-        dtype=section["engine_dtype"],
-        **section.get(name, {}),
+        dtype=settings.dtype,
+        **settings.options,
     )
     return engine
 

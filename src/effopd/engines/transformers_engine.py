@@ -10,10 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from effopd.common.randomness import uniforms
 from effopd.data.rollouts import Rollouts
-from effopd.engines.base import Sampling
 from effopd.engines.decoders import prefill
 from effopd.models.lm_head import KnownTokens, tokens_of
 from effopd.models.models import load_weights_into, special_ids
+from effopd.specs.engines import Sampling
 
 # Finished sequences leave the batch once those left are at most this share of it: a copy of the cache against wasted
 # rows.

@@ -19,10 +19,10 @@ from effopd.common.errors import ConfigError, UserError
 from effopd.common.formatting import shortened
 from effopd.config.runtime_options import runtime_options
 from effopd.data.rollouts import Rollouts
-from effopd.engines.base import Sampling
 from effopd.engines.vllm_worker import WeightsExtension
 from effopd.models.lm_head import KnownTokens
 from effopd.models.models import load_weights_into, special_ids, write_checkpoint
+from effopd.specs.engines import Sampling
 
 GIB = 2**30
 MEMORY_FOLDER = Path("/dev/shm")  # weights pass through memory where there is room

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,9 +18,11 @@ from effopd.common.registry import find
 from effopd.data.prompts import Prompts
 from effopd.data.rollouts import Rollouts
 from effopd.data.verification import verify_rollouts
-from effopd.engines.base import RolloutEngine, Sampling
+from effopd.engines.base import RolloutEngine
 from effopd.extrapolation.gate import GateValue, gate_seeds
 from effopd.models.models import Weights, load_weights_into, special_ids
+from effopd.specs.engines import Sampling
+from effopd.specs.extrapolation import GateSettings
 from effopd.tasks.base import Problem, Task
 from effopd.teachers.scoring import ReverseKL, measure_logprobs
 
@@ -87,7 +89,7 @@ class AddedGate:
     `engine` answers problems; None if the step's own rollouts are judged. `settings` is `extrapolation.gate`.
     """
 
-    settings: Mapping[str, Any]
+    settings: GateSettings
     seed: int
     step: int
     sampling: Sampling
@@ -104,7 +106,7 @@ class AddedGate:
 
     @property
     def metric(self) -> str:
-        return str(self.settings["metric"])
+        return self.settings.metric
 
     @cached_property
     def teacher(self) -> PreTrainedModel:
@@ -134,7 +136,7 @@ class AddedGate:
         if not all(np.isfinite(row).all() for row in rollouts.logprobs):
             return GateValue(math.nan, math.nan, cost=self._costs)
         measured, started = Measured(self, rollouts, problems), time.perf_counter()
-        found = entry.load()(measured, **self.settings.get(self.metric, {}))
+        found = entry.load()(measured, **self.settings.options)
         if not isinstance(found, GateValue):
             raise ConfigError(f"{entry} returned {found!r}. It has to return a GateValue (docs/plugins.md).")
         if measured.scored or measured.judged:
@@ -145,7 +147,7 @@ class AddedGate:
     def _answers(self, prompts: Prompts, coefficient: float) -> Rollouts:
         assert self.engine is not None
         self.engine.load_weights(self.weights())
-        seeds = gate_seeds(self.seed, self.step, coefficient, len(prompts), self.settings["paired"])
+        seeds = gate_seeds(self.seed, self.step, coefficient, len(prompts), self.settings.paired)
         started = time.perf_counter()
         rollouts = self.engine.generate(prompts.tokens, seeds, self.sampling)
         seconds = time.perf_counter() - started

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from effopd.artifacts.cost import cost_row
 from effopd.data.prompts import Prompts
 from effopd.data.verification import verify_rollouts
-from effopd.engines.base import RolloutEngine, Sampling
+from effopd.engines.base import RolloutEngine
 from effopd.models.models import special_ids
+from effopd.specs.engines import Sampling
 from effopd.tasks.base import Task
 from effopd.teachers.scoring import measure_reverse_kl
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from effopd.common.progress import say
 from effopd.extrapolation.gate import Gate, GateValue
-from effopd.extrapolation.modules import LINE_BY_MODULE, refine
+from effopd.extrapolation.modules import refine
 from effopd.extrapolation.search import SearchResult, first_step, search
+from effopd.specs.extrapolation import SearchSettings
 
 
 class Ray(Protocol):
@@ -24,26 +25,6 @@ class Ray(Protocol):
 
         They are measured from the current weights wherever they are now, so that 0 brings these back to the bit.
         """
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """How to search: keys of `extrapolation` in the configuration."""
-
-    search: str  # of search.search, or LINE_BY_MODULE
-    coefficients: Sequence[float]
-    accept_ties: bool
-    options: Mapping[str, Any] = field(default_factory=dict)  # of a search that another package adds
-
-    @staticmethod
-    def from_config(section: Mapping[str, Any]) -> SearchSettings:
-        kind = section["search"]
-        return SearchSettings(kind, section["coefficients"], section["accept_ties"], section.get(kind, {}))
-
-    @property
-    def refines(self) -> bool:
-        """Whether a line search goes on by module."""
-        return self.search == LINE_BY_MODULE
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 
 from effopd.extrapolation.search import SearchResult, better
 
-LINE_BY_MODULE = "line_by_module"
 KINDS = {"attention": r"\.self_attn\.", "mlp": r"\.mlp\."}
 FACTORS = (3 / 2, 2 / 3)  # tried on a module's coefficient, in this order
 

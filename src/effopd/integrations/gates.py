@@ -18,12 +18,13 @@ from effopd.common.errors import UserError
 from effopd.common.progress import say
 from effopd.data.checked_numbers import NumberError, number
 from effopd.data.rollouts import Rollouts
-from effopd.engines.base import Sampling, longest_context
+from effopd.engines.base import longest_context
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.extrapolation.gate import GateValue, gate_rows, gate_seeds
 from effopd.integrations.master_weights import rank, ranks
 from effopd.integrations.rewards import RewardFunctions
 from effopd.models.models import special_ids
+from effopd.specs.engines import Sampling
 from effopd.teachers.scoring import measure_reverse_kl
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]  # text, token ids, or chat messages

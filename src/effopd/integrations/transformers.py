@@ -14,12 +14,13 @@ from effopd.common.errors import UserError
 from effopd.common.progress import say
 from effopd.config.renamed_keys import takes_ties
 from effopd.extrapolation.candidates import delta_norms, moving_parameters
-from effopd.extrapolation.driver import SearchSettings, extrapolate
-from effopd.extrapolation.modules import LINE_BY_MODULE, by_module
+from effopd.extrapolation.driver import extrapolate
+from effopd.extrapolation.modules import by_module
 from effopd.extrapolation.schedule import EVERY_STEP, powers_of_two, trigger_steps
 from effopd.integrations.gates import Judge, ModelGate, name_of
 from effopd.integrations.master_weights import MasterRay, MasterWeights, rank
 from effopd.models.models import Weights, load_tensors, save_tensors
+from effopd.specs.extrapolation import LINE_BY_MODULE, SearchSettings
 
 STATE, ANCHOR = "effopd.json", "effopd_anchor.safetensors"  # in the Trainer's checkpoints
 SEARCHES = ("first_failure", "all", "line", LINE_BY_MODULE)
@@ -139,7 +140,7 @@ class EffOPDCallback(TrainerCallback):
     def _extrapolate(self, model: PreTrainedModel, step: int, output: Path) -> None:
         started, current = time.time(), self._masters.read()
         ray = MasterRay(current, self._anchor, by_module(self._moving), self._masters)
-        settings = SearchSettings.from_config(self.settings)
+        settings = SearchSettings(*(self.settings[name] for name in ("search", "coefficients", "accept_ties")))
         previous = self._previous if self.settings["triggers"] == EVERY_STEP else 1.0
         warn = f"effopd: warning: step {step}: " if rank() == 0 else None
         decision = extrapolate(ray, ModelGate(self.gate, model, step), settings, previous=previous, warn=warn)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -15,8 +14,10 @@ from effopd.common.randomness import epoch_order, generator, seed_of
 from effopd.data.prompts import Prompts
 from effopd.data.rollouts import Rollouts
 from effopd.data.verification import verify_rollouts
-from effopd.engines.base import RolloutEngine, Sampling
+from effopd.engines.base import RolloutEngine
 from effopd.reinforcement.losses import informative_groups
+from effopd.specs.engines import Sampling
+from effopd.specs.models import RLSettings
 from effopd.tasks.base import Task
 from effopd.training.trainer import Trainer
 
@@ -52,7 +53,7 @@ class Groups:
 class Source:
     """Asks an engine for groups, and the task's verifier for their rewards."""
 
-    settings: dict[str, Any]  # of the model, in the configuration
+    settings: RLSettings
     prompts: Prompts
     task: Task
     tokenizer: PreTrainedTokenizerFast
@@ -64,8 +65,8 @@ class Source:
         A step has room for `max_draws` draws in the seed's shuffled epochs; what it leaves is passed over, so that no
         step depends on how much others drew.
         """
-        seed, size = self.settings["seed"], self.settings["samples_per_prompt"]
-        room = self.settings["prompts_per_step"] * self.settings.get("max_draws", 1)
+        seed, size = self.settings.seed, self.settings.samples_per_prompt
+        room = self.settings.prompts_per_step * (self.settings.max_draws or 1)
         order = epoch_order(seed, "reinforcement order", len(self.prompts), (step - 1) * room, max(positions) + 1)
         asked = self.prompts.select([order[position] for position in positions for _ in range(size)])
         seeds = [
@@ -73,7 +74,7 @@ class Source:
             for position in positions
             for sample in range(size)
         ]
-        sampling = Sampling(self.settings["temperature"], self.settings["max_new_tokens"])
+        sampling = Sampling(self.settings.temperature, self.settings.max_new_tokens)
         rollouts = self.engine.generate(asked.tokens, seeds, sampling)
         rewards = verify_rollouts(self.task, self.tokenizer, asked.problems, rollouts)["reward"]
         return Groups(list(positions), rollouts, torch.tensor(rewards))
@@ -92,7 +93,7 @@ class Validation:
                 f"config: `early_stopping.problems` of a model is {problems}, and the validation split holds "
                 f"{len(prompts)}. Lower it or enlarge the split."
             )
-        self.source, seed = source, source.settings["seed"]
+        self.source, seed = source, source.settings.seed
         rows = sorted(generator(seed, "early stopping").choice(len(prompts), problems, replace=False).tolist())
         self.asked, self.seeds = prompts.select(rows), [seed_of(seed, "early stopping", row) for row in rows]
 
@@ -101,7 +102,7 @@ class Validation:
         shard = trainer.shard_of(range(len(self.seeds)))
         asked, source = self.asked.select(shard), self.source
         seeds = [self.seeds[position] for position in shard]
-        sampling = Sampling(source.settings["temperature"], source.settings["max_new_tokens"])
+        sampling = Sampling(source.settings.temperature, source.settings.max_new_tokens)
         rollouts = source.engine.generate(asked.tokens, seeds, sampling)
         rewards = verify_rollouts(source.task, source.tokenizer, asked.problems, rollouts)["reward"]
         return trainer.sum_over_ranks(float(sum(rewards))) / len(self.seeds)
@@ -114,11 +115,11 @@ def draw_minibatches(trainer: Trainer, source: Source, step: int) -> tuple[list[
     over all that was generated.
     """
     settings = source.settings
-    count = settings["prompts_per_step"]
-    if "max_draws" in settings:
+    count = settings.prompts_per_step
+    if settings.max_draws:
         minibatches, generated, facts = _draw_dynamically(trainer, source, step)
     else:
-        shards = [trainer.shard_of(part) for part in _parts(range(count), settings["minibatches"])]
+        shards = [trainer.shard_of(part) for part in _parts(range(count), settings.minibatches)]
         drawn = source.groups(step, list(chain.from_iterable(shards)))
         minibatches, generated, facts = [drawn.take(shard) for shard in shards], [drawn], {}
     rollouts = trainer.sum_over_ranks(sum(len(groups.rollouts) for groups in generated))
@@ -141,12 +142,12 @@ def _draw_dynamically(
     needed is left out, too. Where no group is informative, the last draw is trained on, as GRPO would.
     """
     settings = source.settings
-    count, size = settings["prompts_per_step"], settings["samples_per_prompt"]
+    count, size = settings.prompts_per_step, settings.samples_per_prompt
     generated: list[Groups] = []
     drawn: list[Groups] = []  # of all ranks
     kept: list[int] = []
     alike = 0
-    while len(kept) < count and len(generated) < settings["max_draws"]:
+    while len(kept) < count and len(generated) < settings.max_draws:
         positions = range(len(generated) * count, (len(generated) + 1) * count)
         generated.append(source.groups(step, trainer.shard_of(positions)))
         drawn.append(Groups.concatenate(trainer.gather(generated[-1])).take(positions))
@@ -154,7 +155,7 @@ def _draw_dynamically(
         alike += differ.count(False)
         kept += [position for position, informative in zip(positions, differ, strict=True) if informative]
     trained = kept[:count] or list(positions)
-    parts = [part for part in _parts(trained, settings["minibatches"]) if part]
+    parts = [part for part in _parts(trained, settings.minibatches) if part]
     everything = Groups.concatenate(drawn)
     facts: dict[str, float] = {"draws": len(generated), "dropped_groups": alike, "trained_groups": len(trained)}
     return [everything.take(trainer.shard_of(part)) for part in parts], generated, facts

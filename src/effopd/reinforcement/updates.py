@@ -29,6 +29,7 @@ from effopd.reinforcement.losses import (
     value_loss,
 )
 from effopd.reinforcement.value_head import values_of, zero_of_logits_and_values
+from effopd.specs.models import RLSettings
 from effopd.training.trainer import Trainer, zero_of_logits
 
 SMALLEST_DEVIATION = 1e-8
@@ -67,7 +68,7 @@ class Updates:
 
     def __init__(
         self,
-        settings: dict[str, Any],
+        settings: RLSettings,
         policy_model: PreTrainedModel,
         reference: PreTrainedModel | None,
         pad_id: int,
@@ -76,8 +77,8 @@ class Updates:
         """`policy_model` has the weights that rollouts are sampled from; `reference` is what training started from."""
         self.settings, self.policy_model, self.reference = settings, policy_model, reference
         self.pad_id, self.device = pad_id, device
-        self.actor_critic = settings["kind"] == "ppo"
-        self.single = settings["epochs"] * settings["minibatches"] == 1
+        self.actor_critic = settings.actor_critic
+        self.single = settings.epochs * settings.minibatches == 1
 
     def __call__(self, trainer: Trainer, minibatches: Sequence[Groups], lr: float) -> dict[str, float]:
         """Update once for each minibatch and epoch, and say how that went.
@@ -92,12 +93,12 @@ class Updates:
         idle_loss = zero_of_logits_and_values if self.actor_critic else zero_of_logits
         made = [
             trainer.step(part, partial(self._loss, total=total), lr, idle_loss)
-            for _ in range(self.settings["epochs"])
+            for _ in range(self.settings.epochs)
             for part, total in zip(prepared, totals, strict=True)
         ]
         facts, losses = [one for one, _ in made], [two for _, two in made]
         sums = add_up([self._zeros(), *(micro.metrics for micro in micros), *chain.from_iterable(losses)])
-        trained = self.settings["epochs"] * sum(totals)
+        trained = self.settings.epochs * sum(totals)
         tokens = {"kl": sum(totals), "entropy": sum(totals), "clip_share": trained, "value_loss": trained}
         return {
             **{name: sum(one[name] for one in facts) / len(facts) for name in ("loss", "gradient_norm")},
@@ -119,26 +120,25 @@ class Updates:
 
     def _prepare(self, groups: Groups) -> list[RewardedBatch]:
         """The micro-batches of a minibatch, with all that does not change while it is trained on."""
-        rollouts, size = groups.rollouts, self.settings.get("micro_batch", max(1, len(groups.rollouts)))
+        rollouts, size = groups.rollouts, self.settings.micro_batch or max(1, len(groups.rollouts))
         parts = passes_of(rollouts.lengths, size)
         micros = [self._micro_batch(rollouts.select(rows)) for rows in parts]
         if self.actor_critic:
             for micro, rows in zip(micros, parts, strict=True):
                 self._estimate_advantages(micro, groups.rewards[rows])
         elif micros:
-            advantages = group_advantages(self._shaped(groups), groups.size, self.settings["scale_rewards"])
+            advantages = group_advantages(self._shaped(groups), groups.size, self.settings.scale_rewards)
             for micro, rows in zip(micros, parts, strict=True):
                 micro.advantages = advantages[rows].repeat_interleave(micro.lengths).to(self.device)
         return micros
 
     def _shaped(self, groups: Groups) -> torch.Tensor:
         """Rewards less DAPO's penalty of long completions: float32 [N]."""
-        if "overlong_buffer" not in self.settings:
+        if self.settings.overlong_buffer is None:
             return groups.rewards
         lengths = torch.tensor([len(completion) for completion in groups.rollouts.completions])
-        penalty = overlong_penalty(lengths, self.settings["max_new_tokens"], self.settings["overlong_buffer"])
-        weight: float = self.settings["overlong_penalty"]
-        return groups.rewards + weight * penalty
+        penalty = overlong_penalty(lengths, self.settings.max_new_tokens, self.settings.overlong_buffer)
+        return groups.rewards + self.settings.overlong_penalty * penalty
 
     def _micro_batch(self, rollouts: Rollouts) -> RewardedBatch:
         batch = PaddedBatch.of(rollouts, self.pad_id, self.device)
@@ -158,18 +158,18 @@ class Updates:
     def _logprobs(self, model: PreTrainedModel, batch: PaddedBatch) -> torch.Tensor:
         logits, targets = completion_logits(model.eval(), batch), batch.targets[batch.mask]
         chunks = position_chunks(len(targets), vocabulary_of(model))
-        return torch.cat([token_logprobs(logits(c) / self.settings["temperature"], targets[c]) for c in chunks])
+        return torch.cat([token_logprobs(logits(c) / self.settings.temperature, targets[c]) for c in chunks])
 
     def _estimate_advantages(self, micro: RewardedBatch, rewards: torch.Tensor) -> None:
         """PPO's: the verifier's reward at the last token, less a penalty for leaving the reference at each."""
         assert micro.old_values is not None
         values = micro.old_values.cpu()
         penalties = torch.zeros(micro.tokens)
-        if self.settings["kl_coefficient"]:
+        if self.settings.kl_coefficient:
             assert micro.reference_logprobs is not None
-            penalties = self.settings["kl_coefficient"] * (micro.old_logprobs - micro.reference_logprobs).cpu()
+            penalties = self.settings.kl_coefficient * (micro.old_logprobs - micro.reference_logprobs).cpu()
         of_tokens = token_rewards(rewards, micro.lengths, penalties)
-        decay, discount = self.settings["gae_lambda"], self.settings["discount"]
+        decay, discount = self.settings.gae_lambda, self.settings.discount
         advantages = generalised_advantages(of_tokens, values, micro.lengths, discount, decay)
         micro.advantages, micro.returns = advantages.to(self.device), (advantages + values).to(self.device)
 
@@ -191,18 +191,18 @@ class Updates:
 
         def policy_loss(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, Metrics]:
             # the policy is the one sampled from, at its temperature
-            logprobs = token_logprobs(logits / self.settings["temperature"], targets[rows])
+            logprobs = token_logprobs(logits / self.settings.temperature, targets[rows])
             advantages, metrics = micro.advantages[rows], Metrics()
             if self.single:  # the ratio is 1 and the clip inert: the same gradient
                 loss = policy_gradient_loss(logprobs, advantages, torch.ones_like(advantages), total)
             else:
-                old, low, high = micro.old_logprobs[rows], self.settings["clip_low"], self.settings["clip_high"]
+                old, low, high = micro.old_logprobs[rows], self.settings.clip_low, self.settings.clip_high
                 terms, held = clipped_surrogate(logprobs, old, advantages, low, high)
                 loss, metrics = terms.sum() / total, sums_of(clip_share=held)
-            if self.settings.get("kl_coefficient") and not self.actor_critic:
+            if self.settings.kl_coefficient and not self.actor_critic:
                 assert micro.reference_logprobs is not None
                 divergence = kl_estimate(logprobs, micro.reference_logprobs[rows])
-                loss = loss + self.settings["kl_coefficient"] * divergence.sum() / total
+                loss = loss + self.settings.kl_coefficient * divergence.sum() / total
             return loss, metrics
 
         if not self.actor_critic:
@@ -212,9 +212,9 @@ class Updates:
         with values_of(model) as values:
             loss, metrics = chunked_loss(model, micro.batch, policy_loss)
         predicted = values[0][micro.batch.mask]
-        errors = value_loss(predicted, micro.old_values, micro.returns, self.settings["value_clip"])
+        errors = value_loss(predicted, micro.old_values, micro.returns, self.settings.value_clip)
         metrics |= sums_of(value_loss=errors.double())
-        return loss + self.settings["value_coefficient"] * errors.sum() / total, metrics
+        return loss + self.settings.value_coefficient * errors.sum() / total, metrics
 
 
 def _moments(trainer: Trainer, values: np.ndarray) -> tuple[float, float]:

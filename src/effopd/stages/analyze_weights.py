@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from effopd.common.progress import say
 from effopd.dynamics.analysis import analyze
 from effopd.dynamics.kept import Kept
+from effopd.specs.dynamics import AnalyzeWeights
 
 
 def analyze_weights(
-    spec: dict[str, Any],
+    spec: AnalyzeWeights,
     *,
     base: Path,
     states: Sequence[Path],
@@ -28,6 +28,6 @@ def analyze_weights(
     """
     kept = Kept.open(base, states, decisions)
     work = out.with_name(".weights")
-    tables = analyze(kept.base, kept.trained, out, work, spec=spec, parents=kept.parents, device=device)
+    tables = analyze(kept.base, kept.trained, out, work, spec=dict(spec.content), parents=kept.parents, device=device)
     norm = sum(row["frobenius_norm"] ** 2 for row in tables["norms"].to_pylist() if row["step"] == kept.last) ** 0.5
     say(f"done: {len(kept.trained)} kept states, the last one {norm:.4g} from the base")

@@ -28,6 +28,7 @@ from effopd.dynamics.local_theory import (
 from effopd.dynamics.spectra import decompose
 from effopd.models.models import Weights, load_model, load_tensors, load_tokenizer, special_ids
 from effopd.models.weight_files import Parameter, parameter_place
+from effopd.specs.dynamics import CompareLocalTheory
 from effopd.stages.linearize_student import KIND as LINEARIZATION
 from effopd.stages.linearize_student import ROLLOUTS, TENSORS, logits_of
 from effopd.training.checkpoints import Point
@@ -39,7 +40,7 @@ RATE = 0.1  # of the predicted path, over the largest rate at which it never ove
 
 
 def compare_local_theory(
-    spec: dict[str, Any],
+    spec: CompareLocalTheory,
     *,
     student: Path,
     teacher: Path,
@@ -92,7 +93,7 @@ def compare_local_theory(
     write_manifest(
         out,
         kind=KIND,
-        spec=spec,
+        spec=spec.content,
         parents=parents,
         files={name: out.with_name(name) for name in rows},
         result={"steps": [point.step for point in points]},

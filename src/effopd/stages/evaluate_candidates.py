@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -21,23 +20,25 @@ from effopd.common.registry import is_added
 from effopd.data.prompts import Prompts, load_prompts
 from effopd.data.rollouts import Rollouts
 from effopd.distillation.step_artifacts import ROLLOUTS
-from effopd.engines.base import RolloutEngine, Sampling, build_engine, longest_context
+from effopd.engines.base import RolloutEngine, build_engine, longest_context
 from effopd.evaluation.added_gate import AddedGate
 from effopd.evaluation.measure import measure
 from effopd.evaluation.rollout_gate import RolloutGate
 from effopd.extrapolation.candidates import RayInMemory, moving_or_refuse
-from effopd.extrapolation.driver import SearchSettings, extrapolate
+from effopd.extrapolation.driver import extrapolate
 from effopd.extrapolation.gate import BLIND, BlindGate, Gate, GateValue, gate_rows, gate_seeds
 from effopd.extrapolation.modules import by_module
 from effopd.models.lm_head import restricted
 from effopd.models.models import Weights, dtype_of, load_frozen, load_model, load_tokenizer, special_ids
+from effopd.specs.extrapolation import DifficultySettings, RaySettings
+from effopd.specs.triggers import EvaluateCandidates, GateSpec
 from effopd.tasks.base import Task, build_task
 from effopd.teachers.scoring import ReverseKL
 from effopd.training.checkpoints import Point
 
 
 def evaluate_candidates(
-    spec: dict[str, Any],
+    spec: EvaluateCandidates,
     *,
     student: Path,
     teacher: Path,
@@ -48,51 +49,53 @@ def evaluate_candidates(
     out: Path,
     device: torch.device,
 ) -> None:
-    """Score candidates of the state at spec["step"], as far as the search asks, and write the manifest `out`.
+    """Score candidates of the state at spec.step, as far as the search asks, and write the manifest `out`.
 
     If the spec has a `coefficient` (0: the weights as they are), only that candidate is scored, whatever others are
     worth. `anchor` is the state (or model) of the previous trigger and `anchor_decision` what was accepted there.
     """
     started = time.time()
-    settings = spec["extrapolation"]
+    settings = spec.extrapolation
     prompts_manifest, teacher_manifest = read_manifest(prompts, "prompts"), read_manifest(teacher, "model")
     point, anchor_point = Point.open(state), Point.open(anchor, anchor_decision)
-    if point.step != spec["step"]:
-        raise ArtifactError(f"{state} is at step {point.step} where step {spec['step']} is needed.")
+    if point.step != spec.step:
+        raise ArtifactError(f"{state} is at step {point.step} where step {spec.step} is needed.")
     ray = ray_of(point, anchor_point, settings)
     source = gate_source(spec, prompts_manifest, [state])
     with opened_gate(spec, source, student, teacher, device, ray.weights) as gate:
-        if "coefficient" in spec:
-            coefficient = spec["coefficient"]
+        if spec.coefficient is not None:
+            coefficient = spec.coefficient
             ray.put(dict.fromkeys(ray.modules, coefficient))
             values: Mapping[float, GateValue] = {coefficient: gate.judge(coefficient)}
             said = f"x{coefficient:g} scores {values[coefficient].usable_score:.4g}"
         else:
-            decision = extrapolate(ray, gate, SearchSettings.from_config(settings))
+            decision = extrapolate(ray, gate, settings)
             values, trials = decision.values, decision.result.trials
             tried = ", ".join(f"x{t.coefficient:g} {'accepted' if t.accepted else 'rejected'}" for t in trials)
             said = tried or decision.result.reason
     parents = {"prompts": prompts_manifest.fingerprint, "teacher": teacher_manifest.fingerprint, **point.parents}
     parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
     entries = [value.entry(coefficient) for coefficient, value in values.items()]
-    result = {"step": spec["step"], "update_norm": ray.update_norm(), "values": entries}
+    result = {"step": spec.step, "update_norm": ray.update_norm(), "values": entries}
     cost = [row for coefficient, value in values.items() for row in value.costs(coefficient)]
-    write_manifest(out, kind="candidates", spec=spec, parents=parents, result=result, cost=cost, started=started)
+    write_manifest(
+        out, kind="candidates", spec=spec.content, parents=parents, result=result, cost=cost, started=started
+    )
     say(f"done: {said}")
 
 
-def ray_of(point: Point, anchor: Point, settings: dict[str, Any]) -> RayInMemory:
+def ray_of(point: Point, anchor: Point, settings: RaySettings) -> RayInMemory:
     """The weights of a state, on the ray from the "accepted" or "raw" weights of the last trigger (paper section 2)."""
     current = point.weights()
-    start = anchor.weights() if settings["anchor"] == "accepted" else anchor.raw_weights()
-    return RayInMemory(current, start, by_module(moving_or_refuse(current, settings["parameters"])))
+    start = anchor.weights() if settings.anchor == "accepted" else anchor.raw_weights()
+    return RayInMemory(current, start, by_module(moving_or_refuse(current, settings.parameters)))
 
 
-def gate_source(spec: dict[str, Any], prompts: Manifest, states: Sequence[Path]) -> Prompts | Rollouts:
-    """What the gate of a trigger asks about: a split, or what the last step before spec["step"] was trained on."""
-    if spec["extrapolation"]["gate"]["source"] == "rollouts":
-        return rollouts_of(next(point for point in map(Point.open, states) if point.step == spec["step"]))
-    return load_prompts(prompts, spec["extrapolation"]["gate"]["source"])
+def gate_source(spec: GateSpec, prompts: Manifest, states: Sequence[Path]) -> Prompts | Rollouts:
+    """What the gate of a trigger asks about: a split, or what the last step before spec.step was trained on."""
+    if spec.extrapolation.gate.source == "rollouts":
+        return rollouts_of(next(point for point in map(Point.open, states) if point.step == spec.step))
+    return load_prompts(prompts, spec.extrapolation.gate.source)
 
 
 def rollouts_of(point: Point) -> Rollouts:
@@ -109,7 +112,7 @@ def rollouts_of(point: Point) -> Rollouts:
 
 @contextmanager
 def opened_gate(
-    spec: dict[str, Any],
+    spec: GateSpec,
     source: Prompts | Rollouts,
     student: Path,
     teacher: Path,
@@ -120,51 +123,53 @@ def opened_gate(
 
     Raises ConfigError if the source has too few problems.
     """
-    settings, sampling = spec["extrapolation"]["gate"], spec["sampling"]
-    if settings["metric"] in BLIND:
-        yield BlindGate(settings["metric"], spec["seed"], spec["step"])
+    settings, sampling = spec.extrapolation.gate, spec.sampling
+    if settings.metric in BLIND:
+        yield BlindGate(settings.metric, spec.seed, spec.step)
         return
     rows = _draw(spec, source)
-    chosen, task, tokenizer = source.select(rows), build_task(spec["task"]), load_tokenizer(student.parent)
-    model = restricted(load_model(student.parent, device, dtype_of(spec["precision"])), tokenizer)
+    chosen, task, tokenizer = source.select(rows), build_task(spec.task), load_tokenizer(student.parent)
+    model = restricted(load_model(student.parent, device, dtype_of(spec.precision)), tokenizer)
     load_scorer = partial(load_frozen, teacher.parent, device)
     added: Callable[..., Gate] | None = None
-    if is_added("gates", settings["metric"]):
-        place = spec["seed"], spec["step"], Sampling(**sampling)
+    if is_added("gates", settings.metric):
+        place = spec.seed, spec.step, sampling
         added = partial(AddedGate, settings, *place, chosen, weights, model, tokenizer, task, load_scorer)
         if isinstance(chosen, Rollouts):
             yield added()
             return
-    scorer = load_scorer() if settings["metric"] == "reverse_kl" else None
+    scorer = load_scorer() if settings.metric == "reverse_kl" else None
     if isinstance(chosen, Rollouts):
         assert scorer is not None  # the configuration's check lets nothing else judge rollouts
-        asking = {"pad_id": special_ids(tokenizer)[1], "batch_size": len(rows), "temperature": sampling["temperature"]}
-        divergence = ReverseKL(scorer, chosen, **asking)
-        yield RolloutGate(model, weights, divergence, step=spec["step"], tokens=chosen.completion_tokens)
+        _, pad_id = special_ids(tokenizer)
+        divergence = ReverseKL(scorer, chosen, pad_id=pad_id, batch_size=len(rows), temperature=sampling.temperature)
+        yield RolloutGate(model, weights, divergence, step=spec.step, tokens=chosen.completion_tokens)
         return
-    context = longest_context(chosen.tokens, sampling["max_new_tokens"])
-    with closing(build_engine(spec["engine"], model, tokenizer, batch_size=len(rows), context=context)) as engine:
+    context = longest_context(chosen.tokens, sampling.max_new_tokens)
+    with closing(build_engine(spec.engine, model, tokenizer, batch_size=len(rows), context=context)) as engine:
         own = ProblemGate(spec, chosen, rows, weights, engine, task, tokenizer, model, scorer)
         yield own if added is None else added(engine)
 
 
-def _draw(spec: dict[str, Any], source: Prompts | Rollouts) -> list[int]:
+def _draw(spec: GateSpec, source: Prompts | Rollouts) -> list[int]:
     """The rows of the source that the gate asks about. Raises ConfigError where there are too few."""
-    settings = spec["extrapolation"]["gate"]
-    eligible, examples = list(range(len(source))), settings["examples"]
+    settings = spec.extrapolation.gate
+    eligible, examples = list(range(len(source))), settings.examples
+    limited = settings.difficulty != DifficultySettings()
     if isinstance(source, Rollouts):
         examples = min(examples, len(eligible))
-    elif wanted := settings["difficulty"]:
-        low, high = wanted.get("min", -math.inf), wanted.get("max", math.inf)
+    elif limited:
+        low = -math.inf if settings.difficulty.min is None else settings.difficulty.min
+        high = math.inf if settings.difficulty.max is None else settings.difficulty.max
         levels = [problem.difficulty for problem in source.problems]
         eligible = [row for row, level in enumerate(levels) if level is not None and low <= level <= high]
     if examples > len(eligible):
-        chosen = " of the `difficulty` asked for" if settings["difficulty"] else ""
+        chosen = " of the `difficulty` asked for" if limited else ""
         raise ConfigError(
-            f"config: `extrapolation.gate.examples` is {examples}, and the {settings['source']} split holds "
+            f"config: `extrapolation.gate.examples` is {examples}, and the {settings.source} split holds "
             f"{len(eligible)} problems{chosen}. Lower it, or choose from more problems."
         )
-    drawn = gate_rows(spec["seed"], settings["source"], len(eligible), examples, settings["samples"])
+    drawn = gate_rows(spec.seed, settings.source, len(eligible), examples, settings.samples)
     return [eligible[row] for row in drawn]
 
 
@@ -175,7 +180,7 @@ class ProblemGate:
     By their mean reward or, if there is a teacher, by their exact reverse KL to it.
     """
 
-    spec: dict[str, Any]
+    spec: GateSpec
     problems: Prompts
     rows: Sequence[int]
     weights: Callable[[], Weights]
@@ -187,14 +192,14 @@ class ProblemGate:
 
     def judge(self, coefficient: float) -> GateValue:
         self.engine.load_weights(self.weights())
-        sampling, step = Sampling(**self.spec["sampling"]), self.spec["step"]
-        paired = self.spec["extrapolation"]["gate"]["paired"]
+        sampling, step = self.spec.sampling, self.spec.step
+        paired = self.spec.extrapolation.gate.paired
         measured = measure(
             self.engine,
             self.task,
             self.tokenizer,
             self.problems,
-            gate_seeds(self.spec["seed"], step, coefficient, len(self.rows), paired),
+            gate_seeds(self.spec.seed, step, coefficient, len(self.rows), paired),
             sampling,
             self.rows,
             student=self.model,

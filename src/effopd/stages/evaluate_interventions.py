@@ -28,12 +28,14 @@ from effopd.dynamics.reconstruction import frobenius_norm, update
 from effopd.dynamics.representation import representation_cosines
 from effopd.dynamics.variant_weights import Norm, variant_parameter, weights_digest
 from effopd.dynamics.variants import FINAL, Variant, variants
-from effopd.engines.base import Sampling, build_engine, longest_context
+from effopd.engines.base import build_engine, longest_context
 from effopd.evaluation.measure import Measurement, measure
 from effopd.evaluation.statistics import bootstrap_interval
 from effopd.models.lm_head import restricted
 from effopd.models.models import dtype_of, load_frozen, load_model, load_tokenizer, special_ids
 from effopd.models.weight_files import Parameter
+from effopd.specs.dynamics import EvaluateInterventions
+from effopd.specs.engines import Sampling
 from effopd.tasks.base import build_task
 
 KIND = "interventions"
@@ -42,7 +44,7 @@ INTEGERS = dict.fromkeys(("layer", "first_layer", "last_layer"), "Int64")
 
 
 def evaluate_interventions(
-    spec: dict[str, Any],
+    spec: EvaluateInterventions,
     *,
     base: Path,
     teacher: Path,
@@ -52,7 +54,7 @@ def evaluate_interventions(
     out: Path,
     device: torch.device,
 ) -> None:
-    """Evaluate every variant that spec["dynamics"] asks for of the kept states, against the model `base`.
+    """Evaluate every variant that spec.dynamics asks for of the kept states, against the model `base`.
 
     All variants meet the same problems with the same random numbers, those of `effopd evaluate`, in one warm engine;
     variants that are bitwise the same weights are evaluated once. A killed job goes on after its last finished variant.
@@ -63,25 +65,26 @@ def evaluate_interventions(
     kept, teacher_manifest = Kept.open(base, states, decisions), read_manifest(teacher, "model")
     prompts_manifest = read_manifest(prompts, "prompts")
     parents = {**kept.parents, "teacher": teacher_manifest.fingerprint, "prompts": prompts_manifest.fingerprint}
-    fingerprint, work = fingerprint_of(KIND, spec, parents), out.with_name(".interventions")
+    fingerprint, work = fingerprint_of(KIND, spec.content, parents), out.with_name(".interventions")
     with exclusive(work):
         if out.is_file() and read_manifest(out, KIND).fingerprint == fingerprint:
             say("finished meanwhile")  # by a job that outlived its killed workflow, while this one waited
             return
         journal = Journal(work / "partial.jsonl", fingerprint)
-        rescaled = spec["dynamics"].get("reconstruction", {}).get("norm") == "teacher"
+        reconstruction = spec.dynamics.reconstruction
+        rescaled = reconstruction is not None and reconstruction.norm == "teacher"
         teacher_norm = partial(_update_norm, kept, model_checkpoint(teacher_manifest)) if rescaled else None
         bench = _Bench(spec, kept, base, teacher, prompts, teacher_norm, device)
         layers = 1 + max((p.layer for p in bench.parameters if p.layer is not None), default=-1)
         own_head = any(p.module == "lm_head" for p in bench.parameters)
-        planned = variants(spec["dynamics"], list(kept.trained), layers, own_head)
+        planned = variants(spec.dynamics, list(kept.trained), layers, own_head)
         with closing(bench.engine):
             bench.evaluate(planned, journal)
-            if "representation" in spec["dynamics"]["interventions"]:
+            if "representation" in spec.dynamics.interventions:
                 bench.compare_representations(journal)
         files = _write(planned, journal, out)
         cost = [row for part in journal.parts.values() for row in part["cost"]]
-        write_manifest(out, kind=KIND, spec=spec, parents=parents, files=files, cost=cost, started=started)
+        write_manifest(out, kind=KIND, spec=spec.content, parents=parents, files=files, cost=cost, started=started)
         journal.discard()
     accuracy = journal.parts[FINAL]["row"]["accuracy"]
     say(f"done: {len(planned)} variants of a state with accuracy {accuracy:.3f}")
@@ -96,7 +99,7 @@ class _Bench:
 
     def __init__(
         self,
-        spec: dict[str, Any],
+        spec: EvaluateInterventions,
         kept: Kept,
         base: Path,
         teacher: Path,
@@ -104,23 +107,21 @@ class _Bench:
         teacher_norm: Norm | None,
         device: torch.device,
     ) -> None:
-        settings = spec["evaluation"]
+        settings = spec.evaluation
         self.kept, self.parameters, self.device = kept, kept.parameters(), device
         self.teacher_norm = teacher_norm
-        self.base, self.teacher_folder, self.batch_size = base.parent, teacher.parent, settings["batch_size"]
+        self.base, self.teacher_folder, self.batch_size = base.parent, teacher.parent, settings.batch_size
         test = load_prompts(read_manifest(prompts, "prompts"), "test")
-        problems = range(min(len(test), spec["dynamics"]["problems"]))
-        self.rows = [i for i in problems for _ in range(spec["dynamics"]["samples"])]
+        problems = range(min(len(test), spec.dynamics.problems))
+        self.rows = [i for i in problems for _ in range(spec.dynamics.samples)]
         self.asked = test.select(self.rows)
-        self.seeds = [seed_of(settings["seed"], "evaluation", position) for position in range(len(self.rows))]
-        self.sampling = Sampling(settings["temperature"], settings["max_new_tokens"])
-        self.task, self.tokenizer = build_task(spec["task"]), load_tokenizer(self.base)
-        self.dtype = dtype_of(settings["precision"])
+        self.seeds = [seed_of(settings.seed, "evaluation", position) for position in range(len(self.rows))]
+        self.sampling = Sampling(settings.temperature, settings.max_new_tokens)
+        self.task, self.tokenizer = build_task(spec.task), load_tokenizer(self.base)
+        self.dtype = dtype_of(settings.precision or "float32")
         self.model = restricted(load_model(self.base, device, self.dtype), self.tokenizer)
         context = longest_context(self.asked.tokens, self.sampling.max_new_tokens)
-        self.engine = build_engine(
-            spec["engine"], self.model, self.tokenizer, batch_size=self.batch_size, context=context
-        )
+        self.engine = build_engine(spec.engine, self.model, self.tokenizer, batch_size=self.batch_size, context=context)
 
     def build(self, variant: Variant) -> tuple[dict[str, torch.Tensor], float]:
         """A variant's weights, and how far they are from the base's."""

@@ -22,19 +22,20 @@ from effopd.models.checkpoint_files import read_object, weight_files
 from effopd.models.models import load_tokenizer, special_ids, without_weights
 from effopd.models.pretrained import ATTEMPTS, FIRST_PAUSE_SECONDS, local_model_files, patterns
 from effopd.models.weight_files import Checkpoint
+from effopd.specs.models import FetchModel
 
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
 DIGESTS = ".digests.json"  # of files already read, so that the next run need not read them again
 
 
-def fetch_model(spec: dict[str, Any], out: Path) -> None:
-    """Link the files of spec["model"] into the folder of the manifest `out`, whose fingerprint holds their contents.
+def fetch_model(spec: FetchModel, out: Path) -> None:
+    """Link the files of spec.model into the folder of the manifest `out`, whose fingerprint holds their contents.
 
     A model of the hub is downloaded to the hub's own cache (HF_HOME), where other projects find it too. Raises
     UserError where it cannot be had, or is no model that can be used.
     """
     started = time.time()
-    model, folder = spec["model"], out.parent
+    model, folder = spec.content["model"], out.parent
     sources = local_model_files(model) or _hub_files(model)
     if any(place.resolve().is_relative_to(folder.resolve()) for file in sources for place in (file, file.parent)):
         raise UserError(
@@ -58,7 +59,7 @@ def fetch_model(spec: dict[str, Any], out: Path) -> None:
         write_manifest(
             out,
             kind="model",
-            spec={**spec, "files": digests},  # two contents of one path are two models
+            spec={**spec.content, "files": digests},  # two contents of one path are two models
             parents={},
             files=links,
             sha256=digests,

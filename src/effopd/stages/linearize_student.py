@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,10 +20,12 @@ from effopd.dynamics.krylov import RitzPairs, lanczos
 from effopd.dynamics.linearized import LinearizedModel
 from effopd.dynamics.local_theory import cosine, logit_residual, weighted_residual
 from effopd.dynamics.spectra import effective_rank, effective_rank_squared, spectral_to_frobenius, top_norm_ratio
-from effopd.engines.base import Sampling, longest_context
+from effopd.engines.base import longest_context
 from effopd.engines.transformers_engine import TransformersEngine
 from effopd.models.lm_head import completion_logits
 from effopd.models.models import load_model, load_tokenizer, save_tensors, special_ids
+from effopd.specs.dynamics import LinearizeStudent
+from effopd.specs.engines import Sampling
 
 KIND = "linearization"
 ROLLOUTS, TENSORS = "rollouts.parquet", "krylov.safetensors"
@@ -37,7 +38,7 @@ METRICS = {
 
 
 def linearize_student(
-    spec: dict[str, Any], *, student: Path, teacher: Path, prompts: Path, out: Path, device: torch.device
+    spec: LinearizeStudent, *, student: Path, teacher: Path, prompts: Path, out: Path, device: torch.device
 ) -> None:
     """Residuals, b and the leading eigenpairs of A, on the student's own completions of the first held-out problems.
 
@@ -46,7 +47,7 @@ def linearize_student(
     control, and finds the same eigenvalues where they have converged).
     """
     started = time.time()
-    settings, size = spec["local_theory"], spec["batch_size"]
+    settings, size = spec.local_theory, spec.batch_size
     manifests = {
         "student": read_manifest(student, "model"),
         "teacher": read_manifest(teacher, "model"),
@@ -54,11 +55,11 @@ def linearize_student(
     }
     model, tokenizer = load_model(student.parent, device), load_tokenizer(student.parent)
     _, pad_id = special_ids(tokenizer)
-    tokens = load_tokens(manifests["prompts"], "test")[: settings["completions"]]
-    seeds = [seed_of(spec["seed"], "local theory", position) for position in range(len(tokens))]
-    context = longest_context(tokens, spec["max_new_tokens"])
+    tokens = load_tokens(manifests["prompts"], "test")[: settings.completions]
+    seeds = [seed_of(spec.seed, "local theory", position) for position in range(len(tokens))]
+    context = longest_context(tokens, spec.max_new_tokens)
     engine = TransformersEngine.of(model, tokenizer, batch_size=size, context=context, dtype="float32")
-    rollouts = engine.generate(tokens, seeds, Sampling(1.0, spec["max_new_tokens"]))  # b is a mean over pi_theta_0
+    rollouts = engine.generate(tokens, seeds, Sampling(1.0, spec.max_new_tokens))  # b is a mean over pi_theta_0
     linear = LinearizedModel(model, rollouts, pad_id=pad_id, batch_size=size)
     student_logits = linear.logits(linear.origin)
     teacher_logits = logits_of(load_model(teacher.parent, device), rollouts, pad_id, size)
@@ -69,15 +70,15 @@ def linearize_student(
     spectra = {kind: torch.linalg.svdvals(residual).cpu().numpy() for kind, residual in residuals.items()}
     b = linear.descent_direction(teacher_logits)
     random = torch.from_numpy(generator("local theory, control").standard_normal(len(b), np.float32)).to(device)
-    progress, done = Progress("products with A", 2 * settings["iterations"]), itertools.count(1)
+    progress, done = Progress("products with A", 2 * settings.iterations), itertools.count(1)
 
     def multiply(vector: torch.Tensor) -> torch.Tensor:
         product = linear.gauss_newton_product(vector)
         progress.update(next(done), curvature=float(vector @ product))
         return product
 
-    krylov = lanczos(multiply, b, settings["iterations"])
-    control = lanczos(multiply, random, settings["iterations"])
+    krylov = lanczos(multiply, b, settings.iterations)
+    control = lanczos(multiply, random, settings.iterations)
     tables = {
         "residuals.parquet": pd.concat([_residual_rows(kind, values) for kind, values in spectra.items()]),
         "eigenspace.parquet": pd.concat([_eigen_rows("b", krylov.ritz()), _eigen_rows("random", control.ritz())]),
@@ -105,7 +106,7 @@ def linearize_student(
     write_manifest(
         out,
         kind=KIND,
-        spec=spec,
+        spec=spec.content,
         parents={name: manifest.fingerprint for name, manifest in manifests.items()},
         files={name: out.with_name(name) for name in (*tables, ROLLOUTS, TENSORS)},
         result=result,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -12,13 +11,14 @@ from effopd.artifacts.fingerprints import file_sha256
 from effopd.artifacts.manifests import Manifest, atomic_path, read_manifest, write_manifest
 from effopd.common.errors import UserError, named_for
 from effopd.common.progress import say
+from effopd.specs.data import MakeData
 from effopd.tasks.base import build_task
 from effopd.tasks.splits import without_seen
 
 TRAINED_ON = ("train", "validation")  # the splits that updates and gates may see
 
 
-def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...] = (), training: Path | None = None) -> None:
+def make_data(spec: MakeData, out: Path, files: tuple[Path, ...] = (), training: Path | None = None) -> None:
     """Write the task's splits and, where it has one, its corpus beside the manifest `out`.
 
     `files` are the local files that the task reads: their contents are part of what the data is. Of a task that is
@@ -28,7 +28,7 @@ def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...] = (), tra
     started = time.time()
     parents = {}
     with named_for(None if training is None else out.parent.name):
-        tables, facts = build_task(spec["task"]).make_tables()
+        tables, facts = build_task(spec.task).make_tables()
         if training is not None:
             data = read_manifest(training, "data")
             parents["training"] = data.fingerprint
@@ -45,7 +45,13 @@ def make_data(spec: dict[str, Any], out: Path, files: tuple[Path, ...] = (), tra
     inputs = {"files": {str(path): file_sha256(path) for path in files}} if files else {}
     result = {"rows": rows, **facts}
     write_manifest(
-        out, kind="data", spec={**spec, **inputs}, parents=parents, files=written, result=result, started=started
+        out,
+        kind="data",
+        spec={**spec.content, **inputs},
+        parents=parents,
+        files=written,
+        result=result,
+        started=started,
     )
     for name in ("duplicates", "overlaps", "beyond_limit"):
         if dropped := {split: count for split, count in facts.get(name, {}).items() if count}:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from effopd.dynamics.norms import total_norms
 from effopd.dynamics.variants import BASE, FINAL
 from effopd.evaluation.statistics import bootstrap_interval, interval_columns, with_means
 from effopd.report.tables import write_csv
+from effopd.specs.reports import MakeDynamicsTables
 
 ALL, NO_LAYER = "all", "none"
 METRICS = ["spectral_norm", "spectral_to_frobenius", "effective_rank", "effective_rank_squared", "top1pct_norm_ratio"]
@@ -25,9 +25,9 @@ DIFFERENCES = ["accuracy_difference", "reverse_kl_difference"]
 VARIANT = ["analysis", "variant", "step", "part", "amount", "layer", "first_layer", "last_layer"]
 
 
-def make_dynamics_tables(spec: dict[str, Any], results: Path, out: Path) -> None:
-    """Write the tables that spec["tables"] names as CSV files into the folder `out` (docs/dynamics.md)."""
-    confidence = spec["confidence"]
+def make_dynamics_tables(spec: MakeDynamicsTables, results: Path, out: Path) -> None:
+    """Write the tables that spec.tables names as CSV files into the folder `out` (docs/dynamics.md)."""
+    confidence = spec.confidence
     makers: dict[str, tuple[Callable[[dict[str, pd.DataFrame]], pd.DataFrame], list[str], list[str]]] = {
         "dynamics_spectra": (lambda tables: spectra(tables["spectra"]), ["step", "module"], METRICS),
         "dynamics_norms": (lambda tables: norms(tables["norms"]), ["step", "module", "layer"], NORMS),
@@ -43,13 +43,11 @@ def make_dynamics_tables(spec: dict[str, Any], results: Path, out: Path) -> None
             ["cosine"],
         ),
     }
-    subjects = [(about, _tables(results / "dynamics" / about["subject"])) for about in spec["subjects"]]
-    for name in spec["tables"]:
+    subjects = [(about, _tables(results / "dynamics" / about.subject)) for about in spec.subjects]
+    for name in spec.tables:
         make: Callable[..., pd.DataFrame]
         make, keys, values = makers[name]
-        parts = [
-            made.assign(run=about["run"], seed=about["seed"]) for about, tables in subjects if len(made := make(tables))
-        ]
+        parts = [made.assign(run=about.run, seed=about.seed) for about, tables in subjects if len(made := make(tables))]
         table = with_means(pd.concat(parts), keys, values, confidence) if parts else _empty(keys, values)
         write_csv(out / f"{name}.csv", table)
     say(f"done: {len(subjects)} subjects")

@@ -11,24 +11,25 @@ from effopd.artifacts.manifests import read_manifest
 from effopd.common.progress import say
 from effopd.evaluation.statistics import MEAN, with_means
 from effopd.report.tables import write_csv
+from effopd.specs.reports import MakeLocalTheoryTables
 from effopd.stages import compare_local_theory, linearize_student
 
 
-def make_local_theory_tables(spec: dict[str, Any], results: Path, out: Path) -> None:
+def make_local_theory_tables(spec: MakeLocalTheoryTables, results: Path, out: Path) -> None:
     """Write local_residuals, local_eigenspace, local_path and local_gradient as CSV into `out`.
 
     Of the last two, rows whose `seed` is "mean" hold means over seeds, with <column>_low and <column>_high.
     """
     shared: dict[str, list[pd.DataFrame]] = {"residuals": [], "eigenspace": []}
-    for student, teacher in spec["linearized"]:
+    for student, teacher in spec.linearized:
         place = results / f"dynamics/models/{student}/linearized-{teacher}/manifest.json"
         manifest = read_manifest(place, linearize_student.KIND)
         for name, parts in shared.items():
             table = pd.read_parquet(manifest.file(f"{name}.parquet"))
             parts.append(_named(table, student=student, teacher=teacher))
     paths, gradients = [], []
-    for run in spec["runs"]:
-        for seed in spec["seeds"]:
+    for run in spec.runs:
+        for seed in spec.seeds:
             manifest = read_manifest(
                 results / f"dynamics/{run}/seed{seed}/local_theory.json", compare_local_theory.KIND
             )
@@ -41,7 +42,7 @@ def make_local_theory_tables(spec: dict[str, Any], results: Path, out: Path) -> 
     for name, parts, keys in (("path", paths, ["step"]), ("gradient", gradients, ["step", "directions"])):
         together = pd.concat(parts)
         values = [column for column in together.columns if column not in ("run", "seed", *keys)]
-        tables[name] = with_means(together, keys, values, spec["confidence"])
+        tables[name] = with_means(together, keys, values, spec.confidence)
     for name, table in tables.items():
         write_csv(out / f"local_{name}.csv", table)
     path = tables["path"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,34 @@ from effopd.evaluation.comparison import REVERSE_KL, Outcome, State, comparison,
 from effopd.evaluation.flops import ledger_flops
 from effopd.evaluation.statistics import mean_interval
 from effopd.report.tables import read_parquet, write_csv
+from effopd.specs.reports import MakeTables
 
 COSTS = (*SPENT, "flops")
 
 
-def make_tables(spec: dict[str, Any], results: Path, out: Path) -> None:
+def make_tables(spec: MakeTables, results: Path, out: Path) -> None:
     """Write models, evaluation, extrapolation, speedup, comparison and summary as CSV files into the folder `out`."""
     models = _models(spec, results)
     evaluation, outcomes = _evaluation(spec, results, models)
-    found, pairs = curves(evaluation, outcomes), [(run, reference) for run, reference in spec["pairs"]]
-    groups = {about["run"]: about["group"] for about in spec["runs"]}
-    groups |= {about["prediction"]: about["group"] for about in spec["predictions"]}
+    found, pairs = curves(evaluation, outcomes), [(run, reference) for run, reference in spec.pairs]
+    groups = {about.run: about.group for about in spec.runs}
+    groups |= {about.prediction: about.group for about in spec.predictions}
     tables = {
         "models": models,
         "evaluation": evaluation,
         "extrapolation": _extrapolation(spec, results),
-        "speedup": speedup(found, spec["seeds"], pairs),
-        "comparison": comparison(found, curves(evaluation, outcomes, REVERSE_KL), groups, pairs, spec["confidence"]),
-        "summary": summary(evaluation, spec["confidence"]),
+        "speedup": speedup(found, spec.seeds, pairs),
+        "comparison": comparison(found, curves(evaluation, outcomes, REVERSE_KL), groups, pairs, spec.confidence),
+        "summary": summary(evaluation, spec.confidence),
     }
     for name, table in tables.items():
         write_csv(out / f"{name}.csv", table)
     say("done: " + ", ".join(f"{row['run']} {row['accuracy']:.1%}" for _, row in tables["summary"].iterrows()))
 
 
-def _models(spec: dict[str, Any], results: Path) -> pd.DataFrame:
+def _models(spec: MakeTables, results: Path) -> pd.DataFrame:
     rows = []
-    for model in spec["models"]:
+    for model in spec.models:
         evaluated = read_manifest(results / f"evaluation/models/{model}.json", "evaluation")
         rows.append({"model": model, **_outcome(evaluated.result)})
     return pd.DataFrame(rows)
@@ -54,7 +55,7 @@ def _outcome(result: dict[str, Any]) -> dict[str, Any]:
     return {key: result[key] for key in ("accuracy", "reverse_kl", "completion_length", "finished", "completions")}
 
 
-def _evaluation(spec: dict[str, Any], results: Path, models: pd.DataFrame) -> tuple[pd.DataFrame, dict[State, Outcome]]:
+def _evaluation(spec: MakeTables, results: Path, models: pd.DataFrame) -> tuple[pd.DataFrame, dict[State, Outcome]]:
     """A row for each run, seed and kept step: outcomes, and the cumulative cost of getting there, gates included.
 
     A prediction is a run here, with a row for each step that it starts from: what its run had cost by then, and what
@@ -63,22 +64,22 @@ def _evaluation(spec: dict[str, Any], results: Path, models: pd.DataFrame) -> tu
     base = models.set_index("model").to_dict("index")
     rows, per_problem = [], {}
     ledgers: dict[tuple[str, int], tuple[pd.DataFrame, float, float]] = {}
-    for about in spec["runs"]:
-        run = about["run"]
-        student, teacher = (_parameters(results, about[role]) for role in ("student", "teacher"))
-        for seed in spec["seeds"]:
+    for about in spec.runs:
+        run = about.run
+        student, teacher = (_parameters(results, model) for model in (about.student, about.teacher))
+        for seed in spec.seeds:
             cost = read_parquet(results / f"runs/{run}/seed{seed}/cost.parquet")
             cost["flops"] = ledger_flops(cost, student, teacher)
             ledgers[run, seed] = cost, student, teacher
-            for step in [0, *about["boundaries"]]:
-                outcome = base[about["student"]]
+            for step in [0, *about.boundaries]:
+                outcome = base[about.student]
                 if step:
                     outcome, per_problem[run, seed, step] = _evaluated(results, run, seed, step)
                 rows.append({"run": run, "seed": seed, "step": step, **outcome, **_spent(cost[cost["step"] <= step])})
-    for about in spec["predictions"]:
-        name = about["prediction"]
-        for seed, step in itertools.product(spec["seeds"], about["steps"]):
-            cost, student, teacher = ledgers[about["run"], seed]
+    for predicted in spec.predictions:
+        name = predicted.prediction
+        for seed, step in itertools.product(spec.seeds, predicted.steps):
+            cost, student, teacher = ledgers[predicted.run, seed]
             path = results / f"predictions/{name}/seed{seed}/{step}/prediction.json"
             choosing = pd.DataFrame(read_manifest(path, "prediction").recorded["cost"], columns=cost.columns)
             choosing["flops"] = ledger_flops(choosing, student, teacher)
@@ -118,7 +119,7 @@ def _parameters(results: Path, model: str) -> float:
     return float(read_manifest(results / f"models/{model}/manifest.json", "model").result["parameters"])
 
 
-def _extrapolation(spec: dict[str, Any], results: Path) -> pd.DataFrame:
+def _extrapolation(spec: MakeTables, results: Path) -> pd.DataFrame:
     """A row for each gate value: the current weights (coefficient 0) and every candidate tried."""
     columns = [
         "run",
@@ -134,23 +135,23 @@ def _extrapolation(spec: dict[str, Any], results: Path) -> pd.DataFrame:
     ]
     rows: list[dict[str, Any]] = []
     for run, steps, pattern in _decisions(spec):
-        for seed, step in itertools.product(spec["seeds"], steps):
+        for seed, step in itertools.product(spec.seeds, steps):
             decided = read_manifest(results / pattern.format(run=run, seed=seed, step=step)).result
             rows += [{"run": run, "seed": seed, "step": step, **row} for row in _of_record(decided)]
-    for about in spec["runs"]:
-        for seed in spec["seeds"] if about["every_step"] else []:
-            metrics = read_parquet(results / f"runs/{about['run']}/seed{seed}/metrics.parquet")
-            own = {"run": about["run"], "seed": seed, "metric": about["metric"]}
+    for about in spec.runs:
+        for seed in spec.seeds if about.every_step else []:
+            metrics = read_parquet(results / f"runs/{about.run}/seed{seed}/metrics.parquet")
+            own = {"run": about.run, "seed": seed, "metric": about.metric}
             rows += [{**own, **row} for row in _of_steps(metrics)]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _decisions(spec: dict[str, Any]) -> Iterator[tuple[str, list[int], str]]:
+def _decisions(spec: MakeTables) -> Iterator[tuple[str, Sequence[int], str]]:
     """(run or prediction, the steps at which a gate decided for it, where the decisions are)."""
-    for about in spec["runs"]:
-        yield about["run"], about["triggers"], "runs/{run}/seed{seed}/extrapolation/{step}/decision.json"
-    for about in spec["predictions"]:
-        yield about["prediction"], about["steps"], "predictions/{run}/seed{seed}/{step}/prediction.json"
+    for about in spec.runs:
+        yield about.run, about.triggers, "runs/{run}/seed{seed}/extrapolation/{step}/decision.json"
+    for predicted in spec.predictions:
+        yield predicted.prediction, predicted.steps, "predictions/{run}/seed{seed}/{step}/prediction.json"
 
 
 def _of_record(decided: dict[str, Any]) -> Iterator[dict[str, Any]]:

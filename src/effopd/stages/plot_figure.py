@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -13,8 +12,9 @@ from effopd.artifacts.manifests import atomic_path
 from effopd.common.progress import say
 from effopd.report.figures import comparison, groups, interventions, local_theory, weights
 from effopd.report.figures.style import STYLE, drawable
+from effopd.specs.reports import PlotFigure
 
-DRAW: dict[str, Callable[[dict[str, Any], Path], Figure]] = {
+DRAW: dict[str, Callable[[PlotFigure, Path], Figure]] = {
     "accuracy_vs_steps": comparison.accuracy_vs_steps,
     "accuracy_vs_seconds": comparison.accuracy_vs_seconds,
     "reverse_kl_vs_steps": comparison.reverse_kl_vs_steps,
@@ -36,15 +36,15 @@ DRAW: dict[str, Callable[[dict[str, Any], Path], Figure]] = {
 }
 
 
-def plot_figure(spec: dict[str, Any], results: Path, out: Path) -> None:
-    """Draw spec["figure"] as SVG at `out` and as PNG beside it."""
+def plot_figure(spec: PlotFigure, results: Path, out: Path) -> None:
+    """Draw spec.figure as SVG at `out` and as PNG beside it."""
     with plt.rc_context(STYLE):
-        figure = DRAW[spec["figure"]](drawable(spec), results)
-        height = spec["options"].get("height", figure.get_figheight())  # some know best what they need
-        figure.set_size_inches(spec["options"]["width"], height)
+        figure = DRAW[spec.figure](drawable(spec), results)
+        height = spec.options.height or figure.get_figheight()  # some know best what they need
+        figure.set_size_inches(spec.options.width, height)
         for path in (out, out.with_suffix(".png")):
             kind = path.suffix[1:]
             with atomic_path(path) as temporary:
                 metadata = {"Date": None} if kind == "svg" else {}
-                figure.savefig(temporary, format=kind, dpi=spec["options"]["dpi"], metadata=metadata)
-    say(f"done: {spec['figure']}")
+                figure.savefig(temporary, format=kind, dpi=spec.options.dpi, metadata=metadata)
+    say(f"done: {spec.figure}")

@@ -17,15 +17,16 @@ from effopd.common.registry import load
 from effopd.dynamics.kept import Kept
 from effopd.dynamics.reconstruction import along, update
 from effopd.extrapolation.candidates import delta_norms, moving_or_refuse
-from effopd.extrapolation.driver import SearchSettings, extrapolate
+from effopd.extrapolation.driver import extrapolate
 from effopd.extrapolation.predictors import Trajectory
 from effopd.models.models import Weights, save_tensors
+from effopd.specs.triggers import PredictWeights
 from effopd.stages.evaluate_candidates import gate_source, opened_gate
 from effopd.training.checkpoints import WEIGHTS
 
 
 def predict_weights(
-    spec: dict[str, Any],
+    spec: PredictWeights,
     *,
     base: Path,
     teacher: Path,
@@ -36,29 +37,29 @@ def predict_weights(
     out: Path,
     device: torch.device,
 ) -> None:
-    """Predict weights from the states at spec["states"], and write the manifest `out` and the weights beside it.
+    """Predict weights from the states at spec.states, and write the manifest `out` and the weights beside it.
 
     The search asks the gate about the method's prediction at each coefficient it tries; 0 is the last state as it is.
     `validations` are evaluations of the base and of these states, for a method that asks for accuracies. Raises
     ArtifactError where the states or evaluations are others, ConfigError where no parameter is meant to move.
     """
     started = time.time()
-    settings = spec["extrapolation"]
+    settings = spec.extrapolation
     kept = Kept.open(base, states, decisions)
-    if list(kept.trained) != spec["states"]:
-        raise ArtifactError(f"the states given are of steps {list(kept.trained)}, and {spec['states']} are needed.")
+    if list(kept.trained) != list(spec.states):
+        raise ArtifactError(f"the states given are of steps {list(kept.trained)}, and {list(spec.states)} are needed.")
     accuracies, validated = _accuracies(kept, [read_manifest(path, "evaluation") for path in validations])
-    predictor = Predictor(kept, spec["method"], spec.get("options", {}), settings["parameters"], accuracies)
+    predictor = Predictor(kept, spec.method, spec.options, settings.parameters, accuracies)
     prompts_manifest, teacher_manifest = read_manifest(prompts, "prompts"), read_manifest(teacher, "model")
     source = gate_source(spec, prompts_manifest, states)
     with opened_gate(spec, source, base, teacher, device, predictor.weights) as gate:
-        decision = extrapolate(predictor, gate, SearchSettings.from_config(settings), warn="warning: ")
+        decision = extrapolate(predictor, gate, settings, warn="warning: ")
     weights = out.with_name(WEIGHTS)
     save_tensors(weights, predictor.weights())
     write_manifest(
         out,
         kind="prediction",
-        spec=spec,
+        spec=spec.content,
         parents={
             **kept.parents,
             **{f"validation {manifest.result['step']}": manifest.fingerprint for manifest in validated},
@@ -66,7 +67,7 @@ def predict_weights(
             "teacher": teacher_manifest.fingerprint,
         },
         files={weights.name: weights},
-        result=decision.record(spec["step"], metric=settings["gate"]["metric"], update_norm=predictor.update_norm()),
+        result=decision.record(spec.step, metric=settings.gate.metric, update_norm=predictor.update_norm()),
         cost=[*_costs(validated), *decision.costs],
         started=started,
     )
@@ -82,7 +83,7 @@ class Predictor:
         self,
         kept: Kept,
         method: str,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
         parameters: str,
         accuracies: dict[int, float] | None,
     ) -> None:

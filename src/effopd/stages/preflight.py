@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -22,7 +21,7 @@ from effopd.config.runtime_options import endpoint_of
 from effopd.data.prompts import Prompts, load_prompts
 from effopd.data.rollouts import Rollouts
 from effopd.data.verification import verify_rollouts
-from effopd.engines.base import Sampling, build_engine, longest_context
+from effopd.engines.base import build_engine, longest_context
 from effopd.models.lm_head import LOGITS_AT_ONCE, KnownTokens, restricted
 from effopd.models.models import dtype_of, load_frozen, load_model, load_tokenizer, model_config, special_ids
 from effopd.preflight.agreement import (
@@ -37,6 +36,8 @@ from effopd.preflight.findings import Checks
 from effopd.preflight.judging import check_accuracy, check_verifier
 from effopd.preflight.resources import available_memory, check_disk, check_memory, free_disk
 from effopd.preflight.tokens import check_chat_template, check_eos, check_lengths, check_tokenizer
+from effopd.specs.engines import EngineSettings, Sampling
+from effopd.specs.preflight import CheckedTraining, Preflight
 from effopd.tasks.base import Task, build_task
 from effopd.teachers.endpoint import EndpointTeacher
 from effopd.teachers.scoring import LocalTeacher, Teacher, measure_logprobs, measure_reverse_kl
@@ -44,14 +45,12 @@ from effopd.training.lora import factors_size
 from effopd.workflow.estimates.memory import beside_bytes, logits_bytes, state_bytes, trained_bytes
 
 # A teacher, which answers here alone, does so in the type that it is held in.
-TEACHERS_ENGINE = {"engine": "transformers", "engine_dtype": "float32"}
+TEACHERS_ENGINE = EngineSettings("transformers")
 OF_STUDENT = ("student_weights", "engine")
 OF_TEACHER = ("teacher_weights", "determinism", "identity", "start_kl", "teacher_accuracy", "memory")
 
 
-def preflight(
-    spec: dict[str, Any], *, student: Path, teacher: Path, prompts: Path, out: Path, device: torch.device
-) -> None:
+def preflight(spec: Preflight, *, student: Path, teacher: Path, prompts: Path, out: Path, device: torch.device) -> None:
     """Check a pair of models and write `out`, which says that they may be trained together.
 
     What was measured goes beside it, as <name>.checks.json, whether or not a check failed. `out` itself holds nothing
@@ -62,19 +61,19 @@ def preflight(
     student_manifest, teacher_manifest = read_manifest(student, "model"), read_manifest(teacher, "model")
     prompts_manifest = read_manifest(prompts, "prompts")
     pair = {"student": student_manifest.fingerprint, "teacher": teacher_manifest.fingerprint}
-    checks = Checks(spec["preflight"]["accept"])
+    checks = Checks(spec.preflight.accept)
     subjects = {"student": _Subject.open(student.parent), "teacher": _Subject.open(teacher.parent)}
-    _check_top_k(spec.get("top_k", 0), subjects)
-    sample = _sample(load_prompts(prompts_manifest, "train"), spec["preflight"]["problems"])
+    _check_top_k(spec.top_k, subjects)
+    sample = _sample(load_prompts(prompts_manifest, "train"), spec.preflight.problems)
     facts = prompts_manifest.result["train"]
     longest = max(prompts_manifest.result[split]["longest"] for split in ("train", "validation", "test"))
 
     readable = _check_tokens(checks, subjects, sample, spec)
     checks.run(
-        "lengths", check_lengths, longest, spec["training"]["max_new_tokens"],
+        "lengths", check_lengths, longest, spec.training.max_new_tokens,
         {role: subject.positions for role, subject in subjects.items()}, facts["too_long"], facts["prompts"],
     )  # fmt: skip
-    task = build_task(spec["task"])
+    task = build_task(spec.task)
     checks.run("verifier", check_verifier, task, sample.problems)
     if readable:
         _check_models(checks, subjects, sample, task, longest, spec, out.parent.parent, device)
@@ -99,7 +98,7 @@ def preflight(
         say(f"{finding.outcome:>8}  {finding.check}: {finding.measured}")
     if checks.failures:
         raise PreflightError("\n".join(finding.line for finding in checks.failures))
-    write_json(out, {**pair, "prompts": prompts_manifest.fingerprint, "training": spec["training"]})
+    write_json(out, {**pair, "prompts": prompts_manifest.fingerprint, "training": spec.content["training"]})
     say(f"done: {checks.count()} in {time.time() - started:.1f} s")
 
 
@@ -150,7 +149,7 @@ def _sample(prompts: Prompts, count: int) -> Prompts:
     return prompts.select(sorted(int(row) for row in order))
 
 
-def _check_tokens(checks: Checks, subjects: Mapping[str, _Subject], sample: Prompts, spec: dict[str, Any]) -> bool:
+def _check_tokens(checks: Checks, subjects: Mapping[str, _Subject], sample: Prompts, spec: Preflight) -> bool:
     """Whether both models read and end text alike, so that one can score what the other writes."""
     own, other = subjects["student"].tokenizer, subjects["teacher"].tokenizer
     texts = [problem.text for problem in sample.problems]
@@ -158,7 +157,7 @@ def _check_tokens(checks: Checks, subjects: Mapping[str, _Subject], sample: Prom
     same_tokens = checks.run("tokenizer", check_tokenizer, own, other, rows, texts)
     ends = {role: subject.eos for role, subject in subjects.items()}
     same_end = checks.run("eos", check_eos, own, other, ends)
-    checks.run("chat_template", check_chat_template, own, other, texts, spec["prompt"])
+    checks.run("chat_template", check_chat_template, own, other, texts, spec.prompt)
     return same_tokens and (same_end or "eos" in checks.accepted)
 
 
@@ -180,39 +179,39 @@ def _check_models(
     sample: Prompts,
     task: Task,
     longest: int,
-    spec: dict[str, Any],
+    spec: Preflight,
     results: Path,
     device: torch.device,
 ) -> None:
     """Load one model after the other, have each answer the sample, and compare what they compute."""
-    training, size = spec["training"], spec["training"]["batch_size"]
+    training, size = spec.training, spec.training.batch_size
     seen = [subject.positions for subject in subjects.values() if subject.positions is not None]
     room = max(1, min(seen) - max(map(len, sample.tokens))) if seen else math.inf  # `lengths` speaks of too little
-    limit = int(min(training["max_new_tokens"], spec["preflight"]["max_new_tokens"], room))
-    sampling = Sampling(training["temperature"], limit)
+    limit = int(min(training.max_new_tokens, spec.preflight.max_new_tokens, room))
+    sampling = Sampling(training.temperature, limit)
     tokenizer = subjects["student"].tokenizer
     _, pad_id = special_ids(tokenizer)
 
-    def answers(model: PreTrainedModel, role: str, engine: Mapping[str, Any]) -> _Sampled:
+    def answers(model: PreTrainedModel, role: str, engine: EngineSettings) -> _Sampled:
         seeds = [seed_of("preflight", role, row) for row in range(len(sample))]
         context = longest_context(sample.tokens, sampling.max_new_tokens)
         with closing(build_engine(engine, model, tokenizer, batch_size=size, context=context)) as generating:
             rollouts = generating.generate(sample.tokens, seeds, sampling)
         return _Sampled(rollouts, verify_rollouts(task, tokenizer, sample.problems, rollouts)["reward"])
 
-    model = restricted(load_model(subjects["student"].folder, device, dtype_of(training["precision"])), tokenizer)
+    model = restricted(load_model(subjects["student"].folder, device, dtype_of(training.precision)), tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    missing = _states_to_write(results, spec["states"])
-    factors = factors_size(model, training["lora"]) if "lora" in training else None
+    missing = _states_to_write(results, spec.states)
+    factors = factors_size(model, training.lora) if training.lora is not None else None
     checks.run("disk", check_disk, missing * state_bytes(parameters, factors), free_disk(results), results)
     if not checks.run("student_weights", check_weights, "student", dict(model.named_parameters())):
         checks.leave_out((*OF_STUDENT[1:], *OF_TEACHER), "the student's weights are not finite")
         return
-    student = answers(model, "student", training)
+    student = answers(model, "student", training.engine)
     recomputed = measure_logprobs(
-        model, student.rollouts, pad_id=pad_id, batch_size=size, temperature=training["temperature"]
+        model, student.rollouts, pad_id=pad_id, batch_size=size, temperature=training.temperature
     )
-    exact = {training["precision"], training["engine_dtype"]} == {"float32"}
+    exact = {training.precision, training.engine.dtype} == {"float32"}
     precision = "float32" if exact else "bfloat16"
     checks.run("engine", check_engine, student.rollouts.logprobs, recomputed, precision)
     own = LocalTeacher(model, pad_id=pad_id, batch_size=size).score(student.rollouts).logprobs  # at temperature 1
@@ -225,9 +224,9 @@ def _check_models(
         return
     scorer: Teacher = LocalTeacher(model, pad_id=pad_id, batch_size=size)
     scores = scorer.score(student.rollouts).logprobs
-    if training["scored_by"] == "endpoint":
-        served, size = endpoint_of(training["teacher"]), KnownTokens.of(tokenizer).size
-        scorer, here = EndpointTeacher(served, tokenizer, top_k=spec.get("top_k", 0), vocabulary=size), scores
+    if training.scored_by == "endpoint":
+        served, size = endpoint_of(training.teacher), KnownTokens.of(tokenizer).size
+        scorer, here = EndpointTeacher(served, tokenizer, top_k=spec.top_k, vocabulary=size), scores
         scores = scorer.score(student.rollouts).logprobs
         checks.run("endpoint", check_endpoint, scores, here, str(model.dtype).removeprefix("torch."))
     teacher = answers(model, "teacher", TEACHERS_ENGINE)  # between the two scorings, as in training
@@ -239,20 +238,20 @@ def _check_models(
         "teacher_accuracy", check_accuracy, student.rewards, teacher.rewards, (student.finished, teacher.finished),
         sampling.max_new_tokens,
     )  # fmt: skip
-    students, asked = spec["beside"]
+    students, asked = spec.beside
     held = sum(parameter.nbytes for parameter in model.parameters())
     needed = _update_memory(training, parameters, factors, subjects["student"], longest)
-    needed += beside_bytes(training["precision"], parameters, students, asked * held)
+    needed += beside_bytes(training.precision, parameters, students, asked * held)
     available, kind = available_memory(device)
-    processes = training["num_processes"] if device.type == "cpu" else 1  # that share what is available
+    processes = training.num_processes if device.type == "cpu" else 1  # that share what is available
     checks.run("memory", check_memory, processes * needed, available, kind)
 
 
 def _update_memory(
-    training: dict[str, Any], parameters: int, factors: int | None, student: _Subject, longest: int
+    training: CheckedTraining, parameters: int, factors: int | None, student: _Subject, longest: int
 ) -> float:
     """Bytes of an update on each rank's device: the model with its optimizer, activations and logits."""
-    positions = training.get("micro_batch", training["batch_size"]) * (longest + training["max_new_tokens"])
+    positions = (training.micro_batch or training.batch_size) * (longest + training.max_new_tokens)
     held = trained_bytes(
         training,
         parameters=parameters,
@@ -264,6 +263,6 @@ def _update_memory(
     return held + logits_bytes(positions, student.rows, LOGITS_AT_ONCE)
 
 
-def _states_to_write(results: Path, states: Sequence[Sequence[Any]]) -> int:
+def _states_to_write(results: Path, states: Sequence[tuple[str, int, int]]) -> int:
     """How many of the states (run, seed, step) that the plan keeps are not there yet."""
     return sum(not (results / f"runs/{run}/seed{seed}/state/{step}/state.json").is_file() for run, seed, step in states)

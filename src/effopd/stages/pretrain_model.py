@@ -18,6 +18,7 @@ from effopd.data.rollouts import PaddedBatch, Rollouts
 from effopd.data.verification import encode_prompts
 from effopd.losses.divergences import negative_log_likelihood, token_logprobs
 from effopd.models.models import special_ids
+from effopd.specs.models import PretrainingSettings, PretrainModel
 from effopd.tasks.base import build_task
 from effopd.training.model_folder import train_into_folder
 from effopd.training.trainer import Trainer, warmed_up
@@ -25,10 +26,10 @@ from effopd.training.trainer import Trainer, warmed_up
 FINAL_LR_SHARE = 0.05  # what the cosine decays to
 
 
-def pretrain_model(spec: dict[str, Any], data: Path, out: Path, device: torch.device) -> None:
-    """Train spec["model"] on the corpus of the data manifest and write it beside the manifest `out`."""
-    settings, corpus_manifest = spec["model"], read_manifest(data, "data")
-    tokenizer = build_task(spec["task"]).make_tokenizer()
+def pretrain_model(spec: PretrainModel, data: Path, out: Path, device: torch.device) -> None:
+    """Train spec.model on the corpus of the data manifest and write it beside the manifest `out`."""
+    settings, corpus_manifest = spec.model, read_manifest(data, "data")
+    tokenizer = build_task(spec.task).make_tokenizer()
     corpus = pd.read_parquet(corpus_manifest.file("corpus.parquet"))
     prompts = encode_prompts(tokenizer, corpus["prompt"].tolist())
     eos_id, pad_id = special_ids(tokenizer)
@@ -38,8 +39,8 @@ def pretrain_model(spec: dict[str, Any], data: Path, out: Path, device: torch.de
     model.to(device)  # type: ignore[arg-type]  # (its wrapper hides the signature)
 
     def train_step(trainer: Trainer, step: int) -> dict[str, float]:
-        size = settings["batch_size"]
-        rows = epoch_order(settings["seed"], "pretraining order", len(prompts), (step - 1) * size, size)
+        size = settings.batch_size
+        rows = epoch_order(settings.seed, "pretraining order", len(prompts), (step - 1) * size, size)
         total = sum(len(completions[i]) for i in rows)
         shard = trainer.shard_of(rows)
         text = Rollouts(
@@ -48,17 +49,18 @@ def pretrain_model(spec: dict[str, Any], data: Path, out: Path, device: torch.de
             logprobs=[np.zeros(len(completions[i]), np.float32) for i in shard],
             finished=[True] * len(shard),
         )
-        passes = passes_of(text.lengths, settings.get("micro_batch", size))
+        passes = passes_of(text.lengths, settings.micro_batch or size)
         batches = [PaddedBatch.of(text.select(chosen), pad_id, device) for chosen in passes]
-        progress = step / settings["steps"]
+        progress = step / settings.steps
         decay = FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2
-        lr = warmed_up(settings["lr"], step, settings["warmup_steps"]) * decay
+        lr = warmed_up(settings.lr, step, settings.warmup_steps) * decay
         facts, _ = trainer.step(batches, lambda m, b: (_loss(m, b, total), {}), lr)
         return facts
 
     train_into_folder(
         out,
-        spec=spec,
+        spec=spec.content,
+        settings=settings,
         parents={"data": corpus_manifest.fingerprint},
         model=model,
         tokenizer=tokenizer,
@@ -74,22 +76,22 @@ def _loss(model: PreTrainedModel, batch: PaddedBatch, total_tokens: int) -> torc
     return negative_log_likelihood(token_logprobs(logits, batch.targets[batch.mask]), total_tokens)
 
 
-def _new_model(settings: dict[str, Any], tokenizer: Any, positions: int) -> PreTrainedModel:
+def _new_model(settings: PretrainingSettings, tokenizer: Any, positions: int) -> PreTrainedModel:
     config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=settings["hidden_size"],
-        intermediate_size=settings["intermediate_size"],
-        num_hidden_layers=settings["layers"],
-        num_attention_heads=settings["heads"],
-        num_key_value_heads=settings["kv_heads"],
-        head_dim=settings["head_dim"],
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        head_dim=settings.head_dim,
         max_position_embeddings=positions,
         tie_word_embeddings=False,
-        initializer_range=settings["initial_deviation"],
+        initializer_range=settings.initial_deviation,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    torch.manual_seed(seed_of(settings["seed"], "initial weights"))
+    torch.manual_seed(seed_of(settings.seed, "initial weights"))
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model

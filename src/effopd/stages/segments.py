@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import pandas as pd
 import torch
@@ -32,6 +32,7 @@ from effopd.distillation.step import generate_rollouts as generate
 from effopd.distillation.step_artifacts import ROLLOUTS, Rows, StepLog
 from effopd.distillation.step_sharing import make_or_reuse, put_together
 from effopd.models.models import load_tokenizer
+from effopd.specs.segments import StepOfSegment, TrainSegment
 from effopd.teachers.scoring import Scores
 from effopd.training.checkpoints import METRICS, OPTIMIZER, WEIGHTS, Point
 from effopd.training.resume import ResumableTraining, ResumePoint
@@ -40,22 +41,22 @@ RESUME_EVERY_SECONDS = 30.0
 
 
 def train_segment(
-    spec: dict[str, Any], *, out: Path, run_folder: Path, device: torch.device, **paths: Unpack[InputPaths]
+    spec: TrainSegment, *, out: Path, run_folder: Path, device: torch.device, **paths: Unpack[InputPaths]
 ) -> None:
-    """Train from the state (and decision) at spec["start"] to spec["end"] and write the state manifest `out`.
+    """Train from the state (and decision) at spec.start to spec.end and write the state manifest `out`.
 
     Every step's rollouts and scores go to `run_folder` before they are trained on, so a killed segment regenerates
     nothing; it goes on from its last resume point and replays the steps since then. Under several ranks each generates
     and scores its shard. Raises ArtifactError if an input is not what it should be, DivergenceError if training breaks.
     """
     started = time.time()
-    training, first, last = spec["training"], spec["start"], spec["end"]
+    training, first, last = spec.training, spec.start, spec.end
     inputs = Inputs.open(first, **paths)
     segment, prompts = Segment.from_inputs(spec, inputs), load_tokens(inputs.prompts, "train")
     learner = Learner(spec, inputs, device)
     teacher, trainer = learner.scorer(), learner.trainer
     # ZeRO 3 partitions the model in training, so that generation needs another one.
-    policy_model = learner.policy_model() if training["zero_stage"] == 3 else trainer.model
+    policy_model = learner.policy_model() if training.zero_stage == 3 else trainer.model
     shard = Shard(trainer.rank, trainer.ranks)
     resume = ResumableTraining(
         ResumePoint(out.with_name("resume.safetensors"), segment.fingerprint(end=last)), trainer, RESUME_EVERY_SECONDS
@@ -63,11 +64,11 @@ def train_segment(
 
     def generated(step: int) -> tuple[Rollouts, Rows]:
         rollouts, scores = (run_folder / f"{kind}/step{step}.json" for kind in ("rollouts", "scores"))
-        make = partial(generate, engine, prompts, training, spec["seed"], step, shard)
+        make = partial(generate, engine, prompts, training, spec.seed, step, shard)
         return make_or_reuse(segment.rollouts(rollouts, step=step), trainer, make, made_from_it=scores)
 
     def scored(step: int, rollouts: Rollouts) -> tuple[Scores, Rows]:
-        mine = rollouts.select(shard.rows(len(rollouts), training["batch_size"]))
+        mine = rollouts.select(shard.rows(len(rollouts), training.batch_size))
         artifact = segment.scores(run_folder / f"scores/step{step}.json", step=step)
         return make_or_reuse(artifact, trainer, partial(teacher.score, mine))
 
@@ -93,24 +94,24 @@ def train_segment(
         resume.discard()
 
 
-def generate_rollouts(spec: dict[str, Any], *, out: Path, device: torch.device, **paths: Unpack[InputPaths]) -> None:
-    """Generate the rollouts of spec["step"], or its shard of them, with the weights of the step before."""
-    started, step = time.time(), spec["step"]
+def generate_rollouts(spec: StepOfSegment, *, out: Path, device: torch.device, **paths: Unpack[InputPaths]) -> None:
+    """Generate the rollouts of spec.step, or its shard of them, with the weights of the step before."""
+    started, step = time.time(), spec.step
     inputs = Inputs.open(step - 1, **paths)
     learner, prompts = Learner(spec, inputs, device), load_tokens(inputs.prompts, "train")
     artifact = Segment.from_inputs(spec, inputs).rollouts(out, **place_of(spec))
     with closing(learner.engine(prompts, learner.policy_model())) as engine:
-        shard = Shard(*spec.get("shard", ()))
-        make = partial(generate, engine, prompts, spec["training"], spec["seed"], step, shard)
+        shard = Shard(*spec.shard)
+        make = partial(generate, engine, prompts, spec.training, spec.seed, step, shard)
         rollouts, costs = artifact.timed(make)
     artifact.write(rollouts, costs, started)
     say(f"done: {len(rollouts)} rollouts, {rollouts.completion_tokens} tokens")
 
 
 def score_rollouts(
-    spec: dict[str, Any], *, student: Path, teacher: Path, rollouts: Path, out: Path, device: torch.device
+    spec: StepOfSegment, *, student: Path, teacher: Path, rollouts: Path, out: Path, device: torch.device
 ) -> None:
-    """Score the rollouts of spec["step"], or a shard of them, with the teacher.
+    """Score the rollouts of spec.step, or a shard of them, with the teacher.
 
     Raises ArtifactError if the rollouts are not of that step, shard, student and teacher.
     """
@@ -120,14 +121,14 @@ def score_rollouts(
         read_manifest(rollouts, "rollouts"),
     )
     artifact = Segment.from_rollouts(spec, generated, *models).scores(out, **place_of(spec))
-    scorer = teacher_of(spec["training"], student.parent, teacher.parent, load_tokenizer(student.parent), device)
+    scorer = teacher_of(spec.training, student.parent, teacher.parent, load_tokenizer(student.parent), device)
     scores, costs = artifact.timed(lambda: scorer.score(ROLLOUTS.open(generated)))
     artifact.write(scores, costs, started)
     say(f"done: {scores.tokens} tokens scored")
 
 
 def update_policy(
-    spec: dict[str, Any],
+    spec: StepOfSegment,
     *,
     rollouts: Sequence[Path],
     scores: Sequence[Path],
@@ -136,12 +137,12 @@ def update_policy(
     device: torch.device,
     **paths: Unpack[InputPaths],
 ) -> None:
-    """Do optimizer step spec["step"] on the rollouts and scores of its shards and write the state manifest `out`.
+    """Do optimizer step spec.step on the rollouts and scores of its shards and write the state manifest `out`.
 
     Several shards are put together into the step's one artifact of each kind in `run_folder`. Under several ranks each
     works on its shard of the batch, and the first writes.
     """
-    started, step = time.time(), spec["step"]
+    started, step = time.time(), spec.step
     inputs = Inputs.open(step - 1, **paths)
     segment, learner = Segment.from_inputs(spec, inputs), Learner(spec, inputs, device)
     trainer, point = learner.trainer, inputs.point
@@ -149,7 +150,7 @@ def update_policy(
         if trainer.first:
             _release_state_before(point)
         log = StepLog()
-        if point.step > spec["start"]:
+        if point.step > spec.start:
             metrics_before = pd.read_parquet(point.manifest.file(METRICS)).to_dict("records")
             log = StepLog(metrics_before, list(point.manifest.recorded["cost"]))
         of_rollouts = segment.rollouts(run_folder / f"rollouts/step{step}.json", step=step)

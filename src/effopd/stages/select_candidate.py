@@ -10,15 +10,16 @@ from typing import Any
 from effopd.artifacts.manifests import Manifest, read_manifest, write_manifest
 from effopd.common.errors import ArtifactError
 from effopd.common.progress import say
-from effopd.extrapolation.driver import SearchSettings, extrapolate
+from effopd.extrapolation.driver import extrapolate
 from effopd.extrapolation.gate import GateValue
 from effopd.models.models import save_tensors
+from effopd.specs.triggers import SelectCandidate
 from effopd.stages.evaluate_candidates import ray_of
 from effopd.training.checkpoints import DECISION_WEIGHTS, Point
 
 
 def select_candidate(
-    spec: dict[str, Any],
+    spec: SelectCandidate,
     *,
     state: Path,
     anchor: Path,
@@ -26,21 +27,21 @@ def select_candidate(
     candidates: Sequence[Path],
     out: Path,
 ) -> None:
-    """Write the decision `out` of the trigger at spec["step"] and, if a candidate is accepted, its weights beside it.
+    """Write the decision `out` of the trigger at spec.step and, if a candidate is accepted, its weights beside it.
 
     `candidates` is what `evaluate_candidates` wrote, once or for each coefficient; the latter are put together first,
     as if they had been scored in turn. Raises ArtifactError if the candidates were scored for another state, or lack a
     value that the search needs.
     """
     started = time.time()
-    settings = spec["extrapolation"]
+    settings = spec.extrapolation
     point, anchor_point = Point.open(state), Point.open(anchor, anchor_decision)
     manifests = [read_manifest(path, "candidates") for path in candidates]
     for manifest in manifests:
         if manifest.parents["state"] != point.manifest.fingerprint:
             raise ArtifactError(f"{manifest.path} was scored for another state than {state}. Delete it and run again.")
     recorded = _Recorded(manifests)
-    decision = extrapolate(recorded, recorded, SearchSettings.from_config(settings), warn="warning: ")
+    decision = extrapolate(recorded, recorded, settings, warn="warning: ")
     scored = manifests[0]
     if "coefficient" in scored.spec:
         entries = [recorded.entries[coefficient] for coefficient in decision.values]
@@ -52,12 +53,12 @@ def select_candidate(
         files[DECISION_WEIGHTS] = out.parent / DECISION_WEIGHTS
         save_tensors(files[DECISION_WEIGHTS], ray.weights())
     metric = scored.spec["extrapolation"]["gate"]["metric"]
-    result = decision.record(spec["step"], metric=metric, update_norm=scored.result["update_norm"])
+    result = decision.record(spec.step, metric=metric, update_norm=scored.result["update_norm"])
     parents = {"candidates": scored.fingerprint, **point.parents}
     parents |= {f"anchor {name}": value for name, value in anchor_point.parents.items()}
     cost = scored.recorded["cost"]
     write_manifest(
-        out, kind="decision", spec=spec, parents=parents, files=files, result=result, cost=cost, started=started
+        out, kind="decision", spec=spec.content, parents=parents, files=files, result=result, cost=cost, started=started
     )
     say(f"done: {decision}")
 

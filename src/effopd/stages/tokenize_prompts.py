@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from effopd.artifacts.manifests import read_manifest, write_manifest
 from effopd.common.errors import UserError, named_for
 from effopd.common.progress import say
 from effopd.data.prompts import load_problems, other_task, tokenize_problems, write_tokens
 from effopd.models.models import load_tokenizer
+from effopd.specs.data import TokenizePrompts
 
 SPLITS = ("train", "validation", "test")
 
 
-def tokenize_prompts(spec: dict[str, Any], data: Path, model: Path, out: Path) -> None:
+def tokenize_prompts(spec: TokenizePrompts, data: Path, model: Path, out: Path) -> None:
     """Write, beside the manifest `out`, a table for each split: `row` (in the split's data) and `tokens`.
 
     Prompts longer than `task.prompt.max_tokens` are left out. Raises UserError where a split has none left.
     """
     started = time.time()
     data_manifest, model_manifest = read_manifest(data, "data"), read_manifest(model, "model")
-    tokenizer, settings = load_tokenizer(model.parent), spec["prompt"]
+    tokenizer, settings = load_tokenizer(model.parent), spec.prompt
     files, facts = {}, {}
     for split in (name for name in SPLITS if f"{name}.parquet" in data_manifest.files):
         problems = [problem.text for problem in load_problems(data_manifest, split)]
@@ -47,7 +47,7 @@ def tokenize_prompts(spec: dict[str, Any], data: Path, model: Path, out: Path) -
     write_manifest(
         out,
         kind="prompts",
-        spec=spec,
+        spec=spec.content,
         parents={"data": data_manifest.fingerprint, "model": model_manifest.fingerprint},
         files=files,
         result=facts,

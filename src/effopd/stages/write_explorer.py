@@ -18,6 +18,7 @@ from effopd.dynamics.norms import total_norms
 from effopd.report.figures.style import looks
 from effopd.report.figures.weights import MODULES, subjects
 from effopd.report.tables import read_parquet
+from effopd.specs.reports import WriteExplorer
 
 SHADES = 24
 # Name, label, unit, whether its colors go by orders of magnitude, and the lowest value of its scale where it has one.
@@ -33,7 +34,7 @@ METRICS: tuple[tuple[str, str, str, bool, float | None], ...] = (
 )
 
 
-def write_explorer(spec: dict[str, Any], results: Path, out: Path) -> None:
+def write_explorer(spec: WriteExplorer, results: Path, out: Path) -> None:
     """Write the page `out` from the weight analyses of all runs, seeds and models: one file, no network."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("effopd.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -46,7 +47,7 @@ def write_explorer(spec: dict[str, Any], results: Path, out: Path) -> None:
     say(f"done: {len(data['subjects'])} runs and seeds, {len(page) // 1024} kB")
 
 
-def explorer_data(spec: dict[str, Any], results: Path) -> dict[str, Any]:
+def explorer_data(spec: WriteExplorer, results: Path) -> dict[str, Any]:
     """What the page shows: for each subject, metric and step a value for each layer and module, null where none is.
 
     A color scale is fixed for each metric: from its least to its largest value anywhere.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from effopd.report.findings import comparison_section
 from effopd.report.labels import label_of, with_interval
 from effopd.report.table_columns import COLUMNS
 from effopd.report.tables import read_csv
+from effopd.specs.reports import WriteReport
 
 
-def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
+def write_report(spec: WriteReport, results: Path, out: Path) -> None:
     """Write the report `out` from the tables, figures and manifests of the results folder."""
-    ordered = {name: {key: spec["config"][name][key] for key in spec[name]} for name in ("runs", "predictions")}
-    config = {**spec["config"], **ordered}
+    order = {"runs": spec.runs, "predictions": spec.predictions}
+    config = {**spec.config, **{name: {key: spec.config[name][key] for key in keys} for name, keys in order.items()}}
     compared = {**config, "runs": {**config["runs"], **config["predictions"]}}  # the comparison tells no difference
     tables = {path.stem: read_csv(path) for name in COLUMNS if (path := results / f"tables/{name}.csv").exists()}
     environment = jinja2.Environment(
@@ -39,17 +41,17 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
     page = environment.get_template("report.html.jinja").render(
         confidence=f"{config['evaluation']['confidence']:.0%}",
         comparison=comparison_section(compared, tables),
-        figures=_figures(captions.COMPARISON, spec["figures"], results),
-        weight_figures=_figures(captions.WEIGHTS, spec["figures"], results),
-        claims=claims(config, tables["paper_claims"]) if spec["dynamics_tables"] else [],
-        paper=paper_rows(config, tables["paper_claims"]) if spec["dynamics_tables"] else [],
-        theory=local_theory_findings(config, tables) if "local_theory" in spec["figures"] else [],
+        figures=_figures(captions.COMPARISON, spec.figures, results),
+        weight_figures=_figures(captions.WEIGHTS, spec.figures, results),
+        claims=claims(config, tables["paper_claims"]) if spec.dynamics_tables else [],
+        paper=paper_rows(config, tables["paper_claims"]) if spec.dynamics_tables else [],
+        theory=local_theory_findings(config, tables) if "local_theory" in spec.figures else [],
         summary=_summary_rows(compared, tables["summary"]),
         models=_model_rows(tables["models"]),
-        by_source=by_source(compared, tables["sources"]) if spec["several_sources"] else [],
+        by_source=by_source(compared, tables["sources"]) if spec.several_sources else [],
         other_tasks=_other_tasks(config, tables["tasks"]) if config["evaluation"]["tasks"] else [],
-        preflights=_preflights(config, spec["preflights"], results),
-        dynamics=dynamics_section(config, tables) if spec["dynamics_tables"] else None,
+        preflights=_preflights(config, spec.preflights, results),
+        dynamics=dynamics_section(config, tables) if spec.dynamics_tables else None,
         chain=_chain(config, results),
         config_yaml=as_yaml(config),
         seeds=config["seeds"],
@@ -60,7 +62,7 @@ def write_report(spec: dict[str, Any], results: Path, out: Path) -> None:
     say(f"done: {len(page) // 1024} kB")
 
 
-def _figures(texts: dict[str, tuple[str, str]], drawn: list[str], results: Path) -> list[dict[str, Any]]:
+def _figures(texts: dict[str, tuple[str, str]], drawn: Sequence[str], results: Path) -> list[dict[str, Any]]:
     """Those of the figures drawn that have such texts, as the page shows them."""
     return [
         {
@@ -132,7 +134,7 @@ def _other_tasks(config: dict[str, Any], table: pd.DataFrame) -> list[dict[str, 
     return found
 
 
-def _preflights(config: dict[str, Any], preflights: dict[str, list[str]], results: Path) -> list[dict[str, Any]]:
+def _preflights(config: dict[str, Any], preflights: Mapping[str, Sequence[str]], results: Path) -> list[dict[str, Any]]:
     """What was checked before training: for each student and teacher the runs that it let in, and a row a check."""
     found = []
     for name, runs in preflights.items():

@@ -26,6 +26,7 @@ from effopd.common.randomness import generator
 from effopd.extrapolation.candidates import moving_parameters
 from effopd.losses.metrics import Metrics
 from effopd.models.models import Weights, load_weights_into, weights_in, weights_of
+from effopd.specs.updates import LoraSettings
 from effopd.training.trainer import OptimizerState, Trainer, TrainerSettings
 
 Factors = tuple[torch.Tensor, torch.Tensor]  # A and B of a matrix
@@ -66,7 +67,7 @@ class Adapters(nn.Module):
     `<layer>.lora_A` and `<layer>.lora_B`, and has the model as `module`, as wrappers do.
     """
 
-    def __init__(self, model: PreTrainedModel, settings: Mapping[str, Any], seed: int) -> None:
+    def __init__(self, model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
         """Adapt `model` in place, as `training.lora` says.
 
         A is drawn by `seed`, uniform as a linear layer's weights are, and B is 0. Raises ConfigError if the parameters
@@ -74,14 +75,14 @@ class Adapters(nn.Module):
         """
         super().__init__()
         self._held = (model,)  # in a tuple, so that its parameters are not this module's
-        self.scale: float = settings["alpha"] / settings["rank"]
+        self.scale: float = settings.alpha / settings.rank
         self._layers: dict[str, nn.Linear] = {}
-        for name, layer in adapted_layers(model, settings["parameters"]):
+        for name, layer in adapted_layers(model, settings.parameters):
             place = self._place(name)
-            drawn = generator(seed, "lora", name).uniform(-1.0, 1.0, (settings["rank"], layer.in_features))
+            drawn = generator(seed, "lora", name).uniform(-1.0, 1.0, (settings.rank, layer.in_features))
             a = torch.from_numpy(drawn / math.sqrt(layer.in_features)).to(layer.weight)
             place.lora_A = nn.Parameter(a)
-            place.lora_B = nn.Parameter(a.new_zeros(layer.out_features, settings["rank"]))
+            place.lora_B = nn.Parameter(a.new_zeros(layer.out_features, settings.rank))
             self._layers[name] = layer
             self._adapt(layer, place)
 
@@ -169,10 +170,10 @@ def adapted_layers(model: PreTrainedModel, which: str) -> list[tuple[str, nn.Lin
     return found
 
 
-def factors_size(model: PreTrainedModel, settings: Mapping[str, Any]) -> int:
+def factors_size(model: PreTrainedModel, settings: LoraSettings) -> int:
     """Numbers in the factors that `training.lora` asks for. Raises ConfigError as `adapted_layers` does."""
-    layers = adapted_layers(model, settings["parameters"])
-    return sum(settings["rank"] * (layer.in_features + layer.out_features) for _, layer in layers)
+    layers = adapted_layers(model, settings.parameters)
+    return sum(settings.rank * (layer.in_features + layer.out_features) for _, layer in layers)
 
 
 class LoraTrainer(Trainer):
@@ -182,7 +183,7 @@ class LoraTrainer(Trainer):
         self,
         model: PreTrainedModel,
         settings: TrainerSettings,
-        lora: Mapping[str, Any],
+        lora: LoraSettings,
         seed: int,
         device: torch.device | None = None,
     ) -> None:

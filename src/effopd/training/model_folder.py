@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from effopd.artifacts.locks import exclusive
 from effopd.artifacts.manifests import atomic_path, fingerprint_of, read_manifest, write_manifest
 from effopd.common.progress import Progress, say
 from effopd.models.models import Weights, load_tensors, save_model, save_tensors
+from effopd.specs.models import TrainedSettings
 from effopd.training.early_stopping import BEST, METRIC, EarlyStopping, best_step
 from effopd.training.resume import ResumableTraining, ResumePoint
 from effopd.training.trainer import Trainer, TrainerSettings
@@ -27,7 +28,8 @@ RESUME, RESUME_EVERY_SECONDS = "resume.safetensors", 10.0
 def train_into_folder(
     out: Path,
     *,
-    spec: dict[str, Any],
+    spec: Mapping[str, Any],
+    settings: TrainedSettings,
     parents: dict[str, str],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -38,7 +40,7 @@ def train_into_folder(
     aside: Collection[str] = (),
     stopping: EarlyStopping | None = None,
 ) -> None:
-    """Train a model and write it as a Hugging Face folder with the manifest `out`.
+    """Train a model as `settings` say and write it as a Hugging Face folder with the manifest `out`, of this `spec`.
 
     `train_step(trainer, step)` does one step (from 1) and returns its metrics, which go to training.parquet; those
     named in `shown` are said on the way. After the steps in `checkpoints` the weights are kept as
@@ -48,11 +50,11 @@ def train_into_folder(
     back, to bitwise the same model. Under several ranks the first writes.
     """
     started = time.time()
-    folder, steps = out.parent, spec["model"]["steps"]
+    folder, steps = out.parent, settings.steps
     check_own(folder)
     best = folder / BEST  # a file for each step that was the best so far, until a resume point knows it
     config = model.config
-    trainer = Trainer(model, TrainerSettings.of(spec["model"]))
+    trainer = Trainer(model, TrainerSettings.of(settings))
     with exclusive(folder) if trainer.first else nullcontext():
         fingerprint = fingerprint_of("model", spec, parents)
         finished = trainer.first and out.is_file() and read_manifest(out, "model").fingerprint == fingerprint

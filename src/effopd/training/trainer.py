@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from effopd.common.errors import DivergenceError
 from effopd.losses.metrics import Metrics
 from effopd.models.models import Weights, weights_in
+from effopd.specs.updates import UpdateSettings
 from effopd.training.deepspeed_compat import import_deepspeed, linear_map
 from effopd.training.master_weights import Masters
 
@@ -41,12 +42,18 @@ class TrainerSettings:
     offload_optimizer: bool = False
 
     @staticmethod
-    def of(section: Mapping[str, Any]) -> TrainerSettings:
+    def of(settings: UpdateSettings) -> TrainerSettings:
         """What a `models` or `training` section of the configuration describes."""
-        first, second = section["betas"]
-        names = ("lr", "weight_decay", "gradient_clipping", "precision", "zero_stage", "gradient_checkpointing",
-                 "offload_optimizer")  # fmt: skip
-        return TrainerSettings(betas=(first, second), **{name: section[name] for name in names})
+        return TrainerSettings(
+            settings.lr,
+            settings.betas,
+            settings.weight_decay,
+            settings.gradient_clipping,
+            settings.precision,
+            settings.zero_stage,
+            settings.gradient_checkpointing,
+            settings.offload_optimizer,
+        )
 
     @property
     def reshapes(self) -> bool:

@@ -29,8 +29,8 @@ FIGURES = (
 )  # fmt: skip
 # What of `training` the checks of a student and a teacher depend on.
 PREFLIGHT = (
-    "student", "teacher", "scored_by", "batch_size", "micro_batch", "max_new_tokens", "temperature", "engine",
-    "engine_dtype", "precision", "num_processes", "zero_stage", "gradient_checkpointing", "offload_optimizer", "lora",
+    "student", "teacher", "scored_by", "batch_size", "micro_batch", "max_new_tokens", "temperature", "precision",
+    "num_processes", "zero_stage", "gradient_checkpointing", "offload_optimizer", "lora",
 )  # fmt: skip
 LOCAL_THEORY_TABLES = ("local_residuals", "local_eigenspace", "local_path", "local_gradient")
 IN_TURN = ("first_failure", "all")  # searches that try the `coefficients` and nothing else
@@ -191,12 +191,13 @@ class Outline:
 
     def preflight(self, run: str) -> str:
         """The name of the checks that a run's student and teacher must pass: runs with the same settings share them."""
-        settings = self._preflight_settings(run)
+        settings = self.checked_training(run)
         return f"{settings['student']}-{settings['teacher']}-{digest(settings)[:8]}"
 
-    def _preflight_settings(self, run: str) -> dict[str, Any]:
+    def checked_training(self, run: str) -> dict[str, Any]:
+        """What preflight checks of a run's `training`."""
         training = self.runs[run]["training"]
-        return {key: value for key, value in training.items() if key in (*PREFLIGHT, training["engine"])}
+        return {key: training[key] for key in PREFLIGHT if key in training} | {"engine": engine_of(training)}
 
     def preflights(self) -> dict[str, list[str]]:
         """All checks by name, with the runs that depend on them."""
@@ -418,3 +419,14 @@ def groups(runs: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     for run, settings in runs.items():
         found.setdefault(settings["group"], []).append(run)
     return list(found.items())
+
+
+def engine_of(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine that a section of the configuration chooses: its name, dtype and options."""
+    name = section["engine"]
+    return {"name": name, "dtype": section["engine_dtype"], "options": section.get(name, {})}
+
+
+def without_engine(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section without the keys that choose its engine."""
+    return {key: value for key, value in section.items() if key not in ("engine", "engine_dtype", section["engine"])}

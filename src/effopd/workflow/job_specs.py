@@ -11,7 +11,9 @@ from typing import Any
 
 from effopd.artifacts.fingerprints import canonical_json, code_digest, file_sha256
 from effopd.common import registry
-from effopd.workflow.experiment import FIGURES, Outline, groups
+from effopd.specs.read import read_section
+from effopd.specs.segments import TrainingSettings
+from effopd.workflow.experiment import FIGURES, Outline, engine_of, groups, without_engine
 
 
 class Plan(Outline):
@@ -37,7 +39,8 @@ class Plan(Outline):
         return {"model": self.config["models"][model], "task": self._verifier()}
 
     def _train_rl(self, model: str) -> dict[str, Any]:
-        return {**self._pretrain_model(model), "engine": _engine(self.config["models"][model])}
+        section = self.config["models"][model]
+        return {"model": without_engine(section), "engine": _engine(section), "task": self._verifier()}
 
     def _fetch_model(self, model: str) -> dict[str, Any]:
         return {"model": self.config["models"][model]}
@@ -49,7 +52,7 @@ class Plan(Outline):
         return {
             **({"top_k": top_k} if top_k else {}),
             "preflight": self.config["preflight"],
-            "training": self._preflight_settings(runs[0]),
+            "training": self.checked_training(runs[0]),
             "prompt": self.config["task"].get("prompt"),
             "task": self._verifier(),
             "beside": list(max(self.beside_update(run) for run in runs)),
@@ -58,34 +61,27 @@ class Plan(Outline):
 
     def _segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
         """What the artifacts of a step have in common with the others of its segment."""
-        elsewhere = ("steps", "checkpoint_steps")  # they decide which segments there are
-        training = {key: value for key, value in self.runs[run]["training"].items() if key not in elsewhere}
-        start = self.previous_boundary(run, int(step))
+        training, extrapolation = self.runs[run]["training"], self.runs[run]["extrapolation"]
+        start, every_step = self.previous_boundary(run, int(step)), self.every_step(run)
         parts = {
-            "engine": _engine(training),
             "teacher": _code("teachers", training["scored_by"]),
             "objective": _code("objectives", training["objective"]["divergence"]),
         }
         if "lora" in training:
             parts["lora"] = _code("parts", "lora")
-        if self.every_step(run):
+        if every_step:
             parts["extrapolation"] = _code("parts", "extrapolation")
-            parts |= _search(self.runs[run]["extrapolation"])
+            parts |= _search(extrapolation)
         return {
-            "training": training,
-            "extrapolation": self._extrapolation_within(run, start),
+            "training": training_section(training),
+            "engine": _engine(training),
+            "extrapolation": extrapolation_section(extrapolation) if every_step else None,
+            "moments": extrapolation["moments"] if every_step or start in self.triggers(run) else None,
             "parts": parts,
             "task": self._verifier(),
             "seed": int(seed),
             "start": start,
         }
-
-    def _extrapolation_within(self, run: str, start: int) -> dict[str, Any]:
-        """What of `extrapolation` the steps of a segment depend on."""
-        extrapolation = self.runs[run]["extrapolation"]
-        if self.every_step(run):
-            return {key: value for key, value in extrapolation.items() if key != "triggers"}
-        return {"moments": extrapolation["moments"]} if start in self.triggers(run) else {}
 
     def _train_segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
         return {**self._segment(run, seed, step), "end": int(step)}
@@ -100,10 +96,9 @@ class Plan(Outline):
     _score_rollouts = _generate_rollouts
 
     def _evaluate_candidates(self, run: str, seed: str, step: str) -> dict[str, Any]:
-        settings = self.runs[run]
-        elsewhere = ("triggers", "moments")
-        extrapolation = {key: value for key, value in settings["extrapolation"].items() if key not in elsewhere}
-        return {"extrapolation": extrapolation, "parts": _search(extrapolation), **self._gate(run, seed, step)}
+        extrapolation = self.runs[run]["extrapolation"]
+        parts = _search(extrapolation)
+        return {"extrapolation": extrapolation_section(extrapolation), "parts": parts, **self._gate(run, seed, step)}
 
     def _gate(self, run: str, seed: str, step: str) -> dict[str, Any]:
         """What the gate of a run's weights after a step depends on, besides its own settings."""
@@ -119,14 +114,13 @@ class Plan(Outline):
 
     def _predict_weights(self, prediction: str, seed: str, step: str) -> dict[str, Any]:
         settings = self.predictions[prediction]
-        method, search = settings["method"], settings["search"]
-        keys = ("coefficients", "search", "accept_ties", "parameters", "gate", search)
+        method = settings["method"]
         return {
             "method": method,
-            **({"options": settings[method]} if method in settings else {}),
+            "options": settings.get(method, {}),
             "parts": {"method": _code("predictors", method), **_search(settings)},
             "states": self.states_behind(prediction, int(step)),
-            "extrapolation": {key: settings[key] for key in keys if key in settings},
+            "extrapolation": extrapolation_section(settings),
             **self._gate(settings["run"], seed, step),
         }
 
@@ -136,11 +130,9 @@ class Plan(Outline):
 
     def _select_candidate(self, run: str, seed: str, step: str) -> dict[str, Any]:
         extrapolation = self.runs[run]["extrapolation"]
-        search = extrapolation["search"]
-        keys = ("coefficients", "search", "accept_ties", "anchor", "parameters", search)
         return {
-            "extrapolation": {key: extrapolation[key] for key in keys if key in extrapolation},
-            "parts": {"search": _code("searches", search)},
+            "extrapolation": _ray(extrapolation),
+            "parts": {"search": _code("searches", extrapolation["search"])},
             "seed": int(seed),
             "step": int(step),
         }
@@ -169,14 +161,16 @@ class Plan(Outline):
         return {"tolerance": self.config["dynamics"]["tolerance"]}
 
     def _evaluate_interventions(self, subject: str) -> dict[str, Any]:
-        settings = self.config["dynamics"]
-        chosen = settings["interventions"]
-        options = {key: settings[key] for key in chosen if key in settings}
         training = self.runs[self.dynamics_run(subject)]["training"]
         spec = self._evaluate(training["max_new_tokens"], training["precision"])
         del spec["evaluation"]["samples"]  # the interventions have their own
-        own = {key: settings[key] for key in ("interventions", "problems", "samples")}
-        return {**spec, "dynamics": {**own, **options}}
+        return {**spec, "dynamics": self.intervention_settings()}
+
+    def intervention_settings(self) -> dict[str, Any]:
+        """What of the section `dynamics` interventions depend on: those that are chosen, with their options."""
+        section = self.config["dynamics"]
+        keys = ("interventions", "problems", "samples", *section["interventions"])
+        return {key: section[key] for key in keys if key in section}
 
     def _make_dynamics_tables(self) -> dict[str, Any]:
         return {
@@ -290,7 +284,6 @@ class Plan(Outline):
             "groups": groups(runs),
             "labels": {run: settings.get("label", run) for run, settings in runs.items()},
             "baseline": self.config["evaluation"]["baseline"],
-            "confidence": self.config["evaluation"]["confidence"],
             "seeds": self.dynamics_seeds,
             "models": self.dynamics_models,
         }
@@ -303,7 +296,9 @@ class Plan(Outline):
             looks = {**looks, **references, "seeds": [], "models": []}
         interventions = self.config["dynamics"]["interventions"] if figure == "embeddings" else []
         options = self.config["figures"][figure]
-        return {**looks, "figure": figure, "options": options, "interventions": interventions}
+        confidence = self.config["evaluation"]["confidence"]
+        own = {"figure": figure, "options": options, "interventions": interventions, "confidence": confidence}
+        return {**looks, **own}
 
     def _compare_with_paper(self) -> dict[str, Any]:
         tables = self.dynamics_tables()
@@ -315,8 +310,7 @@ class Plan(Outline):
         }
 
     def _write_explorer(self) -> dict[str, Any]:
-        looks = {name: value for name, value in self._looks(self.config["runs"]).items() if name != "confidence"}
-        return {**looks, "template": _template_digest("explorer.html.jinja")}
+        return {**self._looks(self.config["runs"]), "template": _template_digest("explorer.html.jinja")}
 
     def _write_config(self) -> dict[str, Any]:
         return {"config": self.resolved_config()}
@@ -349,10 +343,41 @@ def _code(kind: str, name: str) -> str:
     return code_digest(registry.find(kind, name).module)
 
 
+def training_section(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `training` a segment depends on (effopd.specs.segments.TrainingSettings).
+
+    Not its engine, which stands beside it, nor what decides which segments there are.
+    """
+    own = {k: value for k, value in without_engine(section).items() if k not in ("steps", "checkpoint_steps")}
+    return own | {"objective": _with_options(section["objective"], "divergence")}
+
+
+def training_settings(section: Mapping[str, Any]) -> TrainingSettings:
+    """A complete section `training` as what trains takes it."""
+    found: TrainingSettings = read_section(TrainingSettings, training_section(section), "`training`")
+    return found
+
+
+def _with_options(section: Mapping[str, Any], choice: str) -> dict[str, Any]:
+    """A section one of whose keys chooses by name, with the chosen one's own section as `options`."""
+    own = {key: value for key, value in section.items() if key != section[choice]}
+    return own | {"options": section.get(section[choice], {})}
+
+
+def _ray(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `extrapolation`, or of a prediction, says which candidates there are."""
+    keys = ("search", "coefficients", "accept_ties", "parameters", "anchor", section["search"])
+    return _with_options({key: section[key] for key in keys if key in section}, "search")
+
+
+def extrapolation_section(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, and what judges them (effopd.specs.extrapolation.ExtrapolationSettings)."""
+    return {**_ray(section), "gate": _with_options(section["gate"], "metric")}
+
+
 def _engine(section: Mapping[str, Any]) -> dict[str, Any]:
     """The engine in use and its code."""
-    settings = {key: section[key] for key in ("engine", "engine_dtype", section["engine"]) if key in section}
-    return {**settings, "code": _code("engines", section["engine"])}
+    return {**engine_of(section), "code": _code("engines", section["engine"])}
 
 
 def _search(extrapolation: Mapping[str, Any]) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,10 @@ from matplotlib.ticker import PercentFormatter
 from effopd.evaluation.statistics import mean_interval
 from effopd.report.figures.style import COLORS, Look, label_ends, looks, nats_axis, step_axis
 from effopd.report.tables import read_csv
+from effopd.specs.reports import PlotFigure
 
 
-def accuracy_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
+def accuracy_vs_steps(spec: PlotFigure, results: Path) -> Figure:
     """Draw accuracy on held-out problems against optimizer steps, one curve per run."""
     figure, axes = plt.subplots(layout="constrained")
     evaluation = _of_main(spec, read_csv(results / "tables/evaluation.csv"))
@@ -32,7 +32,7 @@ def accuracy_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
     return figure
 
 
-def accuracy_vs_seconds(spec: dict[str, Any], results: Path) -> Figure:
+def accuracy_vs_seconds(spec: PlotFigure, results: Path) -> Figure:
     """Draw accuracy on held-out problems against seconds of work, one curve per run."""
     figure, axes = plt.subplots(layout="constrained")
     evaluation = _of_main(spec, read_csv(results / "tables/evaluation.csv"))
@@ -46,7 +46,7 @@ def accuracy_vs_seconds(spec: dict[str, Any], results: Path) -> Figure:
     return figure
 
 
-def reverse_kl_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
+def reverse_kl_vs_steps(spec: PlotFigure, results: Path) -> Figure:
     """Draw the reverse KL to the teacher against optimizer steps, one curve per run."""
     figure, axes = plt.subplots(layout="constrained")
     evaluation = _of_main(spec, read_csv(results / "tables/evaluation.csv"))
@@ -58,7 +58,7 @@ def reverse_kl_vs_steps(spec: dict[str, Any], results: Path) -> Figure:
     return figure
 
 
-def gate_vs_coefficient(spec: dict[str, Any], results: Path) -> Figure:
+def gate_vs_coefficient(spec: PlotFigure, results: Path) -> Figure:
     """One row per run, one column per kept step, one line per seed; the coefficient that was selected is filled."""
     trials = _of_main(spec, read_csv(results / "tables/extrapolation.csv"))
     kept = read_csv(results / "tables/evaluation.csv")["step"]
@@ -70,7 +70,8 @@ def gate_vs_coefficient(spec: dict[str, Any], results: Path) -> Figure:
         axes.text(0.5, 0.5, "no run extrapolates", ha="center", va="center")
         return figure
     figure, grid = plt.subplots(len(runs), len(steps), squeeze=False, sharey="row", layout="constrained")
-    room = int(0.7 * spec["options"]["height"] / len(runs) * 72 / (0.6 * 8))  # letters of size 8 beside a row
+    assert spec.options.height is not None
+    room = int(0.7 * spec.options.height / len(runs) * 72 / (0.6 * 8))  # letters of size 8 beside a row
     for row, run in enumerate(runs):
         of_run = trials[trials["run"] == run]
         metric = {"accuracy": "accuracy", "reverse_kl": "reverse KL"}.get(of_run["metric"].iloc[0], "score")
@@ -88,7 +89,7 @@ def gate_vs_coefficient(spec: dict[str, Any], results: Path) -> Figure:
             if row == 0:
                 axes.set_title(f"step {step}", fontsize=9)
             if column == 0:
-                axes.set_ylabel(f"{textwrap.fill(spec['labels'][run], room)}\n{metric}", fontsize=8)
+                axes.set_ylabel(f"{textwrap.fill(spec.labels[run], room)}\n{metric}", fontsize=8)
     seeds = sorted(trials["seed"].unique())
     handles = [
         plt.Line2D([], [], color=COLORS[i % len(COLORS)], marker="o", mfc="white", label=f"seed {seed}")
@@ -100,10 +101,10 @@ def gate_vs_coefficient(spec: dict[str, Any], results: Path) -> Figure:
     return figure
 
 
-def _of_main(spec: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
+def _of_main(spec: PlotFigure, table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the main group, and of the runs that all are compared with."""
-    (_, main), *_ = spec["groups"]
-    return table[table["run"].isin([*main, *spec["references"]])]
+    (_, main), *_ = spec.groups
+    return table[table["run"].isin([*main, *spec.references])]
 
 
 def _references(axes: Axes, results: Path) -> None:
@@ -124,7 +125,7 @@ def _references(axes: Axes, results: Path) -> None:
 
 
 def curves(
-    axes: Axes, spec: dict[str, Any], evaluation: pd.DataFrame, x: str, y: str, styles: Mapping[str, Look]
+    axes: Axes, spec: PlotFigure, evaluation: pd.DataFrame, x: str, y: str, styles: Mapping[str, Look]
 ) -> list[tuple[float, float, str, str]]:
     """One line per run through the means over seeds, and a band for the interval.
 
@@ -134,7 +135,7 @@ def curves(
     for run, group in evaluation.groupby("run", sort=False):
         by_step = group.groupby("step")
         positions = by_step[x].mean() if x != "step" else pd.Series(sorted(group["step"].unique()))
-        values = [mean_interval(values.tolist(), spec["confidence"]) for _, values in by_step[y]]
+        values = [mean_interval(values.tolist(), spec.confidence) for _, values in by_step[y]]
         means, lows, highs = np.array(values).T
         if y == "accuracy":
             lows, highs = lows.clip(0, 1), highs.clip(0, 1)

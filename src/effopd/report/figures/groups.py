@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -15,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from effopd.report.figures.comparison import curves
 from effopd.report.figures.style import DASHED, DOTTED, GRAYS, Look, label_ends, looks, step_axis
 from effopd.report.tables import read_csv
+from effopd.specs.reports import PlotFigure
 
 MEASURES = {"step": "steps", "generated_tokens": "generated tokens", "flops": "FLOPs"}
 ROW = 0.19  # inches a run
@@ -22,18 +22,18 @@ PANEL_WIDTH, PANEL_HEIGHT = 3.5, 2.5  # inches a group, with the names of its ru
 NAME_SIZE = 7.0
 
 
-def speedups(spec: dict[str, Any], results: Path) -> Figure:
+def speedups(spec: PlotFigure, results: Path) -> Figure:
     """One row per run, by group; one panel per measure of cost: the ratio to the baseline's, with its interval."""
     table = read_csv(results / "tables/comparison.csv")
-    table = table[table["reference"] == spec["baseline"]].set_index("run")
-    groups = [(name, [run for run in runs if run in table.index]) for name, runs in spec["groups"]]
+    table = table[table["reference"] == spec.baseline].set_index("run")
+    groups = [(name, [run for run in runs if run in table.index]) for name, runs in spec.groups]
     groups = [(name, runs) for name, runs in groups if runs]
     styles = looks(spec)
     rows: list[tuple[str, str | None]] = []  # what stands at the left, and the run, if it is one
     for name, runs in groups:
         rows += [(name, None)] if len(groups) > 1 else []
         rows += [(styles[run].label, run) for run in runs]
-    size = spec["options"]["width"], 0.9 + ROW * max(len(rows), 6)
+    size = spec.options.width, 0.9 + ROW * max(len(rows), 6)
     figure, panels = plt.subplots(1, len(MEASURES), sharey=True, figsize=size, layout="constrained")
     for axes, (measure, title) in zip(panels, MEASURES.items(), strict=True):
         for height, (_, run) in enumerate(rows):
@@ -47,7 +47,7 @@ def speedups(spec: dict[str, Any], results: Path) -> Figure:
         if run is None:
             text.set_fontweight("bold")
     names.set_ylim(len(rows) - 0.4, -0.6)
-    figure.supxlabel(f"{spec['labels'][spec['baseline']]}'s cost over the run's (above 1: faster)", fontsize=9)
+    figure.supxlabel(f"{spec.labels[spec.baseline]}'s cost over the run's (above 1: faster)", fontsize=9)
     return figure
 
 
@@ -76,25 +76,25 @@ def _ratio_axis(axes: Axes, means: pd.Series) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def ablations(spec: dict[str, Any], results: Path) -> Figure:
+def ablations(spec: PlotFigure, results: Path) -> Figure:
     """Accuracy against steps, a panel for each group but the main one, with what all are compared with in gray."""
     evaluation = read_csv(results / "tables/evaluation.csv")
-    _, *groups = spec["groups"]
+    _, *groups = spec.groups
     styles = looks(spec)
-    for number, run in enumerate(spec["references"]):
+    for number, run in enumerate(spec.references):
         styles[run] = Look(styles[run].label, GRAYS[number], "", "-" if number == 0 else DASHED)
-    columns = max(1, min(len(groups), int(spec["options"]["width"] // PANEL_WIDTH)))
+    columns = max(1, min(len(groups), int(spec.options.width // PANEL_WIDTH)))
     rows = -(-len(groups) // columns)
-    size = spec["options"]["width"], PANEL_HEIGHT * rows
+    size = spec.options.width, PANEL_HEIGHT * rows
     figure, grid = plt.subplots(rows, columns, squeeze=False, sharey=True, figsize=size, layout="constrained")
     for number, axes in enumerate(grid.ravel()):
         if number >= len(groups):
             axes.remove()
             continue
         name, runs = groups[number]
-        own = dict.fromkeys(spec["own_references"][run] for run in runs if run in spec["own_references"])
+        own = dict.fromkeys(spec.own_references[run] for run in runs if run in spec.own_references)
         beside = {run: Look(styles[run].label, GRAYS[-1], "", DOTTED) for run in own if run not in runs}
-        shown = evaluation[evaluation["run"].isin([*spec["references"], *beside, *runs])]
+        shown = evaluation[evaluation["run"].isin([*spec.references, *beside, *runs])]
         ends = curves(axes, spec, shown, "step", "accuracy", {**styles, **beside})
         step_axis(axes, shown["step"], "optimizer steps")
         axes.tick_params(labelsize=7)
@@ -104,6 +104,6 @@ def ablations(spec: dict[str, Any], results: Path) -> Figure:
         axes.tick_params(labelleft=True)
         if number % columns == 0:
             axes.set_ylabel("accuracy", fontsize=8)
-        apart = 1.25 * NAME_SIZE / 72 / (0.62 * spec["options"].get("height", size[1]) / rows)
+        apart = 1.25 * NAME_SIZE / 72 / (0.62 * (spec.options.height or size[1]) / rows)
         label_ends(axes, ends, apart=apart, size=NAME_SIZE)
     return figure

@@ -24,12 +24,13 @@ from effopd.report.figures.style import (
     table_of,
     title,
 )
+from effopd.specs.reports import PlotFigure
 
 METRICS = {"accuracy": "accuracy", "reverse_kl": "reverse KL (nats)"}
 CLOSE = 1e-4  # nats: nearer to the teacher than this is not drawn (its own update gets there exactly)
 
 
-def accuracy_vs_norm(spec: dict[str, Any], results: Path) -> Figure:
+def accuracy_vs_norm(spec: PlotFigure, results: Path) -> Figure:
     """Accuracy and reverse KL against the distance to the base: along the final update, and in training."""
     table = _variants(results)
     names = {"equal_norm": "base + a ΔW", "path": "along training"}
@@ -42,7 +43,7 @@ def accuracy_vs_norm(spec: dict[str, Any], results: Path) -> Figure:
     return figure
 
 
-def sliding_window(spec: dict[str, Any], results: Path) -> Figure:
+def sliding_window(spec: PlotFigure, results: Path) -> Figure:
     """The final update inside a window of layers, and the base outside."""
     table = _variants(results)
     base = table[table["variant"] == "base"]
@@ -60,7 +61,7 @@ def sliding_window(spec: dict[str, Any], results: Path) -> Figure:
     return figure
 
 
-def reconstruction(spec: dict[str, Any], results: Path) -> Figure:
+def reconstruction(spec: PlotFigure, results: Path) -> Figure:
     """Only the leading, or only the last singular directions of each matrix's update."""
     table = _variants(results)
     table = table[table["analysis"] == "reconstruction"]
@@ -86,7 +87,7 @@ def _parts(table: pd.DataFrame, column: str, names: dict[str, str]) -> dict[str,
     return {name: rows for name, rows in parts.items() if len(rows)}
 
 
-def norm_scaling(spec: dict[str, Any], results: Path) -> Figure:
+def norm_scaling(spec: PlotFigure, results: Path) -> Figure:
     """An early checkpoint's update, scaled towards the final one's norm."""
     table = _variants(results)
     table = table[table["analysis"] == "norm_scaling"]
@@ -101,9 +102,9 @@ def norm_scaling(spec: dict[str, Any], results: Path) -> Figure:
     return figure
 
 
-def embeddings(spec: dict[str, Any], results: Path) -> Figure:
+def embeddings(spec: PlotFigure, results: Path) -> Figure:
     """How far representations of the base's own text moved, and what putting the base's embeddings back costs."""
-    chosen = set(spec["interventions"])
+    chosen = set(spec.interventions)
     figure, (row,) = panels(spec, len(chosen & {"representation", "embeddings"}))
     waiting = list(row)
     if "representation" in chosen:
@@ -131,7 +132,7 @@ def embeddings(spec: dict[str, Any], results: Path) -> Figure:
     return figure
 
 
-def _replaced(axes: Axes, spec: dict[str, Any], table: pd.DataFrame) -> None:
+def _replaced(axes: Axes, spec: PlotFigure, table: pd.DataFrame) -> None:
     """Differences in accuracy, one row per run, named at the left."""
     table = table[table["analysis"] == "embeddings"]
     present = [(run, look) for run, look in looks(spec).items() if run in set(table["run"])]
@@ -156,7 +157,7 @@ def _replaced(axes: Axes, spec: dict[str, Any], table: pd.DataFrame) -> None:
     axes.set_xlabel("accuracy, difference in points" + ("\n(open: the head too)" if len(parts) > 1 else ""))
 
 
-def _grid(spec: dict[str, Any], parts: Mapping[str, pd.DataFrame], x: str) -> tuple[Figure, np.ndarray]:
+def _grid(spec: PlotFigure, parts: Mapping[str, pd.DataFrame], x: str) -> tuple[Figure, np.ndarray]:
     """A row for each metric, a column for each part of the table; the last column's lines are named."""
     figure, grid = panels(spec, len(parts), rows=len(METRICS), sharex="col", sharey="row")
     rows = len(METRICS) * stacked(spec, len(parts))
@@ -172,7 +173,7 @@ def _grid(spec: dict[str, Any], parts: Mapping[str, pd.DataFrame], x: str) -> tu
     return figure, grid
 
 
-def _draw(axes: Axes, spec: dict[str, Any], table: pd.DataFrame, x: str, metric: str) -> list[Any]:
+def _draw(axes: Axes, spec: PlotFigure, table: pd.DataFrame, x: str, metric: str) -> list[Any]:
     ends = []
     for run, look in looks(spec).items():
         of_run = table[table["run"] == run]

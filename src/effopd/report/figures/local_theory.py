@@ -21,12 +21,13 @@ from effopd.report.figures.style import (
     table_of,
     title,
 )
+from effopd.specs.reports import PlotFigure
 
 CONVERGED = 1e-2  # relative residual of an eigenpair that is drawn filled
 RESIDUALS = {"logits": ("logits, centered", "0.45", "s"), "weighted": ("as the KL weighs them", "black", "o")}
 
 
-def local_theory(spec: dict[str, Any], results: Path) -> Figure:
+def local_theory(spec: PlotFigure, results: Path) -> Figure:
     """Draw how well the local theory predicts each run's updates."""
     figure, grid = panels(spec, 2, rows=2)
     _residuals(grid[0, 0], table_of(results, "local_residuals"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from scipy.optimize import isotonic_regression
 
 from effopd.common.formatting import one_line
 from effopd.report.tables import read_csv
+from effopd.specs.reports import LooksSpec, PlotFigure
 
 # Okabe-Ito, which colour-blind readers can tell apart; the baseline is black, models are gray and dashed.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
@@ -56,33 +57,33 @@ class Look:
     line: Any = "-"
 
 
-def drawable(spec: dict[str, Any]) -> dict[str, Any]:
+def drawable(spec: PlotFigure) -> PlotFigure:
     """The spec of a figure with labels and names of groups that are drawn as they are: no formulas, one line each."""
-    labels = {run: _plain(label) for run, label in spec["labels"].items()}
-    return {**spec, "labels": labels, "groups": [(_plain(name), runs) for name, runs in spec["groups"]]}
+    labels = {run: _plain(label) for run, label in spec.labels.items()}
+    return replace(spec, labels=labels, groups=[(_plain(name), runs) for name, runs in spec.groups])
 
 
 def _plain(text: str) -> str:
     return one_line(text).replace("$", r"\$")
 
 
-def looks(spec: dict[str, Any]) -> dict[str, Look]:
-    """The looks of the runs of spec["groups"], in order, and of models/<name> for those in spec["models"].
+def looks(spec: LooksSpec) -> dict[str, Look]:
+    """The looks of the runs of spec.groups, in order, and of models/<name> for those in spec.models.
 
     Colors begin anew in each group, as no panel has two of them; where a group uses them up, dashed.
     """
     found = {}
-    for _, runs in spec["groups"]:
+    for _, runs in spec.groups:
         colors = itertools.chain(((c, "-") for c in COLORS), itertools.cycle((c, DASHED) for c in COLORS))
         for number, run in enumerate(runs):
-            color, line = ("black", "-") if run == spec["baseline"] else next(colors)
-            found[run] = Look(spec["labels"][run], color, MARKERS[number % len(MARKERS)], line)
-    for number, model in enumerate(spec["models"]):
+            color, line = ("black", "-") if run == spec.baseline else next(colors)
+            found[run] = Look(spec.labels[run], color, MARKERS[number % len(MARKERS)], line)
+    for number, model in enumerate(spec.models):
         found[f"models/{model}"] = Look(f"{model} (RL)", GRAYS[number % len(GRAYS)], "h", DASHED)
     return found
 
 
-def panels(spec: dict[str, Any], count: int, rows: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
+def panels(spec: PlotFigure, count: int, rows: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
     """A figure of `rows` times `count` panels, as [rows, count]; below one another where the width is too small.
 
     Where panels of one row are stacked, they come as [rows, count] all the same.
@@ -98,9 +99,9 @@ def panels(spec: dict[str, Any], count: int, rows: int = 1, **options: Any) -> t
     return figure, flat[:, :count]
 
 
-def stacked(spec: dict[str, Any], count: int) -> int:
+def stacked(spec: PlotFigure, count: int) -> int:
     """How many of a row of `count` panels come below one another, at the figure's width."""
-    return -(-count // max(1, min(count, int(spec["options"]["width"] // PANEL_WIDTH))))
+    return -(-count // max(1, min(count, int(spec.options.width // PANEL_WIDTH))))
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
@@ -143,9 +144,10 @@ def label_ends(
         axes.annotate(label, (1.015, height), xycoords="axes fraction", color=color, fontsize=size, va="center")
 
 
-def label_panel(axes: Axes, ends: Sequence[tuple[float, float, str, str]], spec: dict[str, Any], rows: int) -> None:
+def label_panel(axes: Axes, ends: Sequence[tuple[float, float, str, str]], spec: PlotFigure, rows: int) -> None:
     """`label_ends` for one of `rows` rows of panels, whose height decides how close labels may come."""
-    height = 0.72 * spec["options"]["height"] / rows
+    assert spec.options.height is not None  # figures of panels have one
+    height = 0.72 * spec.options.height / rows
     label_ends(axes, ends, apart=1.25 * LABEL_SIZE / 72 / height, size=LABEL_SIZE)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +27,7 @@ from effopd.report.figures.style import (
     title,
 )
 from effopd.report.tables import read_parquet
+from effopd.specs.reports import LooksSpec, PlotFigure
 
 MODULES = ("q", "k", "v", "o", "qkv", "gate", "up", "gate_up", "down", "router", "norm", "bias", "embedding", "lm_head")
 SHOWN_FIRST = ("down", "up", "gate_up", "o", "v")  # the matrix of the middle layer whose path is drawn
@@ -39,7 +39,7 @@ SPECTRAL = {
 }
 
 
-def norms(spec: dict[str, Any], results: Path) -> Figure:
+def norms(spec: PlotFigure, results: Path) -> Figure:
     """How far each layer and each module type moved, at the last step."""
     table = _last(means(table_of(results, "dynamics_norms")))
     layers = table[(table["module"] == "all") & table["layer"].str.fullmatch(r"\d+")]
@@ -82,7 +82,7 @@ def norms(spec: dict[str, Any], results: Path) -> Figure:
     return figure
 
 
-def spectra(spec: dict[str, Any], results: Path) -> Figure:
+def spectra(spec: PlotFigure, results: Path) -> Figure:
     """The four spectral metrics, means over matrices, along training."""
     table = means(table_of(results, "dynamics_spectra"))
     table = table[table["module"] == "all"]
@@ -110,7 +110,7 @@ def spectra(spec: dict[str, Any], results: Path) -> Figure:
     return figure
 
 
-def alignment(spec: dict[str, Any], results: Path) -> Figure:
+def alignment(spec: PlotFigure, results: Path) -> Figure:
     """How far the directions of a step already are those of the final one."""
     table = _runs_only(means(table_of(results, "dynamics_alignment")))
     names = {"paired_cosine": "paired by index", "principal_cosine": "principal angles"}
@@ -131,7 +131,7 @@ def alignment(spec: dict[str, Any], results: Path) -> Figure:
     return figure
 
 
-def sparsity(spec: dict[str, Any], results: Path) -> Figure:
+def sparsity(spec: PlotFigure, results: Path) -> Figure:
     """The share of elements that moved by no more than a tolerance, at the last step."""
     rows = []
     for run, seed, folder in subjects(spec, results):
@@ -145,7 +145,7 @@ def sparsity(spec: dict[str, Any], results: Path) -> Figure:
     ends, positive = [], found.loc[found["tolerance"] > 0, "tolerance"]
     for run, look in looks(spec).items():
         grouped = found[found["run"] == run].groupby("tolerance")["share"]
-        values = [mean_interval(group.tolist(), spec["confidence"]) for _, group in grouped]
+        values = [mean_interval(group.tolist(), spec.confidence) for _, group in grouped]
         if not values:
             continue
         of_run = pd.DataFrame(values, columns=["share", "share_low", "share_high"]).clip(0, 1)
@@ -163,17 +163,17 @@ def sparsity(spec: dict[str, Any], results: Path) -> Figure:
     return figure
 
 
-def trajectory(spec: dict[str, Any], results: Path) -> Figure:
+def trajectory(spec: PlotFigure, results: Path) -> Figure:
     """The path of one matrix's leading direction on its two principal axes, one panel per run."""
     return _paths(spec, results, "pc1", "pc2", "first and second principal axis of each run's own path")
 
 
-def trajectory_map(spec: dict[str, Any], results: Path) -> Figure:
+def trajectory_map(spec: PlotFigure, results: Path) -> Figure:
     """The same directions as a t-SNE map, of the runs with enough checkpoints for one."""
     return _paths(spec, results, "tsne1", "tsne2", "t-SNE map: only who is whose neighbor means anything")
 
 
-def _paths(spec: dict[str, Any], results: Path, x: str, y: str, caption: str) -> Figure:
+def _paths(spec: PlotFigure, results: Path, x: str, y: str, caption: str) -> Figure:
     found: list[tuple[str, int | None, pd.DataFrame, pd.DataFrame]] = []
     for run, seed, folder in subjects(spec, results):
         table = read_parquet(folder / "trajectory.parquet") if (folder / "trajectory.parquet").is_file() else None
@@ -181,7 +181,7 @@ def _paths(spec: dict[str, Any], results: Path, x: str, y: str, caption: str) ->
             continue
         parameter = _middle(table)
         found.append((run, seed, table[table["parameter"] == parameter], table))
-    columns = min(len(found), max(1, int(spec["options"]["width"] // 2.2)))
+    columns = min(len(found), max(1, int(spec.options.width // 2.2)))
     figure, grid = plt.subplots(-(-len(found) // columns), columns, squeeze=False, layout="constrained")
     styles = looks(spec)
     for axes in grid.ravel()[len(found) :]:
@@ -217,10 +217,10 @@ def _paths(spec: dict[str, Any], results: Path, x: str, y: str, caption: str) ->
     return figure
 
 
-def subjects(spec: dict[str, Any], results: Path) -> list[tuple[str, int | None, Path]]:
+def subjects(spec: LooksSpec, results: Path) -> list[tuple[str, int | None, Path]]:
     """(run or models/<name>, seed, folder) of everything whose weights were analyzed."""
-    runs = [(run, seed, results / f"dynamics/{run}/seed{seed}") for run in spec["runs"] for seed in spec["seeds"]]
-    models = [(f"models/{name}", None, results / f"dynamics/models/{name}") for name in spec["models"]]
+    runs = [(run, seed, results / f"dynamics/{run}/seed{seed}") for run in spec.runs for seed in spec.seeds]
+    models = [(f"models/{name}", None, results / f"dynamics/models/{name}") for name in spec.models]
     return [
         (run, seed, folder) for run, seed, folder in (*runs, *models) if (folder / "weight_analysis.json").is_file()
     ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from effopd.specs.updates import HoldingSettings
 
 FLOAT32, BFLOAT16 = 4, 2
 
@@ -56,7 +55,7 @@ def logits_bytes(positions: float, vocabulary: int, at_once: float) -> float:
 
 
 def trained_bytes(
-    settings: Mapping[str, Any],
+    settings: HoldingSettings,
     *,
     parameters: float,
     hidden_size: int,
@@ -69,13 +68,13 @@ def trained_bytes(
     `settings` are those of a run's training or of a model that the workflow trains, `factors` the numbers in LoRA's.
     Logits, which come a chunk at a time, and engines are left out.
     """
-    precision = settings["precision"]
+    precision = settings.precision
     if factors is not None:
         held = lora_update_bytes(parameters, factors)
     else:
-        offload = settings["offload_optimizer"]
-        held = update_bytes(parameters, settings["num_processes"], settings["zero_stage"], precision, offload)
-    return held + activation_bytes(positions, hidden_size, layers, precision, settings["gradient_checkpointing"])
+        offload = settings.offload_optimizer
+        held = update_bytes(parameters, settings.num_processes, settings.zero_stage, precision, offload)
+    return held + activation_bytes(positions, hidden_size, layers, precision, settings.gradient_checkpointing)
 
 
 def beside_bytes(precision: str, parameters: float, students: int, teacher: float) -> float:

@@ -9,6 +9,9 @@ from typing import Any
 from effopd.dynamics.variants import variants
 from effopd.extrapolation.schedule import powers_of_two
 from effopd.models.frozen import frozen_dtype
+from effopd.specs.dynamics import InterventionSettings
+from effopd.specs.read import read_section
+from effopd.specs.updates import HoldingSettings
 from effopd.workflow.estimates.architecture import Architecture
 from effopd.workflow.estimates.memory import (
     FLOAT32,
@@ -69,7 +72,7 @@ def of_run(plan: Plan, run: str, student: Architecture, teacher: Architecture) -
     )
     frozen = frozen_bytes(plan, training["teacher"], teacher)
     memory = trained_bytes(
-        training,
+        HoldingSettings.of(training),
         parameters=parameters,
         hidden_size=student.hidden_size,
         layers=student.layers,
@@ -95,7 +98,7 @@ def of_model(plan: Plan, name: str, model: Architecture, reference: Architecture
         return Part(f"{MODEL}{name}", {"evaluation": evaluation}, judging=judging)
     trained, sequences, completion, kept = _training(plan, settings, work, model, limit)
     memory = trained_bytes(
-        settings,
+        HoldingSettings.of(settings),
         parameters=model.parameters,
         hidden_size=model.hidden_size,
         layers=model.layers,
@@ -166,7 +169,8 @@ def of_validations(plan: Plan, run: str, student: Architecture) -> Part:
 def of_interventions(plan: Plan, subject: str, student: Architecture, teacher: Architecture) -> Part:
     """The interventions on a subject's weights; each variant counts, also one that equals another."""
     settings = plan.config["dynamics"]
-    planned = variants(settings, plan.subject_steps(subject), student.layers, own_head=not student.tied)
+    chosen = read_section(InterventionSettings, plan.intervention_settings(), "config: `dynamics`")
+    planned = variants(chosen, plan.subject_steps(subject), student.layers, own_head=not student.tied)
     limit = plan.runs[plan.dynamics_run(subject)]["training"]["max_new_tokens"]
     asked = min(settings["problems"], problems(plan, "test")) * settings["samples"]
     alone = Work.of(plan, 1).alone(student)

@@ -8,7 +8,8 @@ from typing import Any
 
 from effopd.evaluation.flops import UPDATE_PASSES
 from effopd.extrapolation.gate import BLIND
-from effopd.extrapolation.modules import FACTORS, KINDS, LINE_BY_MODULE
+from effopd.extrapolation.modules import FACTORS, KINDS
+from effopd.specs.extrapolation import LINE_BY_MODULE
 from effopd.workflow.estimates.architecture import Architecture
 from effopd.workflow.estimates.hardware import Hardware
 from effopd.workflow.job_specs import Plan

@@ -1,0 +1,108 @@
+"""How a model of the workflow comes about, by its `kind`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from effopd.specs.engines import EngineSettings
+from effopd.specs.section import JobSpec, Section, Task
+from effopd.specs.updates import UpdateSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedSettings(UpdateSettings):
+    """A model that the workflow trains."""
+
+    kind: str
+    seed: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingSettings(TrainedSettings):
+    """`kind: pretrain`: a Qwen3-shaped model from scratch."""
+
+    batch_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    initial_deviation: float
+
+
+@dataclass(frozen=True)
+class EarlyStoppingSettings(Section):
+    """When training ends before its last step (docs/rl.md)."""
+
+    every: int
+    patience: int
+    problems: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLSettings(TrainedSettings):
+    """`kind: grpo`, `dapo` or `ppo` (docs/rl.md). What a kind has no key for keeps the default."""
+
+    init: str
+    prompts_per_step: int
+    samples_per_prompt: int
+    minibatches: int
+    epochs: int
+    clip_low: float
+    clip_high: float
+    measure_kl: bool
+    max_new_tokens: int
+    temperature: float
+    kl_coefficient: float = 0.0
+    scale_rewards: bool = False
+    early_stopping: EarlyStoppingSettings | None = None
+    max_draws: int = 0  # DAPO; 0: each step draws once, whatever its rewards
+    overlong_buffer: int | None = None
+    overlong_penalty: float = 0.0
+    discount: float = 1.0  # PPO
+    gae_lambda: float = 1.0
+    value_scale: float = 1.0
+    value_coefficient: float = 0.0
+    value_clip: float = 0.0
+
+    @property
+    def actor_critic(self) -> bool:
+        """Whether values are learned beside the policy."""
+        return self.kind == "ppo"
+
+
+@dataclass(frozen=True)
+class PretrainedSettings(Section):
+    """`kind: pretrained`: a model of the hub or of a local folder, as it is."""
+
+    kind: str
+    path: str
+    dtype: str
+    trust_remote_code: bool
+    revision: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchModel(JobSpec):
+    """`fetch_model`."""
+
+    model: PretrainedSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainModel(JobSpec):
+    """`pretrain_model`."""
+
+    model: PretrainingSettings
+    task: Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRL(JobSpec):
+    """`train_rl`."""
+
+    model: RLSettings
+    engine: EngineSettings
+    task: Task
