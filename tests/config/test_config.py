@@ -157,6 +157,11 @@ def of_split(split, settings):
         (of_split("train", {"sources": [{**SOURCE, "where": {"level": {"min": "six"}}}]}), "`task.splits.train.sources.0.where.level.min` is 'six'; it must be a number."),
         (of_split("train", {"sources": [{**SOURCE, "where": {"level": {}}}]}), "`task.splits.train.sources.0.where.level` is {}; it must not be empty."),
         ({"prompt": {"template": "Solve it."}}, "`task.prompt.template` is 'Solve it.'; it must contain `{problem}`."),
+        ({"prompt": {"examples": ["2+2"]}}, "`task.prompt.examples.0` is '2+2'; it must be a mapping."),
+        ({"prompt": {"examples": [{"user": "2+2"}]}}, "`task.prompt.examples.0.assistant` is missing. Add it."),
+        ({"prompt": {"examples": [{"user": "2+2", "assistant": ""}]}}, "`task.prompt.examples.0.assistant` is ''; it must not be empty."),
+        ({"prompt": {"examples": [{"user": "2+2", "assistant": "4", "system": "x"}]}}, "`task.prompt.examples.0.system` is not a key."),
+        ({"prompt": {"examples": [{"user": "2+2", "assistant": "a\n\x07"}]}}, "`task.prompt.examples.0.assistant` is 'a\\n\\x07', which holds the control character U+0007."),
         ({"prompt": {"format": "xml"}}, "`task.prompt.format` is 'xml'; it must be one of chat, plain."),
         ({"name": "code", "sandbox": {"memory": 5}}, "`task.sandbox.memory` is not a key. Did you mean `memory_mb`?"),
         ({"name": "choice", **of_split("train", {"sources": [{**SOURCE, "columns": {"answer_is": "number"}}]})}, "`task.splits.train.sources.0.columns.answer_is` is 'number'; it must be one of index, letter, text."),
@@ -312,6 +317,7 @@ def test_what_data_prompts_and_verifier_depend_on():
 
     assert changed(seed=1) == {"make_data"}
     assert changed(prompt={"max_tokens": 5}) == {"tokenize_prompts"}
+    assert changed(prompt={"examples": [{"user": "2+2", "assistant": "4"}]}) == {"tokenize_prompts"}
     assert changed(sandbox={"memory_mb": 512}) == {"train_segment"}
 
 
