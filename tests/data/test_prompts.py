@@ -7,7 +7,7 @@ import time
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from effopd.artifacts.manifests import read_manifest, write_manifest
@@ -91,6 +91,7 @@ def test_plain_examples_are_parted_by_a_blank_line_where_there_is_no_white_space
     assert shown(settings) == expected
 
 
+@settings(deadline=None)
 @given(
     turns=st.lists(st.fixed_dictionaries({"user": st.text("ab {}\n", min_size=1), "assistant": st.text("cd \n", min_size=1)}), max_size=3),
     problems=st.lists(st.text("xy {}\n"), min_size=1, max_size=3),
