@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from effopd.common.errors import ArtifactError
 from effopd.models.checkpoint_files import read_object, some
 from effopd.models.gguf_header import GgufHeader, read_gguf_header
-from effopd.models.hugging_face import reading
+from effopd.models.hugging_face import quiet, reading
 from effopd.models.models import without_weights
 
 NEEDED = ("gguf", "accelerate")  # by transformers, which says so in several lines
@@ -39,19 +39,19 @@ def write_dequantized(file: Path, folder: Path) -> None:
         raise ArtifactError(
             f"{file} is one of {parts} parts. Merge them (`llama-gguf-split --merge`) and name the result."
         )
-    with (
-        tempfile.TemporaryDirectory() as alone,  # since transformers reads what lies beside the file, too
-        reading(file, "a GGUF file of a causal language model that transformers reads"),
-    ):
+    what = "a GGUF file of a causal language model that transformers reads"
+    with tempfile.TemporaryDirectory() as alone:  # since transformers reads what lies beside the file, too
         link = Path(alone) / "model.gguf"
         link.symlink_to(file.absolute())
         place: dict[str, Any] = {
             "pretrained_model_name_or_path": alone, "gguf_file": link.name, "local_files_only": True
         }  # fmt: skip
-        config: PretrainedConfig = AutoConfig.from_pretrained(**place)
+        with reading(file, what):
+            config: PretrainedConfig = AutoConfig.from_pretrained(**place)
+            tokenizer: Any = AutoTokenizer.from_pretrained(**place)
         config.save_pretrained(folder)
-        _check_whole(file, header, config, without_weights(folder, trust=False))
-        with redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
+        with reading(file, what), redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
+            _check_whole(file, header, config, without_weights(folder, trust=False))
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 **place,
                 dtype=torch.float32,
@@ -60,9 +60,10 @@ def write_dequantized(file: Path, folder: Path) -> None:
             )
         model, info = loaded
         _check_loaded(file, info)
-        model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
-        _drop_added_tokens(folder / "tokenizer.json", header.values.get("tokenizer.ggml.tokens", 0))
+        with quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    _drop_added_tokens(folder / "tokenizer.json", header.values.get("tokenizer.ggml.tokens", 0))
 
 
 def _drop_added_tokens(path: Path, tokens: int) -> None:
