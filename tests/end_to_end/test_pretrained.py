@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from effopd.models.gguf_models import write_dequantized
 from effopd.models.models import save_model, weights_of
+from tiny_gguf import tiny_llama, write_gguf
 from tiny_models import byte_tokenizer, make_family
 from workflow_runs import Workflow
 
@@ -48,6 +51,12 @@ CONFIG = {
     "preflight": {"problems": 4, "accept": ["teacher_accuracy"]},
     "runtime": {"device": "cpu"},
 }
+
+AFTER_ANOTHER_TEACHER = {
+    "fetch_model": 1, "tokenize_prompts": 1, "evaluate_model": 2, "preflight": 1, "train_segment": 2, "evaluate": 2,
+    "evaluate_candidates": 1, "select_candidate": 1, "collect_run": 1, "make_tables": 1, "make_source_table": 1,
+    "plot_figure": 4, "write_report": 1,
+}  # all but the student, its prompts, the data and the configuration  # fmt: skip
 
 
 @pytest.fixture
@@ -100,8 +109,21 @@ def test_local_models_and_problems_from_their_folders_to_the_report(workflow):
     assert workflow.planned() == {}
 
     change_a_byte(workflow.folder / "judge/model.safetensors")
-    assert workflow.planned() == {
-        "fetch_model": 1, "tokenize_prompts": 1, "evaluate_model": 2, "preflight": 1, "train_segment": 2, "evaluate": 2,
-        "evaluate_candidates": 1, "select_candidate": 1, "collect_run": 1, "make_tables": 1, "make_source_table": 1,
-        "plot_figure": 4, "write_report": 1,
-    }  # all but the student, its prompts, the data and the configuration  # fmt: skip
+    assert workflow.planned() == AFTER_ANOTHER_TEACHER
+
+
+def test_a_teacher_in_a_gguf_file(workflow):
+    """A student with its tokenizer, and a file that becomes another one."""
+    file = write_gguf(workflow.folder / "judge.gguf", tiny_llama(seed=1))
+    shutil.rmtree(workflow.folder / "student")
+    (workflow.folder / "student").mkdir()
+    write_dequantized(write_gguf(workflow.folder / "student.gguf", tiny_llama()), workflow.folder / "student")
+    models = {**CONFIG["models"], "teacher": {"kind": "pretrained", "path": "./judge.gguf", "dtype": "bfloat16"}}
+    workflow = Workflow(workflow.folder, {**CONFIG, "models": models})
+    workflow.run()
+    evaluation = pd.read_csv(workflow.path("tables/evaluation.csv"))
+    assert (evaluation["reverse_kl"] > 0.01).all()
+    assert evaluation["reverse_kl"].nunique() == 3, "the student moves"
+    assert workflow.planned() == {}
+    write_gguf(file, tiny_llama(seed=2))
+    assert workflow.planned() == AFTER_ANOTHER_TEACHER

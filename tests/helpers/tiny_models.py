@@ -69,7 +69,6 @@ def make_family(family: str, seed: int, vocabulary: int = 24, **settings: Any) -
         family,
         vocab_size=vocabulary,
         hidden_size=32,
-        intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -77,7 +76,7 @@ def make_family(family: str, seed: int, vocabulary: int = 24, **settings: Any) -
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,
-        **{**FAMILIES[family], **settings},
+        **{"intermediate_size": 48, **FAMILIES[family], **settings},
     )
     return AutoModelForCausalLM.from_config(config).eval()
 

@@ -171,6 +171,14 @@ def test_what_is_no_checkpoint_is_refused_with_a_remedy(folders, tmp_path):
     (tmp_path / "pickled/pytorch_model.bin").touch()
     with pytest.raises(UserError, match=r"Pickled weights \(\*.bin\) are not read: save it as safetensors"):
         Checkpoint.open(tmp_path / "pickled")
+    for name in ("one.gguf", "folder/one.gguf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"GGUF")
+    for path in (tmp_path / "one.gguf", tmp_path / "folder"):
+        with pytest.raises(
+            UserError, match="is or holds a GGUF file, which is not read here. Take the model as safeten"
+        ):
+            Checkpoint.open(path)
     quantised = rewrite(folders / "llama", tmp_path / "int8", lambda t: {n: x.to(torch.int8) for n, x in t.items()})
     with pytest.raises(UserError, match="is stored as I8. Only F64, F32, F16 and BF16"):
         Checkpoint.open(quantised)

@@ -130,7 +130,7 @@ def test_end_of_sequence(tokenizer):
 
 
 def test_chat_template():
-    settings = {"format": "chat", "template": "{problem}", "system": "", "thinking": False}
+    settings = {"format": "chat", "template": "{problem}", "system": "", "thinking": False, "examples": []}
     good, wrong = make_tokenizer(template=TEMPLATE), make_tokenizer(template=TEMPLATE + "=")
     none = make_tokenizer()
 

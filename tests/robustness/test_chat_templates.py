@@ -81,6 +81,7 @@ def settings_of(system="", **changes):
         "system": system,
         "thinking": False,
         "max_tokens": 400,
+        "examples": [],
         **changes,
     }
 
@@ -109,6 +110,35 @@ def test_a_prompt_is_whole_or_refused(name, system, expected):
         found = check_chat_template("chat", *pair, ["7 + 8"], settings)
         assert found.outcome == "failed"
         assert f"the {role}'s tokenizer" in found.line
+
+
+EXAMPLE = [{"user": "1 + 2", "assistant": "<think>easy</think>3"}]
+# template, and the end of the prompt of "7 + 8" after EXAMPLE, or words of the line
+WITH_EXAMPLE = {
+    "chatml": (PLAIN, "<|im_start|>user\n1 + 2<|im_end|>\n<|im_start|>assistant\n<think>easy</think>3<|im_end|>\n" + USER),
+    "inst": (INST, "[INST] 1 + 2 [/INST] <think>easy</think>3</s>[INST] 7 + 8 [/INST]"),
+    "parts": (PARTS, "<|im_start|>assistant\n<think>easy</think>3<|im_end|>\n" + USER),
+    "no assistant's turns": (NO_ANSWERS, ["refuses the prompt (no). To use this model, leave `task.prompt.examples` empty; or set `task.prompt.format`"]),
+    "no system either": (NO_ANSWERS, ["leave `task.prompt.examples` empty; or set `task.prompt.system` to \"\" and write"]),
+    "only the last message": (PLAIN.replace("in messages", "in messages[-1:]"), ["leaves out or changes '1 + 2' of the examples. To use this model, leave `task.prompt.examples` empty"]),
+    "thoughts left out": (PLAIN.replace("m.content", "m.content.split('</think>')[-1]"), ["leaves out or changes '<think>easy</think>3' of the examples"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLE)
+def test_examples_are_whole_turns_or_refused(name):
+    template, expected = WITH_EXAMPLE[name]
+    tokenizer = byte_tokenizer(chat_template=template)
+    settings = settings_of(SYSTEM * (name == "no system either"), template="{problem}", examples=EXAMPLE)
+    if isinstance(expected, str):
+        (tokens,) = tokenize_problems(tokenizer, ["7 + 8"], settings)
+        assert tokenizer.decode(tokens).endswith(expected)
+        return
+    with pytest.raises(UserError) as refusal:
+        tokenize_problems(tokenizer, ["7 + 8"], settings)
+    assert "\n" not in str(refusal.value)
+    for words in expected:
+        assert words in str(refusal.value)
 
 
 @pytest.mark.parametrize("short", ["1", "a", "user", "."])

@@ -34,12 +34,17 @@ REMEDY = re.compile(
 # section.
 SOURCES = {"sources": [{"files": ["a.csv"], "where": {"level": {"min": 3}}}, {"files": ["b.csv"]}]}
 SPLITS = {"train": SOURCES, "validation": SOURCES, "test": SOURCES}
+EXAMPLES = [{"user": "2 + 2", "assistant": "4"}]
 EVERYTHING = {
     "models": {
         "base": {"kind": "pretrain"},
         "teacher": {"kind": "grpo", "init": "base", "early_stopping": {}},
         "by_dapo": {"kind": "dapo", "init": "base", "early_stopping": {}},
         "by_ppo": {"kind": "ppo", "init": "base", "early_stopping": {}},
+        "packaged": {
+            "kind": "pretrained",
+            "package": {"name": "a-b", "version": "0.1.2", "sha256": "0" * 64, "file": "a_b/c.gguf"},
+        },
         "fetched": {"kind": "pretrained", "path": "./model"},
     },
     "training": {"lora": {}},
@@ -47,8 +52,11 @@ EVERYTHING = {
     "predictions": {"far": {"run": "opd", "method": "expo"}},
     "evaluation": {
         "tasks": {
-            f"more_{name}": {"task": {"name": name, "splits": SPLITS if name != "arithmetic" else {}}}
-            for name in ("arithmetic", "math", "choice", "code")
+            "more_arithmetic": {"task": {"name": "arithmetic", "splits": {}}},
+            **{
+                f"more_{name}": {"task": {"name": name, "splits": SPLITS, "prompt": {"examples": EXAMPLES}}}
+                for name in ("math", "choice", "code")
+            },
         }
     },
     "estimate": {
@@ -70,7 +78,8 @@ def places(node, value, path=()):
     node = branch_of(resolve(node), value)
     for key, child in node.get("properties", {}).items():
         yield (*path, key), child, key in node.get("required", ())
-        yield from below(resolve(child), value.get(key), (*path, key))
+        if key in value or not resolve(child).get("required"):  # without which nothing in it can be named
+            yield from below(resolve(child), value.get(key), (*path, key))
     others = node.get("additionalProperties")
     if isinstance(others, dict):
         for name in value:

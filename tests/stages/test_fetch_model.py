@@ -1,18 +1,23 @@
 """Pretrained models: linked, not copied; known by their contents; refused with one line where they cannot be used."""
 
+import importlib.util
 import json
 import shutil
 
 import pytest
 import torch
 
+from effopd.artifacts.fingerprints import file_sha256
 from effopd.artifacts.manifests import read_manifest
 from effopd.common.errors import ConfigError, UserError
 from effopd.models.models import load_frozen, load_model, load_tokenizer, save_model, weights_of
+from effopd.models.pretrained import local_model_files
 from effopd.specs.read import read_spec
 from effopd.stages import fetch_model as fetching
 from effopd.stages.fetch_model import fetch_model
 from effopd.training.checkpoints import Point
+from made_wheels import make_wheel, model_of, only_from
+from tiny_gguf import tiny_llama, write_gguf
 from tiny_models import byte_tokenizer, make_family
 
 
@@ -113,3 +118,85 @@ def test_what_cannot_be_used_is_refused_with_one_line(source, tmp_path):
         "holds only pytorch_model.bin and the like, which may run code when read. Save the model as safetensors"
         in refusal(ConfigError)
     )
+
+
+def test_a_gguf_file_is_dequantized_and_its_contents_decide_the_fingerprint(tmp_path):
+    file, out = write_gguf(tmp_path / "tiny.gguf", tiny_llama()), tmp_path / "models/tiny/manifest.json"
+    first = fetched(file, out)
+    assert list(first.problems()) == []
+    assert first.spec["files"] == {"tiny.gguf": file_sha256(file)}
+    assert first.result == {"architecture": "llama", "parameters": 32096, "stored_as": ["F32"]}
+    assert not any(path.is_symlink() for path in out.parent.iterdir())
+    weights = Point.open(out).weights()
+    assert all(torch.equal(weights[name], weight) for name, weight in weights_of(tiny_llama()).items())
+    assert fetched(file, out).fingerprint == first.fingerprint
+    assert list(first.problems()) == []  # the same bits
+    write_gguf(file, tiny_llama(seed=1))
+    assert fetched(file, out).fingerprint != first.fingerprint
+
+
+def test_a_folder_with_one_gguf_file_is_that_file(tmp_path):
+    (tmp_path / "source").mkdir()
+    file = write_gguf(tmp_path / "source/tiny.Q8_0.gguf", tiny_llama())
+    (tmp_path / "source/README.md").write_text("not needed")
+    assert local_model_files(spec_of(tmp_path / "source").model) == [file]
+    assert fetched(tmp_path / "source", tmp_path / "models/tiny/manifest.json").spec["files"].keys() == {file.name}
+    write_gguf(tmp_path / "source/tiny.F16.gguf", tiny_llama())
+    with pytest.raises(ConfigError) as refusal:
+        fetched(tmp_path / "source", tmp_path / "models/tiny/manifest.json")
+    assert str(refusal.value) == (
+        f"config: the model folder {tmp_path / 'source'} holds several GGUF files (tiny.F16.gguf, tiny.Q8_0.gguf). Name one "
+        "of them as `path` in `models`."
+    )
+
+
+def test_safetensors_beside_a_gguf_file_are_the_model(source, tmp_path):
+    write_gguf(source / "tiny.gguf", tiny_llama())
+    assert fetched(source, tmp_path / "models/tiny/manifest.json").result["architecture"] == "qwen2"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "config: the GGUF file {file} does not exist. Correct its `path` in `models`."),
+        (b"PK and more", "{file} is no GGUF file (it does not begin with GGUF)"),
+        (b"GGUF\3\0\0\0", "{file} is damaged (it ends before its header does)"),
+    ],
+)
+def test_a_gguf_file_that_cannot_be_read_is_one_line(tmp_path, content, words):
+    file, out = tmp_path / "tiny.gguf", tmp_path / "models/tiny/manifest.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError) as refusal:
+        fetched(file, out)
+    assert words.format(file=file) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not out.exists()
+
+
+def test_a_model_comes_out_of_a_package_that_is_not_installed(tmp_path, monkeypatch):
+    only_from(tmp_path / "wheels", monkeypatch)
+    content = write_gguf(tmp_path / "tiny.gguf", tiny_llama()).read_bytes()
+    package = make_wheel(
+        tmp_path / "wheels", {"llm_tiny/tiny.gguf": content, "llm_tiny/__init__.py": b"raise SystemExit"}
+    )
+    out = tmp_path / "models/tiny/manifest.json"
+    fetch_model(read_spec("fetch_model", {"model": model_of(package), "code": "x"}), out)
+    manifest = read_manifest(out, "model")
+    assert list(manifest.problems()) == []
+    assert manifest.spec["files"] == {"llm_tiny/tiny.gguf": file_sha256(tmp_path / "tiny.gguf")}
+    assert {path.name for path in out.parent.iterdir()} == {*manifest.files, "manifest.json", ".digests.json", ".lock"}
+    weights = Point.open(out).weights()
+    assert all(torch.equal(weights[name], weight) for name, weight in weights_of(tiny_llama()).items())
+    assert importlib.util.find_spec("llm_tiny") is None
+    assert local_model_files(read_spec("fetch_model", {"model": model_of(package)}).model) == []
+
+
+def test_what_is_wrong_with_a_file_in_a_package_names_the_package(tmp_path, monkeypatch):
+    only_from(tmp_path / "wheels", monkeypatch)
+    package = make_wheel(tmp_path / "wheels", {"llm_tiny/tiny.gguf": b"GGUF"})
+    out = tmp_path / "models/tiny/manifest.json"
+    with pytest.raises(UserError) as refusal:
+        fetch_model(read_spec("fetch_model", {"model": model_of(package), "code": "x"}), out)
+    assert str(refusal.value).startswith("llm_tiny/tiny.gguf of the package llm-tiny 0.1.2 is damaged (")
+    assert [path.name for path in out.parent.iterdir()] == [".lock"]

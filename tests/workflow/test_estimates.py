@@ -249,6 +249,26 @@ def test_a_base_that_is_trained_here_takes_its_updates():
     assert part.disk == 4 * SHAPE.parameters
 
 
+def test_a_model_is_linked_or_made_of_a_gguf_file(tmp_path):
+    for name in ("folder/model.safetensors", "folder/beside.gguf", "alone/a.gguf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    package = {"name": "a", "version": "1", "sha256": "0" * 64, "file": "a.gguf"}
+    sources = {
+        "hub": {"path": "a/b", "revision": "0" * 40},
+        "folder": {"path": str(tmp_path / "folder")},
+        "alone": {"path": str(tmp_path / "alone")},
+        "file": {"path": str(tmp_path / "to_come.gguf")},
+        "package": {"package": package},
+    }
+    models = {name: {"kind": "pretrained", **source} for name, source in sources.items()}
+    plan = Plan({"models": {**MODELS, **models}, "runs": {"opd": {}}})
+    disk = {name: of_model(plan, name, SHAPE, SHAPE).disk for name in models}
+    copy = 4 * SHAPE.parameters
+    assert disk == {"hub": 0, "folder": 0, "alone": copy, "file": copy, "package": copy}
+    assert architecture_of(models, "file", 16, {}) is architecture_of(models, "package", 16, {}) is None
+
+
 def test_predictions_are_gated_and_evaluated():
     """And states are validated once, however many predictions ask for their accuracy."""
     predictions = {

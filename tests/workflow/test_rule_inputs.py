@@ -169,6 +169,20 @@ def test_each_model_is_made_by_one_stage_from_its_parent(inputs):
     assert inputs.reference_teacher() == MODEL["teacher"]
 
 
+def test_a_gguf_file_is_an_input_and_a_package_has_none(plan, tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    package = {"name": "a", "version": "1", "sha256": "0" * 64, "file": "a.gguf"}
+    models = {
+        "file": {"kind": "pretrained", "path": str(tmp_path / "a.gguf")},
+        "other": {"kind": "pretrained", "path": str(tmp_path)},
+        "package": {"kind": "pretrained", "package": package},
+    }
+    inputs = RuleInputs(plan(models={**CONFIG["models"], **models}))
+    files = {model: inputs.model_files(Wildcards(model=model)) for model in models}
+    assert files == {"file": [str(tmp_path / "a.gguf")], "other": [str(tmp_path / "a.gguf")], "package": []}
+    assert inputs.made_by("fetch_model") == list(models)
+
+
 def test_another_tasks_data_knows_what_is_trained_on(inputs):
     assert inputs.tasks == ["arithmetic", "longer"]
     assert inputs.training_data(Wildcards(task="arithmetic")) == {}

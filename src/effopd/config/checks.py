@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from effopd.common.registry import is_added
+from effopd.config.packages import package_problems
 from effopd.config.schema import RUN_SECTIONS, below, listed, merged, run_settings, schema, section_defaults, unchosen
 from effopd.config.task_checks import split_rows, task_problems
 from effopd.config.value_checks import alike_problems, text_problems
@@ -144,14 +145,23 @@ def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _pretrained_problems(place: str, model: Mapping[str, Any]) -> Iterator[str]:
     revision = model.get("revision")
+    if "package" in model:
+        for key in ("path", "revision"):
+            if key in model:
+                yield f"`{place}.{key}` is {model[key]!r}, and `package` says where the model is from. Remove one."
+        yield from package_problems(f"{place}.package", model["package"])
+        return
+    if "path" not in model:
+        yield f"`{place}.path` is missing. Add it, or a `package`."
+        return
     if is_local(model["path"]):
         if revision is not None:
             yield f"`{place}.revision`: a local folder has none. Remove it."
         return
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model["path"], re.ASCII):
         yield (
-            f"`{place}.path` is {model['path']!r}, neither a model of the hub (`owner/name`) nor a local folder. Write "
-            "a folder with ./ in front."
+            f"`{place}.path` is {model['path']!r}, neither a model of the hub (`owner/name`) nor a local folder or "
+            "file. Write one with ./ in front."
         )
     if revision is None:
         yield (

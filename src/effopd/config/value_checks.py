@@ -8,11 +8,13 @@ from typing import Any
 
 from effopd.common.formatting import shortened
 
+PROMPT_KEYS = (".template", ".system", ".user", ".assistant")  # whose text may have several lines
+
 
 def text_problems(value: Any, key: str = "") -> Iterator[str]:
     """Control characters in text, which files, tables and figures cannot hold; prompts alone may have several lines."""
     if isinstance(value, str):
-        allowed = "\n\t" if key.endswith((".template", ".system")) else ""
+        allowed = "\n\t" if key.endswith(PROMPT_KEYS) else ""
         wrong = next((c for c in value if unicodedata.category(c) in ("Cc", "Cs") and c not in allowed), None)
         if wrong is not None:
             what = "a line break" if wrong in "\r\n" else f"the control character U+{ord(wrong):04X}"

@@ -15,11 +15,20 @@ from effopd.common.formatting import shortened
 QUESTION, ANSWER = "Which is larger, 6391 or 2748?", "It is 6391."
 PART = re.compile(r"""["']type["']: *["']text["']""")  # a part that was written out as it is, not read
 PLAIN = "set `task.prompt.format` to plain, or correct the tokenizer's `chat_template`"
+WITHOUT_EXAMPLES = "leave `task.prompt.examples` empty"
 WITHOUT_SYSTEM = 'set `task.prompt.system` to "" and write what it says into `task.prompt.template`'
 
 
-def render_chats(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], system: str, thinking: bool) -> list[str]:
+def render_chats(
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    system: str,
+    thinking: bool,
+    turns: Sequence[tuple[str, str]] = (),
+) -> list[str]:
     """Each text as a user's message, after the system message if there is one, ready for the assistant's turn.
+
+    `turns` are messages of user and assistant between the two, the same in all chats.
 
     The content of messages is text or, for templates that only read it so, a list with one part of type `text`.
     Raises UserError if the tokenizer's template refuses a chat, leaves a message out or changes it, or does not begin
@@ -37,7 +46,7 @@ def render_chats(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], syste
             f"the model's tokenizer has several chat templates ({', '.join(names)}), and none is named `default`. "
             f"Rename one, or {PLAIN}."
         )
-    forms = [_Chats(tokenizer, system, thinking, in_parts) for in_parts in (False, True)]
+    forms = [_Chats(tokenizer, system, thinking, turns, in_parts) for in_parts in (False, True)]
     faults = []
     for form in forms:
         if not (found := form.fault()):
@@ -58,16 +67,25 @@ def render_chats(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], syste
 
 
 class _Chats:
-    """Chats with a system message, if there is one, in one of the two forms that content can have."""
+    """Chats with a system message and example turns, if there are any, in one of the forms that content can have."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, system: str, thinking: bool, in_parts: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        system: str,
+        thinking: bool,
+        turns: Sequence[tuple[str, str]],
+        in_parts: bool,
+    ) -> None:
         self.tokenizer, self.system, self.thinking, self.in_parts = tokenizer, system, thinking, in_parts
+        self.turns = turns
 
     def chat(self, question: str, answer: str = "") -> list[dict[str, Any]]:
-        turns = (("system", self.system), ("user", question), ("assistant", answer))
+        exchanges = [*self.turns, (question, answer)]
+        said = [(role, text) for pair in exchanges for role, text in zip(("user", "assistant"), pair, strict=True)]
         return [
             {"role": role, "content": [{"type": "text", "text": text}] if self.in_parts else text}
-            for role, text in turns
+            for role, text in [("system", self.system), *said]
             if text
         ]
 
@@ -83,14 +101,17 @@ class _Chats:
         try:
             (shown,) = self.render([self.chat(QUESTION)])
         except Exception as error:
-            remedy = f"{WITHOUT_SYSTEM}; or {PLAIN}" if self.system else PLAIN
-            return 0, f"refuses the prompt ({_first_line(error)}). To use this model, {remedy}"
+            remedies = [WITHOUT_EXAMPLES] * bool(self.turns) + [WITHOUT_SYSTEM] * bool(self.system) + [PLAIN]
+            return 0, f"refuses the prompt ({_first_line(error)}). To use this model, {'; or '.join(remedies)}"
         if QUESTION not in shown or (self.in_parts and PART.search(shown)):
             return 1, f"leaves the problem out of the prompt. To use this model, {PLAIN}"
         if self.system.strip() not in shown:
             return 2, f"leaves out the system message. To use this model, {WITHOUT_SYSTEM}"
+        if left_out := next((text for turn in self.turns for text in turn if text.strip() not in shown), None):
+            what = shortened(repr(left_out), 80)
+            return 3, f"leaves out or changes {what} of the examples. To use this model, {WITHOUT_EXAMPLES}; or {PLAIN}"
         if not self._begins_answer(shown):
-            return 3, f"does not begin the assistant's turn (`add_generation_prompt`). To use this model, {PLAIN}"
+            return 4, f"does not begin the assistant's turn (`add_generation_prompt`). To use this model, {PLAIN}"
         return None
 
     def _begins_answer(self, shown: str) -> bool:

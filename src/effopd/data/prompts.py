@@ -70,9 +70,12 @@ def tokenize_problems(
     """
     if settings is None:
         return encode_prompts(tokenizer, problems)
-    texts = [settings["template"].replace("{problem}", problem) for problem in problems]
+    template = settings["template"]
+    texts = [template.replace("{problem}", problem) for problem in problems]
+    turns = [(template.replace("{problem}", turn["user"]), turn["assistant"]) for turn in settings["examples"]]
     if settings["format"] == "plain":
-        prompts = encode_prompts(tokenizer, texts)
+        before = _plain_turns(template, turns)
+        prompts = encode_prompts(tokenizer, [before + text for text in texts])
         begin = tokenizer.bos_token_id
         if begin is not None and all(tokens[:2] == [begin, begin] for tokens in prompts):
             raise UserError(
@@ -80,8 +83,24 @@ def tokenize_problems(
                 "it from `task.prompt.template`."
             )
         return prompts
-    rendered = render_chats(tokenizer, texts, settings["system"], settings["thinking"])
+    rendered = render_chats(tokenizer, texts, settings["system"], settings["thinking"], turns)
     return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])  # the template has put them in
+
+
+def _plain_turns(template: str, turns: Sequence[tuple[str, str]]) -> str:
+    """What stands before a problem in plain prompts: examples as the model would have gone on from their problems.
+
+    Where two parts meet without white space of either, a blank line parts them. For a problem its template decides, so
+    that all prompts begin alike.
+    """
+    shown = ""
+    for question, answer in turns:
+        shown += question + _gap(template, answer) + answer + _gap(answer, template)
+    return shown
+
+
+def _gap(first: str, second: str) -> str:
+    return "" if first[-1:].isspace() or second[:1].isspace() else "\n\n"
 
 
 def write_tokens(path: Path, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> None:

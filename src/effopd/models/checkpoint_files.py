@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from effopd.common.errors import ArtifactError
+from effopd.models.gguf_header import is_gguf
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -121,6 +122,11 @@ def _files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
         if missing := [file.name for file in files if not file.is_file()]:
             raise ArtifactError(f"{path} lacks {some(missing)}, which its index names. {REMEDY}")
         return files, placed
+    if is_gguf(path) or (path.is_dir() and any(map(is_gguf, path.iterdir()))):
+        raise ArtifactError(
+            f"{path} is or holds a GGUF file, which is not read here. Take the model as safetensors: the workflow "
+            "makes such a folder of a GGUF file (`kind: pretrained`, docs/models.md)."
+        )
     pickled = "" if not list(path.glob("*.bin")) else " Pickled weights (*.bin) are not read: save it as safetensors."
     raise ArtifactError(f"{path} is no folder with {SINGLE} or {INDEX}, and no safetensors file.{pickled}")
 

@@ -74,14 +74,32 @@ class RLSettings(TrainedSettings):
 
 
 @dataclass(frozen=True)
+class PackageSettings(Section):
+    """A GGUF file in the wheel of a Python package."""
+
+    name: str
+    version: str
+    sha256: str
+    file: str
+
+
+@dataclass(frozen=True)
 class PretrainedSettings(Section):
-    """`kind: pretrained`: a model of the hub or of a local folder, as it is."""
+    """`kind: pretrained`: a model of the hub, of a local folder or GGUF file, or of a package, as it is."""
 
     kind: str
-    path: str
     dtype: str
     trust_remote_code: bool
+    path: str | None = None  # of one that is not in a `package`
     revision: str | None = None
+    package: PackageSettings | None = None
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, as messages name it."""
+        if self.package is None:
+            return str(self.path)
+        return f"{self.package.file} of the package {self.package.name} {self.package.version}"
 
 
 @dataclass(frozen=True, kw_only=True)

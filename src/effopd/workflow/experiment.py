@@ -21,6 +21,8 @@ from effopd.config.schema import main_group, run_settings
 from effopd.extrapolation.gate import BLIND
 from effopd.extrapolation.schedule import EVERY_STEP, checkpoint_steps, powers_of_two, trigger_steps
 from effopd.models.pretrained import local_model_files
+from effopd.specs.models import PretrainedSettings
+from effopd.specs.read import read_section
 from effopd.tasks.sources import local_files, source_name
 
 # Of the comparison; those on weights: `Plan.weight_figures`.
@@ -172,8 +174,14 @@ class Outline:
 
     def model_files(self, name: str) -> list[str]:
         """The local files that a model is. Raises ConfigError where its folder is none of a model."""
-        model = self.config["models"][name]
-        return [str(path) for path in local_model_files(model)] if model["kind"] == "pretrained" else []
+        if self.config["models"][name]["kind"] != "pretrained":
+            return []
+        return [str(path) for path in local_model_files(self.pretrained(name))]
+
+    def pretrained(self, name: str) -> PretrainedSettings:
+        """Where a pretrained model is from."""
+        found: PretrainedSettings = read_section(PretrainedSettings, self.config["models"][name], f"`models.{name}`")
+        return found
 
     def check_endpoints(self) -> None:
         """Raise ConfigError where nobody says at which server a teacher scores (nothing of a results folder does)."""

@@ -74,8 +74,9 @@ def architecture_of(models: Mapping[str, Any], name: str, vocabulary: int, given
             key: model[key] for key in ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim")
         }
         return Architecture(**shape, vocabulary=vocabulary, tied=False)
-    path = Path(model["path"]) / "config.json"
-    if not is_local(model["path"]) or not path.is_file():
+    place = model.get("path", "")
+    path = Path(place) / "config.json"
+    if not is_local(place) or not path.is_file():
         return None
     return of_config(read_object(path), where=str(path))
 

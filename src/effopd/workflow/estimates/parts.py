@@ -9,6 +9,7 @@ from typing import Any
 from effopd.dynamics.variants import variants
 from effopd.extrapolation.schedule import powers_of_two
 from effopd.models.frozen import frozen_dtype
+from effopd.models.pretrained import is_dequantized
 from effopd.specs.dynamics import InterventionSettings
 from effopd.specs.read import read_section
 from effopd.specs.updates import HoldingSettings
@@ -94,8 +95,9 @@ def of_model(plan: Plan, name: str, model: Architecture, reference: Architecture
     alone = work.alone(model)
     evaluation = alone.measure(model, reference, evaluated(plan), limit) + _on_other_tasks(plan, alone, model, limit)
     judging = frozen_bytes(plan, name, model) + frozen_bytes(plan, plan.reference_teacher(), reference)
-    if settings["kind"] == "pretrained":  # linked, and in the hub's cache
-        return Part(f"{MODEL}{name}", {"evaluation": evaluation}, judging=judging)
+    if settings["kind"] == "pretrained":  # linked, and in the hub's cache, unless it is dequantized
+        disk = FLOAT32 * model.parameters if is_dequantized(plan.pretrained(name)) else 0
+        return Part(f"{MODEL}{name}", {"evaluation": evaluation}, disk, judging=judging)
     trained, sequences, completion, kept = _training(plan, settings, work, model, limit)
     memory = trained_bytes(
         HoldingSettings.of(settings),
