@@ -27,7 +27,7 @@ from effopd.common.strict_json import read_json as read_json
 HASH_ON_READ_BYTES = 256 * 2**20
 PRUNED = ".pruned.json"  # ends the name of the record of the files that were deleted on purpose
 RECORDED_PACKAGES = ("torch", "transformers", "deepspeed", "snakemake", "safetensors", "pandas", "numpy", "datasets",
-                     "math-verify")  # fmt: skip
+                     "math-verify", "reasoning-gym")  # fmt: skip
 
 
 @contextmanager

@@ -10,6 +10,7 @@ EXTRAS = {
     ),
     "vllm": ("vllm",),
     "trl": ("accelerate", "trl"),
+    "reasoning_gym": ("reasoning_gym",),
 }  # fmt: skip
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 
