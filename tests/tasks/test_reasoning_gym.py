@@ -46,7 +46,8 @@ SAMPLED = ["arc_agi", "codeio", "graph_color", "gsm_symbolic", "n_queens", "prim
 
 def section(*datasets, **task):
     filled = {"task": {"name": "reasoning_gym", "datasets": copy.deepcopy(list(datasets)), **task}}
-    return fill(filled, {"properties": {"task": schema()["properties"]["task"]}})["task"]
+    section = fill(filled, {"properties": {"task": schema()["properties"]["task"]}})["task"]
+    return {**section, "splits": task["splits"]} if "splits" in task else section  # no default ones beside those
 
 
 def tables_of(*datasets, **task):
@@ -122,9 +123,9 @@ def test_a_problem_stays_when_later_splits_weights_labels_and_places_change(mixe
 
 
 def test_difficulty_is_a_number_that_the_data_set_calls_so():
-    named = [{"name": name} for name in ("gsm_symbolic", "bitwise_arithmetic", "gcd", "syllogism", "futoshiki")]
+    named = [{"name": name} for name in ("gsm_symbolic", "bitwise_arithmetic", "gcd", "syllogism", "quantum_lock")]
     table = tables_of(*named, splits={"test": 5})["test"].set_index("source")["difficulty"]
-    assert table.dropna().to_dict() == {"gsm_symbolic": 1.0, "bitwise_arithmetic": 2.0}
+    assert table.dropna().to_dict() == {"gsm_symbolic": 1.0, "bitwise_arithmetic": 2.0, "quantum_lock": 7.0}
 
 
 @given(st.integers(0, 10**7), st.lists(st.floats(1e-6, 1e6) | st.integers(1, 1000), min_size=1, max_size=8))
@@ -169,9 +170,7 @@ def test_of_numpy_the_plain_values_are_kept_and_other_types_are_refused():
 def check_dataset(task, name):
     """Right answers get all and wrong ones less, through the task; what cannot be checked is known."""
     if name in REFUSED:
-        with pytest.raises(
-            UserError, match="only 0 distinct ones .* left out: [0-9]+ whose scorer accepts any answer"
-        ):
+        with pytest.raises(UserError, match="only 0 distinct ones .* left out: [0-9]+ whose scorer accepts any answer"):
             one(task, name)
         return
     made, problems = one(task, name)
