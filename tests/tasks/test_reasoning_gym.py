@@ -436,9 +436,10 @@ def test_sources_are_told_apart_where_there_are_several():
 
 @pytest.mark.slow
 def test_the_workflow_plans_the_task_and_makes_its_data(tmp_path):
-    config = {**CONFIG, "task": {"name": "reasoning_gym", "datasets": list(MIXED), "splits": SPLITS}}
+    config = {**CONFIG, "task": {"name": "reasoning_gym", "datasets": list(MIXED), "splits": {**SPLITS, "train": 64}}}
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "model/model.safetensors").write_bytes(b"weights")
     (tmp_path / "gym.yaml").write_text(yaml.safe_dump(config))
     snakemake = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile"), "--cores", "1",
                  "--directory", str(tmp_path), "--configfile", str(tmp_path / "gym.yaml")]  # fmt: skip
