@@ -436,7 +436,8 @@ def test_sources_are_told_apart_where_there_are_several():
 
 @pytest.mark.slow
 def test_the_workflow_plans_the_task_and_makes_its_data(tmp_path):
-    config = {**CONFIG, "task": {"name": "reasoning_gym", "datasets": list(MIXED), "splits": {**SPLITS, "train": 64}}}
+    splits = {**SPLITS, "train": 64}  # a gate draws 50 of them
+    config = {**CONFIG, "task": {"name": "reasoning_gym", "datasets": list(MIXED), "splits": splits}}
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
     (tmp_path / "model/model.safetensors").write_bytes(b"weights")
@@ -446,12 +447,12 @@ def test_the_workflow_plans_the_task_and_makes_its_data(tmp_path):
     planned = subprocess.run([*snakemake, "--dry-run"], capture_output=True, text=True, cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
     assert {"make_data", "make_source_table"} <= set((planned.stdout + planned.stderr).split())
-    spec = plan_of(splits=SPLITS).spec("make_data")
+    spec = plan_of(splits=splits).spec("make_data")
     out = tmp_path / "data/manifest.json"
     command = [sys.executable, "-m", "effopd", "make-data", "--spec", spec, "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "" or "done: 21 train, 7 validation, 14 test rows" in done.stdout + done.stderr
+    assert done.stdout == "" or "done: 64 train, 7 validation, 14 test rows" in done.stdout + done.stderr
     table = pd.read_parquet(out.with_name("train.parquet"))
-    pd.testing.assert_frame_equal(table, tables_of(*MIXED, splits=SPLITS)["train"], check_dtype=False)
-    assert json.loads(out.read_text())["result"]["rows"] == SPLITS
+    pd.testing.assert_frame_equal(table, tables_of(*MIXED, splits=splits)["train"], check_dtype=False)
+    assert json.loads(out.read_text())["result"]["rows"] == splits
