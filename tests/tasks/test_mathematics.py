@@ -102,7 +102,7 @@ def test_workers_end_with_the_process_that_started_them():
     script = (
         "from effopd.tasks.mathematics import MathTask\nfrom effopd.tasks.base import Problem\nimport os\n"
         "task = MathTask({})\ntask.verify(Problem('?', '1'), '\\\\boxed{2}')\n"
-        "print(task._idle.get().process.pid, flush=True)\nos.kill(os.getpid(), 9)"
+        "print(task._workers.idle.get().process.pid, flush=True)\nos.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     worker = int(done.stdout)

@@ -30,7 +30,7 @@ PRUNED = ".pruned.json"  # ends the name of the record of the files that were de
 FORMER_FILES = {"decision.json": "ledger.json", "weight_analysis.json": "weights.json"}
 FORMER_KINDS = {"ledger": "decision"}
 RECORDED_PACKAGES = ("torch", "transformers", "deepspeed", "snakemake", "safetensors", "pandas", "numpy", "datasets",
-                     "math-verify")  # fmt: skip
+                     "math-verify", "reasoning-gym")  # fmt: skip
 
 
 @contextmanager

@@ -12,6 +12,7 @@ EXTRAS = {
     "vllm": ("vllm",),
     "trl": ("accelerate", "trl"),
     "gguf": ("accelerate", "gguf"),  # last, since commands miss accelerate for it alone
+    "reasoning_gym": ("reasoning_gym",),
 }  # fmt: skip
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 

@@ -11,6 +11,7 @@ import importlib.machinery
 import importlib.util
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -33,6 +34,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "math": "effopd.tasks.mathematics:MathTask",
         "choice": "effopd.tasks.choice:ChoiceTask",
         "code": "effopd.tasks.programming:CodeTask",
+        "reasoning_gym": "effopd.tasks.gym:GymTask",
     },
     "model_kinds": {  # the stage that makes such a model
         "pretrain": "effopd.stages.pretrain_model:pretrain_model",
@@ -85,6 +87,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "make_source_table": "effopd.stages.make_task_table:make_task_table",
     },
 }  # fmt: skip
+
+# By task, another project's package that decides its data and its verdicts: its version is part of their fingerprints.
+DECIDED_BY = {"reasoning_gym": "reasoning-gym"}
 
 # What other packages can add by the entry points `effopd.<kind>`: what messages call one, and what it must have.
 OPEN: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -193,6 +198,15 @@ def _added(kind: str) -> list[Entry]:
                 "package's entry points, and install it again."
             )
         found.append(entry)
+    return found
+
+
+def deciding_version(task: str) -> dict[str, str]:
+    """The version of the package that decides what a task's problems and verdicts are, by its name, if one does."""
+    found = {}
+    if (package := DECIDED_BY.get(task)) is not None:
+        with suppress(metadata.PackageNotFoundError):  # what says so is the check of the configuration
+            found[package] = metadata.version(package)
     return found
 
 

@@ -41,6 +41,8 @@ def _rows(prefix: str, node: Mapping[str, Any]) -> Iterator[tuple[str, str, str,
         elif name == "evaluation.tasks.<name>.task":  # its keys are those of `task`
             yield name, "mapping", "", child["description"]
         elif isinstance(child.get("additionalProperties"), dict):
+            if "properties" not in (others := resolve(child["additionalProperties"])) and "allOf" not in others:
+                yield f"{name}.<name>", _kind(others), "", child["description"]
             yield from _rows(f"{name}.<name>.", child["additionalProperties"])
         else:
             yield from _rows(f"{name}.", child)
@@ -66,7 +68,8 @@ def _shown_default(node: Mapping[str, Any]) -> str:
 def _kind(node: Mapping[str, Any]) -> str:
     if "enum" in node:
         return ", ".join(f"`{value}`" for value in node["enum"])
-    names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+    names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false",
+             "array": "list", "object": "mapping", "null": "null"}  # fmt: skip
     if isinstance(node.get("type"), list):
         return ", ".join(names[kind] for kind in node["type"])
     if node.get("type") == "array":

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from effopd.tasks.arithmetic import SPLIT_SHARES
+from effopd.tasks.gym_settings import gym_problems
 from effopd.tasks.sources import is_local, source_name
 
 
@@ -18,6 +19,9 @@ def task_problems(task: Mapping[str, Any], key: str) -> Iterator[str]:
             yield f"`{key}.max_terms` is {most}, less than `{key}.min_terms` ({least}). Raise it."
         else:
             yield from _held_out_problems(task, key)
+        return
+    if task["name"] == "reasoning_gym":
+        yield from gym_problems(task, key)
         return
     trained_on = key == "task"
     for name in ("train", "validation") if trained_on else ():

@@ -323,6 +323,8 @@ class Outline:
     def several_sources(self) -> bool:
         """Whether the test problems of the task that is trained on come from several sources, by their names."""
         splits = self.config["task"]["splits"]
+        if "datasets" in self.config["task"]:
+            return len(self.config["task"]["datasets"]) > 1
         if not isinstance(splits["test"], Mapping):  # a number of problems that the task makes up
             return False
         behind = splits["test"] if "sources" in splits["test"] else splits["train"]  # a share is of the training's

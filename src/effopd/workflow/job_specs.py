@@ -28,8 +28,9 @@ class Plan(Outline):
         return canonical_json({**part, "code": _code("stages", stage)})
 
     def _make_data(self, task: str | None = None) -> dict[str, Any]:
-        settings = {key: value for key, value in self.task(task).items() if key not in ("prompt", "sandbox")}
-        return {"task": {**settings, "code": self._task_code(task)}}
+        elsewhere = ("prompt", "sandbox", "partial_credit")
+        settings = {key: value for key, value in self.task(task).items() if key not in elsewhere}
+        return {"task": {**settings, **self._task_code(task)}}
 
     def _tokenize_prompts(self, model: str, task: str | None = None) -> dict[str, Any]:
         """The prompts do not depend on the model's name: a model's tokenizer is a parent."""
@@ -330,12 +331,14 @@ class Plan(Outline):
     def _verifier(self, task: str | None = None) -> dict[str, Any]:
         """What of a task the verifier depends on."""
         section = self.task(task)
-        settings = {key: section[key] for key in ("name", "sandbox") if key in section}
-        return {**settings, "code": self._task_code(task)}
+        settings = {key: section[key] for key in ("name", "sandbox", "partial_credit") if key in section}
+        return {**settings, **self._task_code(task)}
 
-    def _task_code(self, task: str | None = None) -> str:
-        """The code of a task in use; stages name it only when they run."""
-        return _code("tasks", self.task(task)["name"])
+    def _task_code(self, task: str | None = None) -> dict[str, Any]:
+        """The code of a task in use, and the version of a package that decides as much as this code does."""
+        name = self.task(task)["name"]
+        versions = registry.deciding_version(name)
+        return {"code": _code("tasks", name), **({"versions": versions} if versions else {})}
 
 
 def _code(kind: str, name: str) -> str:
