@@ -11,7 +11,7 @@ from typing import Any
 
 from effopd.artifacts.fingerprints import canonical_json, code_digest, file_sha256
 from effopd.common import registry
-from effopd.workflow.experiment import FIGURES, Outline, groups
+from effopd.workflow.experiment import CHOSEN_BY, FIGURES, Outline, groups
 
 
 class Plan(Outline):
@@ -38,6 +38,19 @@ class Plan(Outline):
 
     def _train_rl(self, model: str) -> dict[str, Any]:
         return {**self._pretrain_model(model), "engine": _engine(self.config["models"][model])}
+
+    def _sample_responses(self, sample: str) -> dict[str, Any]:
+        settings = self.samples[sample]
+        elsewhere = ("from", "engine", "engine_dtype", settings["engine"])  # a parent, and `engine`
+        sampling = {key: value for key, value in settings.items() if key not in elsewhere}
+        return {"sampling": sampling, "engine": _engine(settings), "task": self._verifier()}
+
+    def _train_sft(self, model: str) -> dict[str, Any]:
+        settings = {key: value for key, value in self.config["models"][model].items() if key != "sampling"}
+        if self.samples_of(model):  # what else of `sampling` counts is in the samples, a parent
+            sampling = self.config["models"][model]["sampling"]
+            settings["sampling"] = {key: sampling[key] for key in CHOSEN_BY}
+        return {"model": settings, **({"parts": {"lora": _code("parts", "lora")}} if "lora" in settings else {})}
 
     def _fetch_model(self, model: str) -> dict[str, Any]:
         return {"model": self.config["models"][model]}
@@ -293,6 +306,7 @@ class Plan(Outline):
             "confidence": self.config["evaluation"]["confidence"],
             "seeds": self.dynamics_seeds,
             "models": self.dynamics_models,
+            "supervised": [name for name in self.dynamics_models if self.config["models"][name]["kind"] == "sft"],
         }
 
     def _plot_figure(self, figure: str) -> dict[str, Any]:
@@ -309,7 +323,8 @@ class Plan(Outline):
         tables = self.dynamics_tables()
         return {
             "runs": self.dynamics_runs,
-            "models": self.dynamics_models,
+            # the paper compares with reinforcement learning
+            "models": [name for name in self.dynamics_models if self.config["models"][name]["kind"] != "sft"],
             "tables": tables,
             "confidence": self.config["evaluation"]["confidence"],
         }
