@@ -1,6 +1,7 @@
 """Models that are fine-tuned in the workflow: on worked responses, and on a teacher's samples; then students of a run."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from effopd.data.responses import PARTS, SAMPLES
+from effopd.results.prune import plan_pruning
+from effopd.workflow.job_specs import Plan
 from workflow_runs import Workflow
 
 pytestmark = pytest.mark.slow
@@ -67,6 +71,20 @@ def test_everything_there_is_up_to_date_and_known(tuned):
             lines = [line.split() for line in done.stdout.splitlines()]
             assert ["taught", "sft", "yes", "yes"] in lines
             assert ["cold", "sft", "yes", "yes"] in lines
+
+
+def test_what_a_finished_sampling_left_of_its_parts_is_freed(tuned):
+    results = tuned.folder / "results"
+    (sampled,) = tuned.path("samples").iterdir()
+    left = sampled / PARTS / "left.parquet"
+    left.parent.mkdir()
+    left.write_bytes(b"some")
+    try:
+        freed = plan_pruning(results, Plan.of_results(results), optimizers=2, parts=True)
+        assert [path.name for clause in freed for path in clause.loose] == [left.name]
+        assert not any(path.name == SAMPLES for clause in freed for path in clause.paths)
+    finally:
+        shutil.rmtree(left.parent)
 
 
 STUDENT = {
