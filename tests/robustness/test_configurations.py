@@ -40,6 +40,7 @@ EVERYTHING = {
         "teacher": {"kind": "grpo", "init": "base", "early_stopping": {}},
         "by_dapo": {"kind": "dapo", "init": "base", "early_stopping": {}},
         "by_ppo": {"kind": "ppo", "init": "base", "early_stopping": {}},
+        "by_sft": {"kind": "sft", "init": "base", "data": "samples", "lora": {}, "sampling": {"from": "teacher"}},
         "fetched": {"kind": "pretrained", "path": "./model"},
     },
     "training": {"lora": {}},
