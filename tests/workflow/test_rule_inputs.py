@@ -183,6 +183,24 @@ def test_a_gguf_file_is_an_input_and_a_package_has_none(plan, tmp_path):
     assert inputs.made_by("fetch_model") == list(models)
 
 
+def test_what_fine_tuned_models_are_made_from(plan):
+    sampling = {"from": "teacher"}
+    tuned = {"kind": "sft", "init": "base"}
+    learns = {**tuned, "data": "samples", "sampling": sampling}
+    inputs = RuleInputs(
+        plan(models={**plan().config["models"], "worked": tuned, "one": learns, "two": {**learns, "lr": 1e-3}})
+    )
+    (sample,) = inputs.plan.samples
+    assert inputs.made_by("train_sft") == ["worked", "one", "two"]
+    parent = {"init": MODEL["base"], "prompts": PROMPTS.format("base")}
+    assert inputs.fine_tuned(Wildcards(model="worked")) == parent
+    samples = {"samples": f"results/samples/{sample}/manifest.json"}
+    assert (
+        inputs.fine_tuned(Wildcards(model="one")) == inputs.fine_tuned(Wildcards(model="two")) == {**parent, **samples}
+    )
+    assert inputs.sampled(Wildcards(sample=sample)) == {"model": MODEL["teacher"], "prompts": PROMPTS.format("teacher")}
+
+
 def test_another_tasks_data_knows_what_is_trained_on(inputs):
     assert inputs.tasks == ["arithmetic", "longer"]
     assert inputs.training_data(Wildcards(task="arithmetic")) == {}

@@ -178,6 +178,28 @@ def train_rl(spec: Any, out: Path, prompts: Path, init: Path, device: str, threa
     run(spec, prompts, init, out, _device(device, threads))
 
 
+@_stage("sample-responses", _PROMPTS, _path("model", "Manifest of the model to sample."), computes=True)
+def sample_responses(spec: Any, out: Path, prompts: Path, model: Path, device: str, threads: int) -> None:
+    """Sample a model's answers to training problems and have them judged."""
+    from effopd.stages.sample_responses import sample_responses as run
+
+    run(spec, prompts, model, out, _device(device, threads))
+
+
+@_stage(
+    "train-sft",
+    _PROMPTS,
+    _path("init", "Manifest of the model to start from."),
+    _path("samples", "Manifest of the samples to learn, where the model learns any.", required=False),
+    computes=True,
+)
+def train_sft(device: str, threads: int, **arguments: Any) -> None:
+    """Train a model by supervised fine-tuning."""
+    from effopd.stages.train_sft import train_sft as run
+
+    run(device=_device(device, threads), **arguments)
+
+
 @_stage("preflight", _STUDENT, _TEACHER, _PROMPTS, computes=True)
 def preflight(device: str, threads: int, **arguments: Any) -> None:
     """Check a student and a teacher before they are trained; what fails is said, a line each."""

@@ -39,6 +39,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "model_kinds": {  # the stage that makes such a model
         "pretrain": "effopd.stages.pretrain_model:pretrain_model",
         **dict.fromkeys(("grpo", "dapo", "ppo"), "effopd.stages.train_rl:train_rl"),
+        "sft": "effopd.stages.train_sft:train_sft",
         "pretrained": "effopd.stages.fetch_model:fetch_model",
     },
     "engines": {
@@ -65,7 +66,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         **dict.fromkeys(("random", "always"), "effopd.extrapolation.gate:BlindGate"),
     },
     "predictors": _functions("effopd.extrapolation.predictors", "expo", "relex", "relex_log", "alpha"),
-    "parts": {  # of a run's training, where the run has them
+    "parts": {  # of a run's or model's training, where it has them
         "lora": "effopd.training.lora:LoraTrainer",
         "extrapolation": "effopd.distillation.every_step:StepExtrapolation",
     },
@@ -76,8 +77,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
                 "analyze_weights", "collect_run", "compare_local_theory", "compare_with_paper", "evaluate",
                 "evaluate_candidates", "evaluate_interventions", "fetch_model", "linearize_student", "make_data",
                 "make_dynamics_tables", "make_local_theory_tables", "make_tables", "make_task_table", "plot_figure",
-                "predict_weights", "preflight", "pretrain_model", "select_candidate", "tokenize_prompts", "train_rl",
-                "write_config", "write_explorer", "write_report",
+                "predict_weights", "preflight", "pretrain_model", "sample_responses", "select_candidate",
+                "tokenize_prompts", "train_rl", "train_sft", "write_config", "write_explorer", "write_report",
             )
         },
         **_functions(

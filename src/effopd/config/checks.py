@@ -124,8 +124,11 @@ def _model_problems(config: Mapping[str, Any]) -> Iterator[str]:
                     "Change one of them."
                 )
             continue
-        yield from _engine_problems(model, f"`models.{name}.{{}}`".format)
-        yield from _reinforcement_problems(config["task"], model, f"`models.{name}.{{}}`".format)
+        if model["kind"] == "sft":
+            yield from _fine_tuning_problems(config, name, f"`models.{name}.{{}}`".format)
+        else:
+            yield from _engine_problems(model, f"`models.{name}.{{}}`".format)
+            yield from _reinforcement_problems(config["task"], model, f"`models.{name}.{{}}`".format)
         seen = [name]
         while (origin := models[seen[-1]].get("init")) is not None:
             if origin not in models:
@@ -181,6 +184,65 @@ def _precision_problems(training: Mapping[str, Any], key: Callable[[str], str]) 
                     f"{key(name)} is {value!r}, which needs DeepSpeed's own float32 master weights. Set "
                     f"{key('zero_stage')} to 1 or more (on one rank, 1 costs nothing)."
                 )
+
+
+def _fine_tuning_problems(config: Mapping[str, Any], name: str, key: Callable[[str], str]) -> Iterator[str]:
+    model, task = config["models"][name], config["task"]
+    if model["batch_size"] < model["num_processes"]:
+        yield f"{key('num_processes')} is {model['num_processes']}, more than the sequences of a step. Lower it."
+    yield from _lora_problems(model, key)
+    sampling = model.get("sampling")
+    if model["data"] == "responses":
+        if sampling is not None:
+            yield f"{key('sampling')} is there, and {key('data')} is 'responses'. Write `data: samples`, or remove it."
+        if not _has_responses(task):
+            yield (
+                f"{key('data')} is 'responses', and no source of `task.splits.train` has any. Name their column in its "
+                "`columns.response`, or write `data: samples`."
+            )
+        return
+    if sampling is None:
+        yield f"{key('sampling')} is missing, and {key('data')} is 'samples'. Say whose: `sampling: {{from: <model>}}`."
+        return
+    yield from _engine_problems(sampling, lambda option: key(f"sampling.{option}"))
+    if sampling["per_problem"] > sampling["samples"]:
+        yield (
+            f"{key('sampling.per_problem')} is {sampling['per_problem']}, more than the `samples` of a problem "
+            f"({sampling['samples']}). Lower it, or raise `samples`."
+        )
+    where, available = split_rows(task, "train")
+    if available is not None and sampling.get("problems", 0) > available:
+        yield (
+            f"{key('sampling.problems')} is {sampling['problems']}, more than the training split holds (`{where}`: "
+            f"{available}). Lower it or enlarge the split."
+        )
+    if sampling["from"] not in config["models"]:
+        known = listed(list(config["models"]))
+        yield f"{key('sampling.from')} is {sampling['from']!r}, which is no model. Name one of: {known}."
+    elif circle := _way_between(config["models"], sampling["from"], name):
+        yield f"{key('sampling.from')} leads back to itself ({' -> '.join([name, *circle])}). Break the circle."
+
+
+def _has_responses(task: Mapping[str, Any]) -> bool:
+    """Whether a task's training split has worked responses, as far as the configuration knows."""
+    if task["name"] == "arithmetic" or is_added("tasks", task["name"]):
+        return True
+    return any("response" in source["columns"] for source in task["splits"].get("train", {}).get("sources", ()))
+
+
+def _way_between(models: Mapping[str, Any], start: str, end: str) -> list[str]:
+    """Models from `start` to `end`, each made from the next one; empty where there is no such way."""
+    ways = [[start]]
+    seen = set()
+    while ways:
+        way = ways.pop()
+        if way[-1] == end:
+            return way
+        section = models.get(way[-1], {})
+        behind = (section.get("init"), section.get("sampling", {}).get("from"))
+        ways += [[*way, model] for model in behind if model is not None and model not in seen]
+        seen |= {*behind}
+    return []
 
 
 def _reinforcement_problems(

@@ -20,8 +20,13 @@ def verify_rollouts(
     task: Task, tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], rollouts: Rollouts
 ) -> dict[str, list[Any]]:
     """Rewards and reasons of rollouts of `problems`, the end-of-sequence token left off before judging."""
-    texts = tokenizer.batch_decode(
+    verdicts = task.verify_all(problems, completion_texts(tokenizer, rollouts))
+    return {"reward": [v.reward for v in verdicts], "reason": [v.reason for v in verdicts]}
+
+
+def completion_texts(tokenizer: PreTrainedTokenizerFast, rollouts: Rollouts) -> list[str]:
+    """The text of each completion, without the end-of-sequence token."""
+    texts: list[str] = tokenizer.batch_decode(
         [c[:-1] if done else c for c, done in zip(rollouts.completions, rollouts.finished, strict=True)]
     )
-    verdicts = task.verify_all(problems, texts)
-    return {"reward": [v.reward for v in verdicts], "reason": [v.reason for v in verdicts]}
+    return texts

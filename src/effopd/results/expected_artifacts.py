@@ -43,7 +43,11 @@ class Inventory:
         self.data = self._hold(f"{data}/manifest.json", plan.spec("make_data"))
         self.models: dict[str, Holding] = {}
         self.prompts: dict[str, Holding] = {}
+        self.samples: dict[str, Holding] = {}
         for model in sorted(plan.config["models"], key=self._generation):
+            if sample := plan.samples_of(model):
+                spec = plan.spec("sample_responses", sample=sample)
+                self.samples[sample] = self._hold(f"samples/{sample}/manifest.json", spec)
             spec = plan.spec(plan.model_stage(model), model=model)
             self.models[model] = self._hold(f"models/{model}/manifest.json", spec)
             spec = plan.spec("tokenize_prompts", model=model)
@@ -75,8 +79,7 @@ class Inventory:
             self._take_in_dynamics(subject)
 
     def _generation(self, model: str) -> int:
-        parent = self.plan.model_parent(model)
-        return 0 if parent is None else 1 + self._generation(parent)
+        return max((1 + self._generation(behind) for behind in self.plan.models_behind(model)), default=0)
 
     def _take_in(self, run: str, seed: int, step: int) -> None:
         place, own, folder = (run, seed, step), (run, seed), f"runs/{run}/seed{seed}"
@@ -191,9 +194,9 @@ class Inventory:
 
     def holdings(self) -> list[Holding]:
         """All of them."""
-        groups = (self.models, self.prompts, self.model_evaluations, self.states, self.decisions, self.evaluations,
-                  self.validations, self.predictions, self.prediction_evaluations, self.task_data, self.task_prompts,
-                  self.task_evaluations, self.dynamics)  # fmt: skip
+        groups = (self.models, self.prompts, self.samples, self.model_evaluations, self.states, self.decisions,
+                  self.evaluations, self.validations, self.predictions, self.prediction_evaluations, self.task_data,
+                  self.task_prompts, self.task_evaluations, self.dynamics)  # fmt: skip
         return [self.data, *(holding for group in groups for holding in group.values())]
 
     def of_run(self, holdings: Mapping[Place, Holding], run: str, seed: int) -> list[Holding]:

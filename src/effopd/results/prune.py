@@ -20,6 +20,7 @@ from effopd.workflow.job_specs import Plan
 from effopd.workflow.snakemake_log import jobs_of
 
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"  # as effopd.training.checkpoints, which needs torch
+PARTS = "parts"  # as effopd.data.responses, which needs torch
 _SHARD = re.compile(r"(step\d+)\.shard\d+of\d+\.json")
 
 
@@ -123,6 +124,8 @@ def plan_pruning(results: Path, plan: Plan, optimizers: int, parts: bool) -> lis
     for pattern, finished in (("models/*", "manifest.json"), ("runs/*/seed*/state/*", "state.json")):
         for folder in sorted(path.parent for path in results.glob(f"{pattern}/{finished}")):
             resumes.add_loose([*folder.glob("resume.safetensors"), *folder.glob(f"{BEST}/*")])
+    for manifest in manifests_below(results, "samples/*/manifest.json"):
+        resumes.add_loose((manifest.path.parent / PARTS).glob("*"))
     if parts:
         unfinished.add_loose(results.rglob(".*.part"))
     return [moments, between, shards, wide, predicted, resumes, unfinished]

@@ -16,6 +16,7 @@ PATTERNS = (
     "data/*/manifest.json",
     "data/*/prompts-*/manifest.json",
     "models/*/manifest.json",
+    "samples/*/manifest.json",
     "runs/*/seed*/rollouts/*.json",
     "runs/*/seed*/scores/*.json",
     "runs/*/seed*/state/*/state.json",

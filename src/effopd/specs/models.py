@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from effopd.specs.engines import EngineSettings
 from effopd.specs.section import JobSpec, Section, Task
-from effopd.specs.updates import UpdateSettings
+from effopd.specs.updates import LoraSettings, UpdateSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,39 @@ class RLSettings(TrainedSettings):
 
 
 @dataclass(frozen=True)
+class ChosenSamples(Section):
+    """Which of the samples are learned."""
+
+    keep: str
+    per_problem: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTSettings(TrainedSettings):
+    """`kind: sft` (docs/sft.md)."""
+
+    init: str
+    data: str  # responses or samples
+    batch_size: int
+    max_tokens: int
+    decay: str
+    sampling: ChosenSamples | None = None  # of `data: samples`
+    lora: LoraSettings | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings(Section):
+    """How a model is sampled, for others to learn."""
+
+    samples: int  # per problem
+    temperature: float
+    max_new_tokens: int
+    batch_size: int
+    seed: int
+    problems: int | None = None  # all, where none are
+
+
+@dataclass(frozen=True)
 class PackageSettings(Section):
     """A GGUF file in the wheel of a Python package."""
 
@@ -124,3 +158,20 @@ class TrainRL(JobSpec):
     model: RLSettings
     engine: EngineSettings
     task: Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleResponses(JobSpec):
+    """`sample_responses`."""
+
+    sampling: SamplingSettings
+    engine: EngineSettings
+    task: Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSFT(JobSpec):
+    """`train_sft`."""
+
+    model: SFTSettings
+    parts: Mapping[str, str] = field(default_factory=dict)

@@ -17,6 +17,8 @@ SPECS: dict[str, type[JobSpec]] = {
     "fetch_model": models.FetchModel,
     "pretrain_model": models.PretrainModel,
     "train_rl": models.TrainRL,
+    "sample_responses": models.SampleResponses,
+    "train_sft": models.TrainSFT,
     "preflight": preflight.Preflight,
     "train_segment": segments.TrainSegment,
     **dict.fromkeys(("generate_rollouts", "score_rollouts", "update_policy"), segments.StepOfSegment),

@@ -104,6 +104,7 @@ class LooksSpec(JobSpec):
     baseline: str
     seeds: Sequence[int]
     models: Sequence[str]
+    supervised: Sequence[str] = ()  # those of them that are fine-tuned
 
 
 @dataclass(frozen=True)

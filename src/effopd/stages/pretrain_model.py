@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ from effopd.losses.divergences import negative_log_likelihood, token_logprobs
 from effopd.models.models import special_ids
 from effopd.specs.models import PretrainingSettings, PretrainModel
 from effopd.tasks.base import build_task
+from effopd.training.decay import decayed
 from effopd.training.model_folder import train_into_folder
 from effopd.training.trainer import Trainer, warmed_up
-
-FINAL_LR_SHARE = 0.05  # what the cosine decays to
 
 
 def pretrain_model(spec: PretrainModel, data: Path, out: Path, device: torch.device) -> None:
@@ -51,9 +49,7 @@ def pretrain_model(spec: PretrainModel, data: Path, out: Path, device: torch.dev
         )
         passes = passes_of(text.lengths, settings.micro_batch or size)
         batches = [PaddedBatch.of(text.select(chosen), pad_id, device) for chosen in passes]
-        progress = step / settings.steps
-        decay = FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2
-        lr = warmed_up(settings.lr, step, settings.warmup_steps) * decay
+        lr = warmed_up(settings.lr, step, settings.warmup_steps) * decayed("cosine", step, settings.steps)
         facts, _ = trainer.step(batches, lambda m, b: (_loss(m, b, total), {}), lr)
         return facts
 

@@ -206,6 +206,12 @@ def _chain(config: dict[str, Any], results: Path) -> dict[str, Any]:
         places[manifest.fingerprint] = (column, row)
         nodes.append({"label": name, "title": f"{manifest.path}\n{manifest.fingerprint}", "kind": manifest.kind,
                       "column": column, "row": row})  # fmt: skip
+    for path in sorted(
+        (results / "samples").glob("*/manifest.json")
+    ):  # which stand where the model does that gave them
+        sampled = read_manifest(path, "samples")
+        if sampled.parents["model"] in places:
+            places[sampled.fingerprint] = places[sampled.parents["model"]]
     for manifest in own:
         column, row = columns[manifest.result["step"]], ROWS[manifest.kind]
         places[manifest.fingerprint] = (column, row)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class ArithmeticTask(Task):
         return tables, {}
 
     def make_split(self, split: str) -> pd.DataFrame:
-        """The problems of a split."""
+        """The problems of a split; those to train on with a worked response, free of slips."""
         import pandas as pd
 
         size = self.section["splits"][split]
@@ -54,7 +55,8 @@ class ArithmeticTask(Task):
                 break
         terms = [_terms(problem) for problem in problems]
         answers, counts = [str(sum(t)) for t in terms], [float(len(t)) for t in terms]
-        return pd.DataFrame({"problem": problems, "answer": answers, "difficulty": counts})
+        table = pd.DataFrame({"problem": problems, "answer": answers, "difficulty": counts})
+        return table.assign(response=[_worked(t) for t in terms]) if split == "train" else table
 
     def make_corpus(self) -> pd.DataFrame:
         """Text to pretrain on: columns `prompt` and `completion`."""
@@ -133,6 +135,12 @@ def split_of(problem: str) -> str:
             return split
         share -= size
     raise AssertionError("the shares sum to 100")
+
+
+def _worked(terms: list[int]) -> str:
+    """The right partial sums and the answer: `15,20#20` of 7, 8 and 5."""
+    sums = [str(total) for total in accumulate(terms)]
+    return ",".join(sums[1:]) + f"#{sums[-1]}"
 
 
 def _slip(rng: np.random.Generator) -> int:

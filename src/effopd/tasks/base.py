@@ -44,8 +44,8 @@ class Task(ABC):
         """The data, and facts on how it came to be.
 
         A table for each of the section's splits (train, validation and test, or test alone), with columns `problem`,
-        `answer` and `difficulty` (the fields of `Problem`); tasks that a model can be pretrained on add `corpus`, with
-        columns `prompt` and `completion`.
+        `answer` and `difficulty` (the fields of `Problem`), and in train `response` where there are worked ones; tasks
+        that a model can be pretrained on add `corpus`, with columns `prompt` and `completion`.
         """
 
     @abstractmethod

@@ -52,7 +52,10 @@ WRITTEN_LABEL = re.compile(r"[(\[]?([A-Z])(?:[)\]]\s*|[.:]\s+)(?=\S)")  # `A)21`
 
 
 class ChoiceTask(DatasetTask):
-    """Multiple choice; the choices of each question are shuffled by a permutation of its own."""
+    """Multiple choice; the choices of each question are shuffled by a permutation of its own.
+
+    Those of a source with worked responses keep their order, since responses name choices by their letters.
+    """
 
     def read_row(self, row: Row, columns: Mapping[str, Any]) -> tuple[Problem, str]:
         question = text_at(row, columns["problem"])
@@ -64,7 +67,10 @@ class ChoiceTask(DatasetTask):
             raise UnusableRowError("fewer than two choices, or choices that are empty or alike")
         right = _right_choice(row, columns, choices, written)
         content = "\n".join([question, *sorted(choices)])
-        order = generator(self.section["seed"], "choices", content_hash(content)).permutation(len(choices)).tolist()
+        order = list(range(len(choices)))
+        if "response" not in columns:
+            rng = generator(self.section["seed"], "choices", content_hash(content))
+            order = rng.permutation(len(choices)).tolist()
         lines = [f"{letter}. {choices[place]}" for letter, place in zip(ascii_uppercase, order, strict=False)]
         answer = ascii_uppercase[order.index(right)]
         return Problem("\n".join([question, "", *lines]), answer), content

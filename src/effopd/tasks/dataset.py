@@ -48,7 +48,8 @@ class DatasetTask(Task):
     def make_tables(self) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
         """The splits, with columns `problem`, `answer`, `difficulty` and `source`; no two problems are the same.
 
-        `content` and `question` are hashes by which other tasks know their problems (`without_seen`).
+        `content` and `question` are hashes by which other tasks know their problems (`without_seen`). The training
+        split has a column `response` where a source of its says which (`columns.response`).
 
         The facts count what was read and dropped: by source, the rows that `where` left out and those that are
         unusable, by reason; by split, duplicates, problems that a split held out before it holds, and those beyond its
@@ -85,6 +86,9 @@ class DatasetTask(Task):
             )
             for split, kept in splits.items.items()
         }
+        responses = [item.response for item in splits.items.get("train", ())]
+        if any(response is not None for response in responses):
+            tables["train"]["response"] = [response or "" for response in responses]
         dropped = {"duplicates": splits.duplicates, "overlaps": splits.overlaps, "beyond_limit": splits.beyond_limit}
         return tables, {"sources": read, **dropped}
 
@@ -152,4 +156,5 @@ class DatasetTask(Task):
         if "difficulty" in columns:
             problem = replace(problem, difficulty=number_at(row, columns["difficulty"]))
         question = text_at(row, columns["problem"])
-        return Item(problem, content_hash(content), name, content_hash(question))
+        response = text_at(row, columns["response"]) if "response" in columns else None
+        return Item(problem, content_hash(content), name, content_hash(question), response)

@@ -25,6 +25,9 @@ class Item:
     content: str  # from `content_hash`
     source: str  # name of the source
     question: str  # the same of the question alone, where `content` counts its choices too
+    response: str | None = (
+        None  # a worked response, "" where its row has none; None where the source has no such column
+    )
 
     @property
     def place(self) -> float:

@@ -150,11 +150,11 @@ def adapted_layers(model: PreTrainedModel, which: str) -> list[tuple[str, nn.Lin
     try:
         chosen = set(moving_parameters((name for name, _ in model.named_parameters()), which))
     except ValueError as error:
-        raise ConfigError(f"config: `training.lora.parameters`: {error}.") from None
+        raise ConfigError(f"config: `lora.parameters`: {error}.") from None
     for name, parameter in model.named_parameters():
         if name in chosen and parameter.dim() > 2:
             raise ConfigError(
-                f"config: `training.lora.parameters` is {which!r}, which names {name}, a stack of matrices that has no "
+                f"config: `lora.parameters` is {which!r}, which names {name}, a stack of matrices that has no "
                 "adapter here. Leave it out with a regular expression, such as `self_attn`."
             )
     found = [
@@ -164,7 +164,7 @@ def adapted_layers(model: PreTrainedModel, which: str) -> list[tuple[str, nn.Lin
     ]
     if not found:
         raise ConfigError(
-            f"config: `training.lora.parameters` is {which!r}, which names no linear layer below the head. Write "
+            f"config: `lora.parameters` is {which!r}, which names no linear layer below the head. Write "
             "`attention_mlp`, or a regular expression that does."
         )
     return found

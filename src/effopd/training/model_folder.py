@@ -39,6 +39,8 @@ def train_into_folder(
     shown: Sequence[str],
     aside: Collection[str] = (),
     stopping: EarlyStopping | None = None,
+    trainer_of: Callable[[PreTrainedModel, TrainerSettings], Trainer] = Trainer,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Train a model as `settings` say and write it as a Hugging Face folder with the manifest `out`, of this `spec`.
 
@@ -47,14 +49,15 @@ def train_into_folder(
     checkpoints/step<n>.safetensors. Parameters named in `aside` are trained with the model and saved nowhere but in
     resume points. With `stopping` the model is that of the best evaluated step, training may end before its last step,
     and result["steps"] is the step that was taken. A killed attempt goes on from the last resume point, a few seconds
-    back, to bitwise the same model. Under several ranks the first writes.
+    back, to bitwise the same model. Under several ranks the first writes. `trainer_of` makes what trains the model;
+    `facts` go to the manifest's result.
     """
     started = time.time()
     folder, steps = out.parent, settings.steps
     check_own(folder)
     best = folder / BEST  # a file for each step that was the best so far, until a resume point knows it
     config = model.config
-    trainer = Trainer(model, TrainerSettings.of(settings))
+    trainer = trainer_of(model, TrainerSettings.of(settings))
     with exclusive(folder) if trainer.first else nullcontext():
         fingerprint = fingerprint_of("model", spec, parents)
         finished = trainer.first and out.is_file() and read_manifest(out, "model").fingerprint == fingerprint
@@ -69,18 +72,18 @@ def train_into_folder(
             say(f"{what}: going on after step {len(rows)}")
         progress = Progress(what, steps, done=len(rows))
         for step in range(len(rows) + 1, steps + 1):
-            facts = train_step(trainer, step)
+            metrics = train_step(trainer, step)
             if stopping and stopping.due(step):
-                facts[METRIC] = stopping.evaluate(trainer)
-            rows.append({"step": step, **facts})
+                metrics[METRIC] = stopping.evaluate(trainer)
+            rows.append({"step": step, **metrics})
             places = [folder / f"checkpoints/step{step}.safetensors"] if step in checkpoints else []
-            places += [best / f"step{step}.safetensors"] if METRIC in facts and best_step(rows) == step else []
+            places += [best / f"step{step}.safetensors"] if METRIC in metrics and best_step(rows) == step else []
             if places:
                 weights = _without(trainer.weights(), aside)
                 for place in places if trainer.first else ():
                     save_tensors(place, weights)
             if trainer.first:
-                progress.update(step, **{name: facts[name] for name in (*shown, METRIC) if name in facts})
+                progress.update(step, **{name: metrics[name] for name in (*shown, METRIC) if name in metrics})
             if stopping and stopping.over(rows):
                 if trainer.first:
                     say(f"{what}: {stopping.patience} evaluations without gain, stopped after step {step}")
@@ -103,6 +106,7 @@ def train_into_folder(
         kept = [f"checkpoints/step{step}.safetensors" for step in sorted(checkpoints) if step <= taken]
         files = own | {name: folder / name for name in kept}
         result = {
+            **(facts or {}),
             "steps": taken,
             "parameters": sum(tensor.numel() for tensor in weights.values()),
             "last_step": rows[taken - 1],

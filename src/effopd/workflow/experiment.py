@@ -34,6 +34,7 @@ PREFLIGHT = (
     "student", "teacher", "scored_by", "batch_size", "micro_batch", "max_new_tokens", "temperature", "precision",
     "num_processes", "zero_stage", "gradient_checkpointing", "offload_optimizer", "lora",
 )  # fmt: skip
+CHOSEN_BY = ("keep", "per_problem")  # what of `sampling` chooses among samples that are there
 LOCAL_THEORY_TABLES = ("local_residuals", "local_eigenspace", "local_path", "local_gradient")
 IN_TURN = ("first_failure", "all")  # searches that try the `coefficients` and nothing else
 TABLES = ("models", "evaluation", "extrapolation", "speedup", "comparison", "summary")
@@ -168,6 +169,22 @@ class Outline:
         """The model that a model is trained from, if any."""
         return self.config["models"][name].get("init")
 
+    def models_behind(self, name: str) -> list[str]:
+        """The models that a model is made from: the one it is trained from, and the one whose samples it learns."""
+        sample = self.samples_of(name)
+        return [*filter(None, [self.model_parent(name)]), *([self.samples[sample]["from"]] if sample else [])]
+
+    def samples_of(self, model: str) -> str | None:
+        """The name of the samples that a model learns, if any: models that ask for the same ones share them."""
+        section = self.config["models"][model]
+        return _samples_name(section["sampling"]) if section.get("data") == "samples" else None
+
+    @property
+    def samples(self) -> dict[str, dict[str, Any]]:
+        """How the samples that models learn are made, by their names."""
+        sections = [section for section in self.config["models"].values() if section.get("data") == "samples"]
+        return {_samples_name(section["sampling"]): _drawn(section["sampling"]) for section in sections}
+
     def model_stage(self, name: str) -> str:
         """The stage that makes a model."""
         return find("model_kinds", self.config["models"][name]["kind"]).attribute
@@ -288,7 +305,7 @@ class Outline:
         if folder != "models":
             return self.boundaries(folder)
         steps = self.config["models"][name].get("steps", 1)
-        checkpoints = powers_of_two(steps) if self.model_stage(name) == "train_rl" else []
+        checkpoints = powers_of_two(steps) if self.model_stage(name) in ("train_rl", "train_sft") else []
         return tuple(sorted({*checkpoints, steps}))
 
     def dynamics_tables(self) -> list[str]:
@@ -421,6 +438,15 @@ class Outline:
         """The names of a run's student and teacher."""
         training = self.runs[run]["training"]
         return training["student"], training["teacher"]
+
+
+def _drawn(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's `sampling` decides the samples, and not which of them are learnt."""
+    return {key: value for key, value in sampling.items() if key not in CHOSEN_BY}
+
+
+def _samples_name(sampling: Mapping[str, Any]) -> str:
+    return f"{sampling['from']}-{digest(_drawn(sampling))[:8]}"
 
 
 def groups(runs: Mapping[str, Any]) -> list[tuple[str, list[str]]]:

@@ -13,7 +13,7 @@ from effopd.artifacts.fingerprints import canonical_json, code_digest, file_sha2
 from effopd.common import registry
 from effopd.specs.read import read_section
 from effopd.specs.segments import TrainingSettings
-from effopd.workflow.experiment import FIGURES, Outline, engine_of, groups, without_engine
+from effopd.workflow.experiment import CHOSEN_BY, FIGURES, Outline, engine_of, groups, without_engine
 
 
 class Plan(Outline):
@@ -42,6 +42,18 @@ class Plan(Outline):
     def _train_rl(self, model: str) -> dict[str, Any]:
         section = self.config["models"][model]
         return {"model": without_engine(section), "engine": _engine(section), "task": self._verifier()}
+
+    def _sample_responses(self, sample: str) -> dict[str, Any]:
+        settings = self.samples[sample]
+        sampling = {key: value for key, value in without_engine(settings).items() if key != "from"}  # a parent
+        return {"sampling": sampling, "engine": _engine(settings), "task": self._verifier()}
+
+    def _train_sft(self, model: str) -> dict[str, Any]:
+        settings = {key: value for key, value in self.config["models"][model].items() if key != "sampling"}
+        if self.samples_of(model):  # what else of `sampling` counts is in the samples, a parent
+            sampling = self.config["models"][model]["sampling"]
+            settings["sampling"] = {key: sampling[key] for key in CHOSEN_BY}
+        return {"model": settings, **({"parts": {"lora": _code("parts", "lora")}} if "lora" in settings else {})}
 
     def _fetch_model(self, model: str) -> dict[str, Any]:
         return {"model": self.config["models"][model]}
@@ -287,6 +299,7 @@ class Plan(Outline):
             "baseline": self.config["evaluation"]["baseline"],
             "seeds": self.dynamics_seeds,
             "models": self.dynamics_models,
+            "supervised": [name for name in self.dynamics_models if self.config["models"][name]["kind"] == "sft"],
         }
 
     def _plot_figure(self, figure: str) -> dict[str, Any]:
@@ -305,7 +318,8 @@ class Plan(Outline):
         tables = self.dynamics_tables()
         return {
             "runs": self.dynamics_runs,
-            "models": self.dynamics_models,
+            # the paper compares with reinforcement learning
+            "models": [name for name in self.dynamics_models if self.config["models"][name]["kind"] != "sft"],
             "tables": tables,
             "confidence": self.config["evaluation"]["confidence"],
         }

@@ -3,6 +3,7 @@
 DATA = "results/data/{task}/manifest.json"
 PROMPTS = "results/data/{task}/prompts-{model}/manifest.json"
 MODEL = "results/models/{model}/manifest.json"
+SAMPLES = "results/samples/{sample}/manifest.json"
 PREFLIGHT = "results/preflight/{pair}.json"
 
 RUN = "results/runs/{run}/seed{seed}"

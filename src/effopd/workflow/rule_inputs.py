@@ -65,6 +65,16 @@ class RuleInputs:
         parent = self.plan.model_parent(wildcards.model)
         return {"init": paths.MODEL.format(model=parent), "prompts": self.prompts_pattern.format(model=parent)}
 
+    def fine_tuned(self, wildcards: Any) -> Files:
+        """The model that a model is fine-tuned from, its prompts and, where it learns some, the samples."""
+        sample = self.plan.samples_of(wildcards.model)
+        return {**self.parent(wildcards), **({"samples": paths.SAMPLES.format(sample=sample)} if sample else {})}
+
+    def sampled(self, wildcards: Any) -> Files:
+        """The model whose answers are sampled, and its prompts."""
+        model = self.plan.samples[wildcards.sample]["from"]
+        return {"model": paths.MODEL.format(model=model), "prompts": self.prompts_pattern.format(model=model)}
+
     def reference_teacher(self) -> str:
         """The teacher that models are compared with."""
         return paths.MODEL.format(model=self.plan.reference_teacher())

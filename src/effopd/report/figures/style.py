@@ -79,7 +79,8 @@ def looks(spec: LooksSpec) -> dict[str, Look]:
             color, line = ("black", "-") if run == spec.baseline else next(colors)
             found[run] = Look(spec.labels[run], color, MARKERS[number % len(MARKERS)], line)
     for number, model in enumerate(spec.models):
-        found[f"models/{model}"] = Look(f"{model} (RL)", GRAYS[number % len(GRAYS)], "h", DASHED)
+        how = "SFT" if model in spec.supervised else "RL"
+        found[f"models/{model}"] = Look(f"{model} ({how})", GRAYS[number % len(GRAYS)], "h", DASHED)
     return found
 
 

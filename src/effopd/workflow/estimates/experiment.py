@@ -133,6 +133,9 @@ def _parts(plan: Plan, known: dict[str, Architecture]) -> Iterator[Part]:
     for name, shape in known.items():
         if plan.reference_teacher() in known:
             yield parts.of_model(plan, name, shape, known[plan.reference_teacher()])
+    for name, sampling in plan.samples.items():
+        if sampling["from"] in known:
+            yield parts.of_samples(plan, name, known[sampling["from"]])
     for name in plan.predictions:
         if (run := plan.predicted_from(name)) in runs:
             yield parts.of_prediction(plan, name, *roles(run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from effopd.workflow.estimates.work import DERIVATIVE_PASSES, Work
 from effopd.workflow.job_specs import Plan
 
 BYTES_A_TOKEN = 12  # of rollouts and scores on disk: a token id and two log-probs
-LOCAL_THEORY, MODEL = "local theory", "model "  # what their parts' names begin with
+LOCAL_THEORY, MODEL, SAMPLES = "local theory", "model ", "samples "  # what their parts' names begin with
 STAGES = ("rollouts", "scores", "updates", "gates", "evaluation")
 
 
@@ -99,14 +100,16 @@ def of_model(plan: Plan, name: str, model: Architecture, reference: Architecture
         disk = FLOAT32 * model.parameters if is_dequantized(plan.pretrained(name)) else 0
         return Part(f"{MODEL}{name}", {"evaluation": evaluation}, disk, judging=judging)
     trained, sequences, completion, kept = _training(plan, settings, work, model, limit)
+    longest = min(longest_prompt(plan) + completion, settings.get("max_tokens", math.inf))
     memory = trained_bytes(
         HoldingSettings.of(settings),
         parameters=model.parameters,
         hidden_size=model.hidden_size,
         layers=model.layers,
-        positions=sequences * (longest_prompt(plan) + completion),
+        positions=sequences * longest,
+        factors=model.lora_factors(settings["lora"]["rank"]) if "lora" in settings else None,
     )
-    if settings["kind"] != "pretrain":  # what generates under ZeRO 3, and what the KL divergence is from
+    if settings["kind"] not in ("pretrain", "sft"):  # what generates under ZeRO 3, and what the KL divergence is from
         students = (settings["zero_stage"] == 3) + _has_reference(settings)
         memory += beside_bytes(settings["precision"], model.parameters, students, 0)
     disk = kept * FLOAT32 * model.parameters
@@ -121,10 +124,13 @@ def _training(
 ) -> tuple[dict[str, float], float, float, int]:
     """GPU seconds by stage; sequences of a pass and their longest completion; how many copies of weights stay."""
     steps = settings["steps"]
-    if settings["kind"] == "pretrain":  # the corpus is taken for as long as the runs' completions
+    if settings["kind"] in ("pretrain", "sft"):  # corpus and responses are taken for as long as the runs' completions
         size = settings["batch_size"]
         sequences = settings.get("micro_batch", size / settings["num_processes"])
-        return {"updates": steps * work.update(model, size, limit)}, sequences, limit, 1
+        if settings.get("data") == "samples":
+            limit = settings["sampling"]["max_new_tokens"]
+        kept = 1 if settings["kind"] == "pretrain" else 1 + len(powers_of_two(steps))
+        return {"updates": steps * work.update(model, size, limit)}, sequences, limit, kept
     limit, size = settings["max_new_tokens"], settings["prompts_per_step"] * settings["samples_per_prompt"]
     draws = min(plan.config["estimate"]["draws"], settings["max_draws"]) if "max_draws" in settings else 1
     # Values of PPO's head come with the log-probs before an update, and with the update itself.
@@ -138,6 +144,15 @@ def _training(
         seconds["evaluation"] = steps // stopping["every"] * work.generate(model, stopping["problems"], limit)
     sequences = settings.get("micro_batch", size / settings["minibatches"] / settings["num_processes"])
     return seconds, sequences, limit, 1 + len(powers_of_two(steps))
+
+
+def of_samples(plan: Plan, name: str, model: Architecture) -> Part:
+    """Samples of a model for others to learn, which these share."""
+    sampling = plan.samples[name]
+    sequences = sampling.get("problems", problems(plan, "train")) * float(sampling["samples"])
+    work, limit = Work.of(plan, 1).alone(model), sampling["max_new_tokens"]
+    seconds = {"rollouts": work.generate(model, sequences, limit)}
+    return Part(f"{SAMPLES}{name}", seconds, sequences * work.share * limit * BYTES_A_TOKEN)
 
 
 def of_prediction(plan: Plan, name: str, student: Architecture, teacher: Architecture) -> Part:
