@@ -58,6 +58,9 @@ EVERYTHING = {
                 f"more_{name}": {"task": {"name": name, "splits": SPLITS, "prompt": {"examples": EXAMPLES}}}
                 for name in ("math", "choice", "code")
             },
+            "more_gym": {
+                "task": {"name": "reasoning_gym", "datasets": [{"name": "gcd"}], "prompt": {"examples": EXAMPLES}}
+            },
         }
     },
     "estimate": {
