@@ -279,6 +279,13 @@ def test_advantages_that_are_all_alike_are_whitened_to_zero(tokenizer):
         assert micro.advantages.abs().max() < 1e-6
 
 
+def test_a_deviation_as_small_as_rounding_is_not_blown_up_to_one(tokenizer):
+    setup = Setup("ppo", tokenizer)
+    micro = of_advantages(torch.tensor([1e-8, -1e-8]), torch.tensor([1.0, 0.0]))
+    setup.updates._whiten(setup.trainer, [micro])
+    assert micro.advantages.tolist() == pytest.approx([0.5, -0.5], rel=1e-4)
+
+
 def test_values_explain_nothing_of_returns_that_are_all_alike(tokenizer):
     """Nothing is right, the new head says 0, and the policy stays where it is."""
     setup = Setup("ppo", tokenizer, task=FirstTokenTask(right=""), kl_coefficient=0, weight_decay=0.0)
