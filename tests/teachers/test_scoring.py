@@ -109,6 +109,24 @@ def test_logits_are_remembered_only_where_they_fit(rollouts, other_model, model,
             np.testing.assert_allclose(row, (mine.exp() * (mine - theirs)).sum(-1).numpy(), atol=2e-5)
 
 
+@pytest.mark.parametrize(("spare", "fits"), [(0, True), (1, False)])
+def test_a_gibibyte_of_logits_is_remembered_unless_told_otherwise(rollouts, other_model, spare, fits):
+    tokens = 2**30 // (4 * max(16, 32)) + spare
+    judge = ReverseKL(other_model, rollouts, pad_id=0, batch_size=10, shared_tokens=tokens)
+    assert (judge.head is None) == fits
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_the_divergence_is_from_the_policy_at_its_temperature_to_the_teacher_as_it_is(
+    rollouts, other_model, model, temperature
+):
+    found = measure_reverse_kl(model, other_model, rollouts, pad_id=0, batch_size=4, temperature=temperature)
+    pairs = zip(logprobs_by_hand(model, rollouts), logprobs_by_hand(other_model, rollouts), strict=True)
+    for row, (student, teacher) in zip(found, pairs, strict=True):
+        policy = (student / temperature).log_softmax(-1)
+        np.testing.assert_allclose(row, (policy.exp() * (policy - teacher)).sum(-1).numpy(), atol=2e-5)
+
+
 def test_one_measurement_remembers_nothing(rollouts, other_model, model, monkeypatch):
     made = []
     create = ReverseKL.__init__
