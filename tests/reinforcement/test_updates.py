@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,7 +163,7 @@ def test_loss_and_gradients_of_ppo_equal_the_written_out_objective(tokenizer):
             advantage, then = micro.advantages[place].item(), micro.old_logprobs[place].item()
             old, target = micro.old_values[place].item(), micro.returns[place].item()
             ratio = (now[position] - then).exp()
-            low, high = 1 - settings["clip_low"], 1 + settings["clip_high"]
+            low, high = 1 - settings.clip_low, 1 + settings.clip_high
             wanted = wanted - min(ratio * advantage, ratio.clamp(low, high) * advantage) / total
             clipped = old + (values[position] - old).clamp(-0.05, 0.05)
             error = max((values[position] - target) ** 2, (clipped - target) ** 2) / 2
@@ -183,7 +184,7 @@ def test_loss_and_gradient_norm_are_means_over_the_updates(tokenizer):
     losses, norms = [], []
     for part in parts:
         setup.model.zero_grad()
-        loss = written_out(setup, part, setup.model, setup.settings["clip_low"], setup.settings["clip_high"])
+        loss = written_out(setup, part, setup.model, setup.settings.clip_low, setup.settings.clip_high)
         loss.backward()
         losses.append(loss.item())
         norms.append(math.sqrt(sum(parameter.grad.double().square().sum() for parameter in setup.model.parameters())))
@@ -211,7 +212,7 @@ def test_a_rank_without_groups_adds_up_the_same_numbers_in_the_same_order(way, r
     setup = Setup(way, tokenizer)
     if not refers:
         setup.updates.reference = None
-        setup.settings["kl_coefficient"] = 0
+        setup.updates.settings = replace(setup.settings, kl_coefficient=0.0)
     groups = setup.source.groups(1, range(2))
     asked = []
     monkeypatch.setattr(setup.trainer, "sum_over_ranks", lambda value: (asked.append(value), value + 8.0)[1])
