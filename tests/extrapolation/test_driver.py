@@ -170,3 +170,19 @@ def test_a_warning_is_printed_once_with_what_it_begins_with_or_not_at_all(capsys
     extrapolate(ray, gate, SearchSettings("all", [2.0], False), warn="warning: step 3: ")
     said = "warning: step 3: nothing is extrapolated: the score of the current weights is not finite\n"
     assert capsys.readouterr().err == said
+
+
+def test_a_search_that_another_package_adds_is_given_its_options(monkeypatch):
+    given_options = []
+
+    def own(trials, coefficients, start, **options):
+        given_options.append(options)
+        trials.trial(coefficients[0])
+        return "it has ended"
+
+    monkeypatch.setattr("effopd.extrapolation.search.load", lambda kind, name: own)
+    ray = RayInMemory(CURRENT, ANCHOR, MODULES)
+    gate = Quadratic(ray, dict.fromkeys(MODULES, 2.0))
+    decision = extrapolate(ray, gate, SearchSettings("own", [2.0], False, {"width": 3}))
+    assert given_options == [{"width": 3}]
+    assert (decision.coefficient, decision.result.reason) == (2.0, "it has ended")
