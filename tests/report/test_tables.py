@@ -108,6 +108,8 @@ def test_ties_are_told_of_decisions_with_marks_and_of_older_ones_by_their_values
     assert [(row["coefficient"], row["tie"], row["selected"]) for row in rows] == [
         (0.0, False, False), (2.0, True, True), (4.0, False, False), (6.0, False, False),
     ]  # fmt: skip
+    unlike = _of_record(decision([False, False, False]))  # a gate whose values are alike where its scores are not
+    assert [row["tie"] for row in unlike] == [False] * 4
     broken = _of_record(decision(None, (None, None)))
     assert [row["tie"] for row in broken] == [False, False]
 
