@@ -99,6 +99,7 @@ def test_the_accepted_candidate_of_the_steps_own_update_is_what_training_goes_on
             min(range(len(facts["trial_values"])), key=facts["trial_values"].__getitem__)
         ]
         assert facts["coefficient"] == best > 0
+        assert not facts["tie"]
         wanted = candidate(current, before, best, moving)
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in trainer.weights().items())
         after = trainer.optimizer_state().moments

@@ -199,6 +199,7 @@ MODULES = {
     "training/model_folder.py": EVERY_MODEL,
     "stages/preflight.py": {},
     "preflight/tokens.py": {},
+    "preflight/gate_sight.py": {},
     "workflow/estimates/memory.py": {},
     "workflow/estimates/parts.py": {},
     "stages/segments.py": EVERY_RUN,

@@ -124,9 +124,42 @@ def test_the_decision_is_that_of_brute_force_whoever_keeps_the_weights(search, o
         if not search.refines or decision.coefficient == 0:
             assert decision.coefficients == flat(decision.coefficient)
             assert decision.module_trials == 0
+        assert decision.tie == (decision.coefficient != 0 and points[decision.coefficient] == points[0.0])
         assert [row["judged_tokens"] for row in decision.costs] == list(range(1, len(gate.asked) + 1))
         assert [row["coefficient"] for row in decision.costs] == [coefficient for coefficient, _ in gate.asked]
     assert decisions[0] == decisions[1]
+
+
+class Recorded:
+    """A gate that says the same of each coefficient every time."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def judge(self, coefficient):
+        return GateValue(self.scores[coefficient], self.scores[coefficient])
+
+
+@pytest.mark.parametrize(
+    ("scores", "accepted", "tie", "ties"),
+    [
+        ([0.0, 0.0, 0.0], 4.0, True, [True, True]),  # a gate that cannot see
+        ([0.5, 0.5, 0.4], 2.0, True, [True, False]),
+        ([0.5, 0.5, 0.6], 4.0, False, [True, False]),  # what went through a tie and ended better
+        ([0.5, 0.6, 0.6], 4.0, False, [False, False]),  # a tie with the best so far alone
+        ([0.5, 0.4, 0.5], 0.0, False, [False]),  # nothing was accepted
+        ([0.5, math.nan, 0.5], 0.0, False, [False]),
+        ([math.nan, math.nan, math.nan], 0.0, False, []),
+    ],
+)
+def test_a_decision_that_was_a_tie_is_marked(scores, accepted, tie, ties):
+    gate = Recorded(dict(zip((0.0, 2.0, 4.0), scores, strict=True)))
+    ray = RayInMemory(CURRENT, ANCHOR, MODULES)
+    decision = extrapolate(ray, gate, SearchSettings("first_failure", [2.0, 4.0], True))
+    recorded = decision.record(1, metric="accuracy", update_norm={})
+    assert (recorded["coefficient"], recorded["tie"]) == (accepted, tie)
+    assert [trial["tie"] for trial in recorded["trials"]] == ties
+    assert "tie" not in recorded["current"]
 
 
 def test_a_search_by_module_asks_about_modules_with_the_draws_of_the_candidate_that_it_goes_on_from():

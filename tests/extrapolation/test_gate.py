@@ -175,10 +175,14 @@ def test_a_decision_holds_what_was_tried_in_order_and_what_was_accepted():
         "step": 8,
         "coefficient": 2.0,
         "reason": "4 was rejected",
+        "tie": False,
         "accept_ties": False,
         "metric": "reverse_kl",
         "current": values[0.0],
-        "trials": [{**values[2.0], "accepted": True}, {**values[4.0], "accepted": False}],
+        "trials": [
+            {**values[2.0], "accepted": True, "tie": False},
+            {**values[4.0], "accepted": False, "tie": False},
+        ],
         "update_norm": {"all": 2.0, "moving": 1.0},
     }
 

@@ -28,9 +28,10 @@ from effopd.preflight.agreement import (
     check_weights,
 )
 from effopd.preflight.findings import Checks, failed, passed
-from effopd.preflight.judging import check_accuracy, check_verifier
+from effopd.preflight.judging import check_accuracy, check_gate, check_verifier
 from effopd.preflight.resources import available_memory, check_disk, check_memory, free_disk
 from effopd.preflight.tokens import check_chat_template, check_eos, check_lengths, check_tokenizer
+from effopd.specs.preflight import CheckedGate
 from effopd.specs.read import read_spec
 from effopd.specs.updates import HoldingSettings, LoraSettings
 from effopd.stages import preflight as stage
@@ -280,6 +281,110 @@ def test_the_teachers_lead():
     assert "100% and 30% ended within 24 tokens" in cut.measured
 
 
+GATE = {
+    "runs": ["effopd"], "search": "first_failure", "coefficients": [2, 4, 6, 8, 10], "accept_ties": True,
+    "examples": 50, "samples": 1, "paired": False,
+}  # fmt: skip
+
+
+def gate_finding(right, asked, finished=1.0, **overrides):
+    """What the check says of gates that differ from GATE in one thing each, or in all of them."""
+    gates = overrides.pop("gates", [overrides])
+    rewards = [1.0] * right + [0.0] * (asked - right)
+    return check_gate("gate", rewards, [CheckedGate(**GATE | gate) for gate in gates], finished, 24)
+
+
+def test_a_gate_that_sees_no_right_answers_is_warned_of_in_a_line():
+    found = gate_finding(0, 32)
+    assert found.outcome == "warned"
+    assert found.line == (
+        "gate: 0 of 32 right: the gate of `effopd` (50 examples) expects 0.0 right answers (4.5 at most, 95 % sure); pure "
+        "noise is accepted with probability 1.00 at a candidate, and carried to coefficient 10 with probability 1.00. "
+        "Such a gate hardly tells a jump that helps from one that destroys the student. Take more "
+        "`extrapolation.gate.examples`, `accept_ties: false`, `gate.metric: reverse_kl` or a longer supervised start of "
+        "the student."
+    )
+
+
+@pytest.mark.parametrize(
+    ("right", "of_gate", "outcome"),
+    [
+        (16, {}, "passed"),  # 25 of 50
+        (3, {"examples": 54}, "passed"),  # 5.06 expected
+        (3, {"examples": 53}, "warned"),  # 4.97
+        (3, {"examples": 27, "samples": 2}, "passed"),
+        (0, {"accept_ties": False}, "warned"),
+        (0, {"examples": 10**6}, "warned"),
+        (32, {}, "warned"),  # none is wrong: the same blindness
+        (32, {"accept_ties": False}, "passed"),
+        (32, {"search": "line"}, "passed"),  # which takes no ties
+        (16, {"search": "all", "coefficients": [2]}, "passed"),  # a toss-up, whatever the examples
+        (16, {"paired": True}, "passed"),
+        (32, {"paired": True}, "passed"),
+        (2, {"paired": True}, "warned"),
+        (16, {"search": "of_another_package"}, "passed"),
+        (0, {"search": "of_another_package"}, "warned"),
+    ],
+)
+def test_gates_are_warned_of_below_the_stated_level_and_never_fail(right, of_gate, outcome):
+    assert gate_finding(right, 32, **of_gate).outcome == outcome
+
+
+def test_what_the_check_says_of_a_gate_fits_the_gate():
+    strict = gate_finding(0, 32, accept_ties=False)
+    assert "accept_ties" not in strict.remedy
+    assert "with probability 0.00 at a candidate" in strict.measured
+    assert strict.measured.endswith("; a gain of 3.2 points is accepted with probability 0.8")
+    assert "harder problems" in gate_finding(32, 32).remedy
+    assert "to coefficient 1024 with probability 0.00" in gate_finding(0, 32, search="line").measured
+    assert "accept_ties" not in gate_finding(0, 32, search="line").remedy
+    assert "(50 examples, 4 answers each) expects 100.0 right" in gate_finding(16, 32, samples=4).measured
+    assert (
+        "; a candidate that answers alike is accepted with probability 1.00"
+        in gate_finding(2, 32, paired=True).measured
+    )
+    assert "carried" not in gate_finding(0, 32, search="of_another_package").measured
+    cut = gate_finding(0, 32, finished=0.1)
+    assert cut.measured.endswith("; 10% of the answers ended within 24 tokens")
+    assert "`preflight.max_new_tokens`" in cut.remedy
+
+
+def test_of_several_gates_those_that_are_blind_are_named():
+    few, many = {"runs": ["a", "b"], "examples": 10}, {"runs": ["c"], "examples": 100}
+    both = gate_finding(16, 32, gates=[few, many])
+    assert both.outcome == "passed"
+    assert "the gate of `a`, `b` (10 examples)" in both.measured
+    assert "the gate of `c` (100 examples)" in both.measured
+    one = gate_finding(4, 32, gates=[few, many])
+    assert one.outcome == "warned"
+    assert "`c`" not in one.measured
+
+
+def test_checks_know_the_gates_that_count_of_the_runs_that_extrapolate():
+    kl, rollouts = {"metric": "reverse_kl"}, {"metric": "reverse_kl", "source": "rollouts"}
+    runs = {
+        "plain": {"extrapolation": {"triggers": "none"}},
+        "effopd": {},
+        "raw": {"extrapolation": {"anchor": "raw"}},  # the same gate
+        "strict": {"extrapolation": {"accept_ties": False}},
+        "more": {"extrapolation": {"gate": {"examples": 60, "paired": True}}},
+        "kl": {"extrapolation": {"gate": kl}},
+        "control": {"extrapolation": {"gate": {"metric": "always"}}},
+        "every": {"extrapolation": {"triggers": "every_step", "gate": rollouts}},
+        "other": {"training": {"batch_size": 64}},  # with checks of its own
+    }
+    plan = Plan({**CONFIG, "runs": runs, "evaluation": {"baseline": "plain"}})
+    own = json.loads(plan.spec("preflight", pair=plan.preflight("plain")))
+    assert own["gates"] == [
+        {**GATE, "runs": ["effopd", "raw"]},
+        {**GATE, "runs": ["strict"], "accept_ties": False},
+        {**GATE, "runs": ["more"], "examples": 60, "paired": True},
+    ]
+    assert json.loads(plan.spec("preflight", pair=plan.preflight("other")))["gates"] == [{**GATE, "runs": ["other"]}]
+    blind = Plan({**CONFIG, "extrapolation": {"gate": kl}})
+    assert "gates" not in json.loads(blind.spec("preflight", pair=blind.preflight("opd")))
+
+
 # disk and memory
 
 
@@ -439,7 +544,7 @@ def workplace(tmp_path):
             write_manifest(folder / "manifest.json", kind="model", spec=spec, parents={}, started=time.time())
             return folder / "manifest.json"
 
-        def check(self, student, teacher, beside=(0, True), top_k=0, **overrides):
+        def check(self, student, teacher, beside=(0, True), top_k=0, gates=(GATE,), **overrides):
             prompts = results / "data/arithmetic/prompts-student/manifest.json"
             tokenize_prompts(read_spec("tokenize_prompts", {"prompt": None}), data, student, prompts)
             plan = Plan(CONFIG)
@@ -452,6 +557,7 @@ def workplace(tmp_path):
                 "task": TASK_SECTION,
                 "beside": list(beside),
                 "top_k": top_k,
+                "gates": list(gates),
                 "states": [["opd", 0, 1], ["opd", 0, 2]],
                 "code": "",
             }
@@ -483,12 +589,32 @@ def test_a_good_pair_passes_and_every_check_is_on_record(workplace):
         "disk",
         *OF_STUDENT,
         *OF_TEACHER,
+        "gate",
     }
-    assert {name for name, outcome in outcomes.items() if outcome != "passed"} <= {"teacher_accuracy", "start_kl"}
+    noted = {name for name, outcome in outcomes.items() if outcome != "passed"}
+    assert noted <= {"teacher_accuracy", "start_kl", "gate"}
     assert "failed" not in outcomes.values()
     before = out.read_bytes()
     out.unlink()
     assert workplace.check(*pair, preflight={"problems": 4}).read_bytes() == before
+
+
+def test_a_gate_changes_nothing_of_what_lets_training_begin(workplace):
+    """What every first step depends on has the same bytes, so that gates retrain nothing; what is measured differs."""
+    pair = workplace.model("student", 0), workplace.model("teacher", 1)
+
+    def found(gates):
+        out = workplace.check(*pair, gates=gates)
+        checks = read_json(out.with_suffix(".checks.json"))["recorded"]["checks"]
+        return out.read_bytes(), [check for check in checks if check["check"] == "gate"]
+
+    one, (first,) = found([GATE])
+    other, (second,) = found([{**GATE, "examples": 7, "accept_ties": False}])
+    none, absent = found([])
+    assert one == other == none
+    assert (first["outcome"], second["outcome"], absent) == ("warned", "warned", [])
+    assert "(50 examples)" in first["measured"]
+    assert "(7 examples)" in second["measured"]
 
 
 def test_a_student_that_likes_ids_best_which_its_tokenizer_does_not_know_passes_and_says_none(workplace):

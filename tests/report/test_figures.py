@@ -168,7 +168,8 @@ def many_runs(tmp_path):
         rows.append(row)
     write(tables / "comparison.csv", pd.DataFrame(rows))
     trials = [
-        {"run": run, "seed": seed, "step": step, "metric": "reverse_kl", "coefficient": c, "value": 0.1 * c, "selected": c == 1}
+        {"run": run, "seed": seed, "step": step, "metric": "reverse_kl", "coefficient": c, "value": 0.1 * c, "selected": c == 1,
+         "tie": False}
         for run in ("jump", "gate10", "rate1") for seed in (0, 1) for step in (1, 2, 3) for c in (0, 1, 2)
     ]  # fmt: skip
     write(tables / "extrapolation.csv", pd.DataFrame(trials))
@@ -207,8 +208,15 @@ def test_figures_of_accuracy_show_the_main_group_alone(many_runs, figure):
 def test_the_gates_figure_shows_runs_that_have_decisions_and_their_names_apart(many_runs):
     made = drawn("gate_vs_coefficient", many_runs)
     assert len(made.axes) == 2  # kept steps of the one main run that has any; 3 is none
+    assert [text.get_text() for text in made.legends[0].texts][2:] == ["selected"]
     plt.close(made)
     table = pd.read_csv(many_runs / "tables/extrapolation.csv")
+    table.assign(tie=table["step"] == 2).to_csv(many_runs / "tables/extrapolation.csv", index=False)
+    made = drawn("gate_vs_coefficient", many_runs)
+    assert [text.get_text() for text in made.legends[0].texts][2:] == ["selected", "a tie"]
+    squares = [[len(dots.get_offsets()) for dots in axes.collections if dots.get_sizes()[0] > 50] for axes in made.axes]
+    assert squares == [[0, 0], [1, 1]]  # of each seed the selected one alone
+    plt.close(made)
     others = pd.concat([table[table["run"] == "jump"].assign(run=run) for run in GROUPS["main"]])
     others.to_csv(many_runs / "tables/extrapolation.csv", index=False)
     made = drawn("gate_vs_coefficient", many_runs, height=3.6)

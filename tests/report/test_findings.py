@@ -20,6 +20,7 @@ from effopd.report.findings import (
     overview,
     ratio_cell,
     sentences,
+    tie_findings,
     verdict,
 )
 
@@ -32,6 +33,8 @@ SUMMARY = pd.DataFrame(
     {"run": run, "steps": 64, "accuracy": a, "accuracy_low": a - 0.01, "accuracy_high": a + 0.01}
     for run, a in (("plain", 0.44), ("jump", 0.6), ("tuned", 0.7))
 )
+
+NO_DECISIONS = pd.DataFrame(columns=["run", "selected", "tie"], dtype=object)  # as of a table without rows
 
 
 def row(
@@ -156,12 +159,24 @@ def test_tables_are_by_group_and_reference():
     assert ratio_cell(pd.Series(row(ratio=(250.4, 120, 500))), "step") == "250, 120 to 500"
 
 
+def test_decisions_that_were_ties_are_counted_for_each_run():
+    rows = [("plain", 0, True, False), ("plain", 2, False, True)]  # a tie that was not accepted
+    rows += [("jump", 10, True, True), ("jump", 4, True, False), ("jump", 2, False, True), ("jump", 6, True, True)]
+    rows += [("tuned", 2, True, True)]
+    table = pd.DataFrame(rows, columns=["run", "coefficient", "selected", "tie"])
+    assert tie_findings(CONFIG, table) == [
+        "2 of 3 decisions of Jump accepted a tie: the gate saw no difference from the weights as they were.",
+        "1 of 1 decision of tuned accepted a tie: the gate saw no difference from the weights as they were.",
+    ]
+
+
 def test_a_reference_of_one_run_has_a_table_in_its_group_and_is_in_no_overview():
     pairs = [("plain", "plain"), ("jump", "plain"), ("jump", "other")]
     speedup = pd.DataFrame([{"run": run, "reference": of, "seed": 0, "first_step": 8} for run, of in pairs])
     evaluation = pd.DataFrame({"run": "plain", "step": [0, 64], "accuracy": [0.3, 0.5], "completions": 1000})
     table = pd.DataFrame([row(), row(reference="other")])
     tables = {"comparison": table, "speedup": speedup, "evaluation": evaluation, "summary": SUMMARY}
+    tables["extrapolation"] = NO_DECISIONS
     section = comparison_section({**CONFIG, "runs": {**CONFIG["runs"], "other": {"label": "Other"}}}, tables)
     assert [(part["reference"], part["target"]) for part in section["overview"]] == [
         ("Plain", "accuracy"),
@@ -178,7 +193,9 @@ def test_the_section_needs_no_second_run_and_no_reference():
     evaluation = pd.DataFrame({"run": "plain", "step": [0, 64], "accuracy": [0.3, 0.5], "completions": 1000})
     alone = pd.DataFrame(columns=comparison_columns())
     tables = {"comparison": alone, "speedup": speedup, "evaluation": evaluation, "summary": SUMMARY}
+    tables["extrapolation"] = NO_DECISIONS
     section = comparison_section(CONFIG, tables)
+    assert section["ties"] == []
     assert section["groups"] == []
     assert section["chance"] == ""
     assert section["starts"] == ["Plain ends at 44.0 % (43.0 to 45.0) accuracy after 64 steps."]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from effopd.evaluation.statistics import bootstrap_interval, mean_interval
-from effopd.stages.make_tables import summary
+from effopd.stages.make_tables import _of_record, _of_steps, summary
 
 
 def table(rows):
@@ -89,3 +89,37 @@ def test_bootstrapped_ratios_weigh_units_by_their_counts():
     counts = rng.integers(1, 30, 300).astype(float)
     low, high = bootstrap_interval((2 * counts)[None], counts, 0.9)
     assert (low[0], high[0]) == (2, 2)
+
+
+def decision(marks, values=(0.0, 0.0, 0.1, None)):
+    """A decision about 2, 4 and 6; `marks`: what it says of ties, None for one of an older version."""
+    current, *trials = ({"coefficient": 2.0 * i, "value": value, "per_item": []} for i, value in enumerate(values))
+    for trial, mark in zip(trials, marks or [], strict=bool(marks)):
+        trial["tie"] = mark
+    return {
+        "metric": "accuracy", "coefficient": 2.0, "current": current, "update_norm": {"moving": 1.0},
+        "trials": [{**trial, "accepted": trial["coefficient"] == 2} for trial in trials],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("marks", [None, [True, False, False]])
+def test_ties_are_told_of_decisions_with_marks_and_of_older_ones_by_their_values(marks):
+    rows = list(_of_record(decision(marks)))
+    assert [(row["coefficient"], row["tie"], row["selected"]) for row in rows] == [
+        (0.0, False, False), (2.0, True, True), (4.0, False, False), (6.0, False, False),
+    ]  # fmt: skip
+    unlike = _of_record(decision([False, False, False]))  # a gate whose values are alike where its scores are not
+    assert [row["tie"] for row in unlike] == [False] * 4
+    broken = _of_record(decision(None, (None, None)))
+    assert [row["tie"] for row in broken] == [False, False]
+
+
+def test_ties_of_every_step_are_told_by_what_its_trials_were_worth():
+    metrics = pd.DataFrame(
+        {
+            "step": [1, 2], "trial_coefficients": [[0.0, 1.0, 2.0], [0.0, 1.0]], "coefficient": [2.0, 0.0],
+            "trial_values": [[0.5, 0.4, 0.5], [math.nan, math.nan]], "accepted_coefficients": [[2.0], []],
+            "update_norm": [1.0, 1.0],
+        }
+    )  # fmt: skip
+    assert [row["tie"] for row in _of_steps(metrics)] == [False, False, True, False, False]

@@ -115,13 +115,15 @@ def _all(values: Any, **options: Any) -> dict[str, Any]:
 
 
 _STRING, _NUMBER, _MAYBE = {"type": "string"}, {"type": "number"}, {"type": ["number", "null"]}
-_COUNT = {"type": "integer", "minimum": 0}
+_COUNT, _MARK = {"type": "integer", "minimum": 0}, {"type": "boolean"}
 _NORMS = _object(moving=_NUMBER)
 _TRIAL = _object(coefficient=_NUMBER, value=_MAYBE, per_item={"type": "values"})
 _TRIALS = {"type": "array", "items": _TRIAL}
+_TRIED = {**_TRIAL, "properties": {**_TRIAL["properties"], "tie": _MARK}}  # which older versions did not write
 _DECISION = _object(
-    False, step=_COUNT, coefficient=_NUMBER, metric=_STRING, current=_TRIAL, trials=_TRIALS, update_norm=_NORMS
-)
+    False, step=_COUNT, coefficient=_NUMBER, metric=_STRING, current=_TRIAL, trials={"type": "array", "items": _TRIED},
+    update_norm=_NORMS, tie=_MARK,
+)  # fmt: skip
 _RESULTS = {  # by kind, of what other stages and commands read
     "model": _object(False, steps=_COUNT, parameters=_NUMBER),
     "state": _object(False, step=_COUNT, optimizer_steps=_COUNT),

@@ -66,11 +66,11 @@ class StepExtrapolation:
     def __call__(self, rollouts: Rollouts, step: int) -> tuple[dict[str, Any], Rows]:
         """Extrapolate along the update that the trainer has just made of `rollouts`. Returns metrics and costs.
 
-        Metrics: the accepted `coefficient` (0: none), `update_norm` (Frobenius, of the moving parameters), and in the
-        order of the search, beginning with the weights as they are (coefficient 0), `trial_coefficients` and
-        `trial_values`: the gate's metric, NaN where it is not finite; `accepted_coefficients`: those that displaced the
-        best so far. Of a search by module also `coefficient_<module>`, and how many more candidates that took,
-        `module_trials`.
+        Metrics: the accepted `coefficient` (0: none), `tie`: whether it scored as the weights as they are,
+        `update_norm` (Frobenius, of the moving parameters), and in the order of the search, beginning with the weights
+        as they are (coefficient 0), `trial_coefficients` and `trial_values`: the gate's metric, NaN where it is not
+        finite; `accepted_coefficients`: those that displaced the best so far. Of a search by module also
+        `coefficient_<module>`, and how many more candidates that took, `module_trials`.
         """
         started = time.perf_counter()
         ray = RayInMemory(self.trainer.weights(everywhere=True), self.anchor, self.modules)
@@ -82,6 +82,7 @@ class StepExtrapolation:
             self.trainer.rescale_optimizer_state(self.moments, decision.coefficient)
         metrics = {
             "coefficient": decision.coefficient,
+            "tie": decision.tie,
             "update_norm": ray.update_norm()["moving"],
             "trial_coefficients": list(decision.values),
             "trial_values": [value.value for value in decision.values.values()],

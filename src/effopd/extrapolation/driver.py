@@ -46,6 +46,14 @@ class Decision:
         """What the search accepted; 0: the weights stay as they are."""
         return self.result.coefficient
 
+    @property
+    def tie(self) -> bool:
+        """Whether something was accepted that scored exactly as the current weights: the gate saw no difference."""
+        return self.coefficient != 0 and self._ties(self.coefficient)
+
+    def _ties(self, coefficient: float) -> bool:
+        return self.values[coefficient].usable_score == self.values[0.0].usable_score
+
     def record(self, step: int, *, metric: str, update_norm: Mapping[str, float]) -> dict[str, Any]:
         """The decision as its file records it: what was tried at a step, and what training goes on from."""
         entries = {coefficient: value.entry(coefficient) for coefficient, value in self.values.items()}
@@ -55,10 +63,14 @@ class Decision:
             "step": step,
             "coefficient": self.coefficient,
             "reason": self.result.reason,
+            "tie": self.tie,
             "accept_ties": self.settings.accept_ties,
             "metric": metric,
             "current": entries[0.0],
-            "trials": [{**entries[t.coefficient], "accepted": t.accepted} for t in self.result.trials],
+            "trials": [
+                {**entries[t.coefficient], "accepted": t.accepted, "tie": self._ties(t.coefficient)}
+                for t in self.result.trials
+            ],
             "update_norm": dict(update_norm),
         }
 

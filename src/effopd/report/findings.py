@@ -195,8 +195,22 @@ def caveats(config: dict[str, Any], evaluation: pd.DataFrame) -> list[str]:
     ]
 
 
+def tie_findings(config: dict[str, Any], extrapolation: pd.DataFrame) -> list[str]:
+    """A sentence for each run or prediction of which a decision accepted what scored exactly as the current weights."""
+    found = []
+    selected = extrapolation[extrapolation["selected"].astype(bool)]  # no truth values where there are no rows
+    for run, decisions in selected.groupby("run", sort=False):
+        if ties := int(decisions["tie"].sum()):
+            decided = f"{len(decisions)} decision{'s' if len(decisions) > 1 else ''}"
+            found.append(
+                f"{ties} of {decided} of {label_of(config, str(run))} accepted a tie: the gate saw no difference from "
+                "the weights as they were."
+            )
+    return found
+
+
 def comparison_section(config: dict[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """`caveats`, `starts`, `chance`, an `overview` for each reference, and each group's sentences and tables."""
+    """`caveats`, `ties`, `starts`, `chance`, an `overview` for each reference, each group's sentences and tables."""
     comparison = tables["comparison"]
     every = list(dict.fromkeys(tables["speedup"]["reference"]))
     labels = {reference: label_of(config, reference) for reference in every}
@@ -204,6 +218,7 @@ def comparison_section(config: dict[str, Any], tables: Mapping[str, pd.DataFrame
     references = [reference for reference in every if reference in of_all]
     return {
         "caveats": caveats(config, tables["evaluation"]),
+        "ties": tie_findings(config, tables["extrapolation"]),
         "starts": [_end(config, run, tables["summary"].set_index("run").loc[run]) for run in references],
         "chance": chance_note(comparison, config["evaluation"]["confidence"]) if len(comparison) else "",
         "overview": [

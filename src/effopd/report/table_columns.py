@@ -29,7 +29,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "evaluation": ("run", "seed", "step", *_OUTCOME, "completions", *_COSTS, "trained_tokens",
                    "gate_generated_tokens", "gate_flops", "gate_seconds"),
     "extrapolation": ("run", "seed", "step", "metric", "coefficient", "value", "deviation", "accepted", "selected",
-                      "update_norm"),
+                      "tie", "update_norm"),
     "speedup": ("run", "reference", "seed", "target_accuracy", "reached", *(f"first_{axis}" for axis in _AXES),
                 *(f"{axis}_ratio" for axis in _AXES)),
     "comparison": (

@@ -35,6 +35,19 @@ class CheckedTraining(HoldingSettings):
     lora: LoraSettings | None = None
 
 
+@dataclass(frozen=True)
+class CheckedGate(Section):
+    """A gate that counts right answers, and the search that asks it: of all runs that have them alike."""
+
+    runs: Sequence[str]
+    search: str
+    coefficients: Sequence[float]
+    accept_ties: bool
+    examples: int
+    samples: int
+    paired: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preflight(JobSpec):
     """`preflight`."""
@@ -46,3 +59,4 @@ class Preflight(JobSpec):
     beside: tuple[int, bool]  # students beside the one in training, and whether the teacher is
     states: Sequence[tuple[str, int, int]]  # (run, seed, step) that will be kept
     top_k: int = 0  # the most that an objective keeps apart; 0: none does
+    gates: Sequence[CheckedGate] = ()

@@ -131,6 +131,7 @@ def _extrapolation(spec: MakeTables, results: Path) -> pd.DataFrame:
         "deviation",
         "accepted",
         "selected",
+        "tie",
         "update_norm",
     ]
     rows: list[dict[str, Any]] = []
@@ -163,8 +164,16 @@ def _of_record(decided: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "deviation": pd.Series(trial["per_item"], dtype=float).std(),
             "accepted": trial.get("accepted", True),
             "selected": trial["coefficient"] == decided["coefficient"],
+            "tie": _tie(trial, decided["current"]),
             "update_norm": decided["update_norm"]["moving"],
         }
+
+
+def _tie(trial: dict[str, Any], current: dict[str, Any]) -> bool:
+    """Whether the gate saw no difference between a candidate and the current weights. Older decisions have no mark."""
+    if trial is current or trial["value"] is None:
+        return False
+    return bool(trial.get("tie", trial["value"] == current["value"]))
 
 
 def _of_steps(metrics: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -177,6 +186,7 @@ def _of_steps(metrics: pd.DataFrame) -> Iterator[dict[str, Any]]:
                 "value": value,
                 "accepted": coefficient == 0 or coefficient in row["accepted_coefficients"],
                 "selected": coefficient == row["coefficient"],
+                "tie": coefficient != 0 and value == row["trial_values"][0],
                 "update_norm": row["update_norm"],
             }
 

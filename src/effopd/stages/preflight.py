@@ -33,7 +33,7 @@ from effopd.preflight.agreement import (
     check_weights,
 )
 from effopd.preflight.findings import Checks
-from effopd.preflight.judging import check_accuracy, check_verifier
+from effopd.preflight.judging import check_accuracy, check_gate, check_verifier
 from effopd.preflight.resources import available_memory, check_disk, check_memory, free_disk
 from effopd.preflight.tokens import check_chat_template, check_eos, check_lengths, check_tokenizer
 from effopd.specs.engines import EngineSettings, Sampling
@@ -78,9 +78,8 @@ def preflight(spec: Preflight, *, student: Path, teacher: Path, prompts: Path, o
     if readable:
         _check_models(checks, subjects, sample, task, longest, spec, out.parent.parent, device)
     else:
-        checks.leave_out(
-            (*OF_STUDENT, *OF_TEACHER, "disk"), "nothing can be computed before tokenizer and EOS are right"
-        )
+        left_out = (*_of_student(spec), *OF_TEACHER, "disk")
+        checks.leave_out(left_out, "nothing can be computed before tokenizer and EOS are right")
 
     write_json(
         out.with_suffix(".checks.json"),
@@ -100,6 +99,11 @@ def preflight(spec: Preflight, *, student: Path, teacher: Path, prompts: Path, o
         raise PreflightError("\n".join(finding.line for finding in checks.failures))
     write_json(out, {**pair, "prompts": prompts_manifest.fingerprint, "training": spec.content["training"]})
     say(f"done: {checks.count()} in {time.time() - started:.1f} s")
+
+
+def _of_student(spec: Preflight) -> tuple[str, ...]:
+    """The checks that need the student's weights, in the order in which they are made."""
+    return (*OF_STUDENT, *(["gate"] if spec.gates else []))
 
 
 def _check_top_k(top_k: int, subjects: Mapping[str, _Subject]) -> None:
@@ -205,7 +209,7 @@ def _check_models(
     factors = factors_size(model, training.lora) if training.lora is not None else None
     checks.run("disk", check_disk, missing * state_bytes(parameters, factors), free_disk(results), results)
     if not checks.run("student_weights", check_weights, "student", dict(model.named_parameters())):
-        checks.leave_out((*OF_STUDENT[1:], *OF_TEACHER), "the student's weights are not finite")
+        checks.leave_out((*_of_student(spec)[1:], *OF_TEACHER), "the student's weights are not finite")
         return
     student = answers(model, "student", training.engine)
     recomputed = measure_logprobs(
@@ -214,6 +218,8 @@ def _check_models(
     exact = {training.precision, training.engine.dtype} == {"float32"}
     precision = "float32" if exact else "bfloat16"
     checks.run("engine", check_engine, student.rollouts.logprobs, recomputed, precision)
+    if spec.gates:
+        checks.run("gate", check_gate, student.rewards, spec.gates, student.finished, sampling.max_new_tokens)
     own = LocalTeacher(model, pad_id=pad_id, batch_size=size).score(student.rollouts).logprobs  # at temperature 1
     del model
     gc.collect()

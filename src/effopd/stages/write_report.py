@@ -219,6 +219,7 @@ def _chain(config: dict[str, Any], results: Path) -> dict[str, Any]:
         if manifest.kind == "decision":
             coefficient = manifest.result["coefficient"]
             label = f"×{coefficient:g}" if coefficient else "kept"
+            label += " =" if manifest.result.get("tie") else ""  # which older versions did not write
         nodes.append({"label": label, "title": f"{manifest.path}\n{manifest.fingerprint}", "kind": manifest.kind,
                       "column": column, "row": row})  # fmt: skip
     edges = [

@@ -62,8 +62,10 @@ class Plan(Outline):
         runs = self.preflights()[pair]
         objectives = [self.runs[run]["training"]["objective"] for run in runs]
         top_k = max((o["top_k"] for o in objectives if o["support"] == "top_k"), default=0)
+        gates = self._gates_that_count(runs)
         return {
             **({"top_k": top_k} if top_k else {}),
+            **({"gates": gates} if gates else {}),
             "preflight": self.config["preflight"],
             "training": self.checked_training(runs[0]),
             "prompt": self.config["task"].get("prompt"),
@@ -71,6 +73,22 @@ class Plan(Outline):
             "beside": list(max(self.beside_update(run) for run in runs)),
             "states": [[run, seed, step] for run, seed, step in self.points() if run in runs],
         }
+
+    def _gates_that_count(self, runs: list[str]) -> list[dict[str, Any]]:
+        """The gates of these runs that count right answers (effopd.specs.preflight.CheckedGate), each different one."""
+        found: list[dict[str, Any]] = []
+        for run in runs:
+            section = self.runs[run]["extrapolation"]
+            if section["gate"]["metric"] != "accuracy" or not self.triggers(run):
+                continue
+            own = {key: section[key] for key in ("search", "coefficients", "accept_ties")}
+            own |= {key: section["gate"][key] for key in ("examples", "samples", "paired")}
+            same = next((gate for gate in found if own.items() <= gate.items()), None)
+            if same is None:
+                found.append({"runs": [run], **own})
+            else:
+                same["runs"].append(run)
+        return found
 
     def _segment(self, run: str, seed: str, step: str) -> dict[str, Any]:
         """What the artifacts of a step have in common with the others of its segment."""

@@ -29,7 +29,8 @@ COMPARISON = {
     "gate_vs_coefficient": (
         "What the gate saw",
         "Gate value of the current weights (0) and of each candidate tried, for each run at kept steps. The selected "
-        "coefficient is filled. For accuracy higher is better, for the reverse KL lower.",
+        "coefficient is filled, and in a square where it scored exactly as the current weights. For accuracy higher is "
+        "better, for the reverse KL lower.",
     ),
 }
 WEIGHTS = {

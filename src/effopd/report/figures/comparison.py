@@ -84,6 +84,8 @@ def gate_vs_coefficient(spec: PlotFigure, results: Path) -> Figure:
                 axes.plot(seed["coefficient"], seed["value"], color=color, linewidth=0.9, alpha=0.8)
                 face = [color if selected else "white" for selected in seed["selected"]]
                 axes.scatter(seed["coefficient"], seed["value"], s=16, c=face, edgecolors=color, zorder=3)
+                tied = seed[seed["selected"] & seed["tie"]]
+                axes.scatter(tied["coefficient"], tied["value"], s=56, marker="s", c="none", edgecolors=color)
             axes.axvline(0, color="0.7", linewidth=0.6, zorder=0)
             axes.tick_params(labelsize=7)
             if row == 0:
@@ -96,6 +98,8 @@ def gate_vs_coefficient(spec: PlotFigure, results: Path) -> Figure:
         for i, seed in enumerate(seeds)
     ]
     handles.append(plt.Line2D([], [], color="0.3", marker="o", linestyle="", label="selected"))
+    if (trials["selected"] & trials["tie"]).any():
+        handles.append(plt.Line2D([], [], color="0.3", marker="s", mfc="none", linestyle="", label="a tie"))
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=8)
     figure.supxlabel("coefficient (0: the current weights)", fontsize=9)
     return figure
