@@ -156,6 +156,8 @@ class Plan(Outline):
         section = self.config["evaluation"]
         evaluation = {k: section[k] for k in ("temperature", "samples", "seed", "batch_size")}
         evaluation |= {"max_new_tokens": max_new_tokens, "precision": precision, "split": split}
+        # of the validation split none: predictions are made from its evaluations, and nobody looks at their texts
+        evaluation["kept_samples"] = section["kept_samples"] if split == "test" else 0
         if task is not None:
             evaluation["samples"] = section["tasks"][task]["samples"]
         return {"evaluation": evaluation, "engine": _engine(section), "task": self._verifier(task)}
@@ -176,7 +178,10 @@ class Plan(Outline):
     def _evaluate_interventions(self, subject: str) -> dict[str, Any]:
         training = self.runs[self.dynamics_run(subject)]["training"]
         spec = self._evaluate(training["max_new_tokens"], training["precision"])
-        del spec["evaluation"]["samples"]  # the interventions have their own
+        del (
+            spec["evaluation"]["samples"],
+            spec["evaluation"]["kept_samples"],
+        )  # the interventions have their own, and none
         return {**spec, "dynamics": self.intervention_settings()}
 
     def intervention_settings(self) -> dict[str, Any]:
