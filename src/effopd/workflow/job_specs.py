@@ -344,8 +344,27 @@ class Plan(Outline):
             "preflights": self.preflights(),
             "dynamics_tables": self.dynamics_tables(),
             "figures": self.figures(),
+            "samples": self._shown_samples(),
             "template": _template_digest("report.html.jinja"),
         }
+
+    def _shown_samples(self) -> list[dict[str, Any]]:
+        """The evaluations whose samples the report shows side by side, of the first seed; none where none are kept.
+
+        Students, the runs of the main group (of the first that has any) at their first, middle and last kept step, and
+        teachers.
+        """
+        if not self.config["evaluation"]["kept_samples"]:
+            return []
+        runs = next(runs for _, runs in groups(self.config["runs"]) if runs)
+        students, teachers = (dict.fromkeys(self.roles(run)[role] for run in runs) for role in (0, 1))
+        steps = {run: self.boundaries(run) for run in runs}
+        chosen = {run: sorted({own[0], own[len(own) // 2], own[-1]}) for run, own in steps.items()}
+        return [
+            *({"run": f"models/{model}", "seed": 0, "step": 0} for model in students),
+            *({"run": run, "seed": self.seeds[0], "step": step} for run, own in chosen.items() for step in own),
+            *({"run": f"models/{model}", "seed": 0, "step": 0} for model in teachers if model not in students),
+        ]
 
     def _verifier(self, task: str | None = None) -> dict[str, Any]:
         """What of a task the verifier depends on."""
