@@ -49,6 +49,8 @@ MANIFESTS = {
     "data": "data/arithmetic/manifest.json",
 }
 
+SAMPLES = "evaluation/effopd/seed0/2.samples.parquet"
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
@@ -293,7 +295,12 @@ OF_MANIFESTS: dict[str, Callable[[Path], object]] = {
 }
 OF_PLACES: dict[str, Callable[[Path], object]] = {
     f"{target}: {name}": lambda results, path=path, make=make: instead(results / path, make)
-    for target, path in {**MANIFESTS, "claim": ".workflow.lock", "lock": f"{RUN}/state/2/.lock"}.items()
+    for target, path in {
+        **MANIFESTS,
+        "samples": SAMPLES,
+        "claim": ".workflow.lock",
+        "lock": f"{RUN}/state/2/.lock",
+    }.items()
     for name, make in KINDS.items()
 }
 DAMAGES = OF_MANIFESTS | OF_PLACES | LAYOUTS
