@@ -154,6 +154,7 @@ CHANGES = {
     "gate.paired": ("runs: {effopd: {extrapolation: {gate: {paired: true}}}}", AFTER_A_GATE),
     # looking at results
     "evaluation.samples": ("evaluation: {samples: 2}", {"evaluate_model": 2, **EVERY_STATE}),
+    "evaluation.kept_samples": ("evaluation: {kept_samples: 2}", {"evaluate_model": 2, **EVERY_STATE}),
     "evaluation.seed": ("evaluation: {seed: 1}", {"evaluate_model": 2, **dynamics(0, 4), **EVERY_STATE}),
     "evaluation.engine": ("evaluation: {engine: vllm}", {"evaluate_model": 2, **dynamics(0, 4), **EVERY_STATE}),
     "evaluation.confidence": ("evaluation: {confidence: 0.9}", {**dynamics(0, 0), **TABLES}),
@@ -227,6 +228,8 @@ MODULES = {
     "report/findings.py": REPORT,
     "evaluation/comparison.py": TABLES,
     "evaluation/flops.py": TABLES,
+    "evaluation/kept_samples.py": {"evaluate_model": 2, **EVERY_STATE},
+    "report/samples.py": REPORT,
     "report/figures/groups.py": {"plot_figure": 5, **WEIGHT_FIGURES, **REPORT},
     "report/templates/report.html.jinja": REPORT,
     "losses/divergences.py": EVERY_MODEL,

@@ -16,6 +16,7 @@ import yaml
 
 from effopd.artifacts.cost import cost_row
 from effopd.artifacts.manifests import Manifest, write_manifest, write_text
+from effopd.evaluation.sample_files import SUFFIX, Sample, write_samples
 from effopd.models.models import save_model, save_tensors
 from effopd.specs.read import read_spec
 from effopd.stages.make_data import make_data
@@ -93,8 +94,15 @@ class SmallResults:
         result = {"step": step, "accuracy": 0.5, "reverse_kl": 0.1, "completions": 6, "completion_length": 3.0,
                   "finished": 1.0}  # fmt: skip
         cost = [cost_row("evaluation", step, 0.5, generated=18)]
-        files = {items.name: items}
+        samples = self.results / f"evaluation/{name}{SUFFIX}"
+        write_samples(samples, [self.sample(name, row) for row in (1, 4)])
+        files = {items.name: items, samples.name: samples}
         self.write(f"evaluation/{name}.json", "evaluation", spec, parents, files=files, result=result, cost=cost)
+
+    def sample(self, name: str, row: int) -> Sample:
+        """What the evaluation of this name kept of the problem in this row: one completion right, one wrong."""
+        answer = str(row if row == 1 else row - 1)
+        return Sample(row, f"{row}+0=", str(row), f"<bos>{row}+0=", answer, float(row == 1), f"it is {answer}", 2, True)
 
     def point(self, run: str, step: int, before: str) -> str:
         """A state with what leads to it and follows from it. Returns the fingerprint that the next one starts from."""

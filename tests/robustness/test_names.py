@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from effopd.artifacts.manifests import write_text
 from effopd.common.errors import ArtifactError
+from effopd.common.formatting import printable
 from effopd.report.table_columns import NAMES
 from effopd.report.tables import read_csv, read_parquet, write_csv
 from effopd.specs.read import read_spec
@@ -82,6 +85,16 @@ def test_a_table_that_is_none_is_refused(tmp_path, content):
 # --- figures and pages ------------------------------------------------------------------------------------------------
 
 
+class Hostile(SmallResults):
+    """Whose models answer with the words, and whose problems and verdicts are made of them."""
+
+    words = " | ".join([*LABELS, *(word for word in CONTROLS if word != "\ud800")])
+
+    def sample(self, name, row):
+        short, whole = self.words[: 10 * row], f"{self.words}\n{self.words}"
+        return replace(super().sample(name, row), problem=whole, answer=short, completion=whole, reason=short)
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory) -> SmallResults:
     """A results folder whose runs have a word each as label and as group; with its tables and figures."""
@@ -89,7 +102,7 @@ def told(tmp_path_factory) -> SmallResults:
     runs = {f"run{n}": {"label": label, "group": group} for n, (label, group) in enumerate(pairs)}
     runs["na"] = {"label": "the baseline", "extrapolation": {"triggers": "none"}}
     config = {**CONFIG, "runs": runs, "evaluation": {"baseline": "na"}, "dynamics": {"enabled": False}}
-    small = SmallResults(tmp_path_factory.mktemp("told") / "results", config)
+    small = Hostile(tmp_path_factory.mktemp("told") / "results", config)
     plan = small.make()
     for run in plan.runs:
         out = small.results / f"runs/{run}/seed0/metrics.parquet"
@@ -168,6 +181,32 @@ def test_the_report_shows_every_word_and_no_tag_of_theirs(told):
     assert page.tags == Page(told.results / "plain.html").tags
     assert all(word in page.text for word in LABELS), [word for word in LABELS if word not in page.text]
     assert "speedups-p1" not in page.text, "what looks like an id is text"
+
+
+def test_the_report_shows_every_completion_as_text(told):
+    """That is, the tags are those of a page of the same texts without their special characters."""
+    spec = read_spec("write_report", told.plan.spec("write_report"))
+    write_report(spec, told.results, told.results / "report.html")
+    page = Page(told.results / "report.html")
+    assert all(word in page.text for word in LABELS)
+    shown = printable(f"{Hostile.words}\n{Hostile.words}")
+    assert page.text.count(shown) == 2 * (1 + len(spec.samples)), "problems and completions"
+    assert "\\x1b[2J" in page.text
+    assert all(character.isprintable() or character == "\n" for character in page.text)
+    plain = "".join("x" if character in "<>&'\"" else character for character in Hostile.words)
+    harmless = SmallResults(told.results.with_name("harmless"), told.config)
+    harmless.sample = lambda name, row: replace(
+        SmallResults.sample(harmless, name, row),
+        problem=f"{plain}\n{plain}",
+        answer="x",
+        completion=f"{plain}\n{plain}",
+    )
+    harmless.make()
+    for name in ("tables", "figures"):
+        shutil.copytree(told.results / name, harmless.results / name)
+    write_report(spec, harmless.results, harmless.results / "report.html")
+    tags = Page(harmless.results / "report.html").tags
+    assert Counter(page.tags) == Counter(tags)
 
 
 @pytest.mark.parametrize("word", [*WORDS, *CONTROLS])

@@ -30,6 +30,7 @@ from effopd.common.strict_json import parse_json, read_json
 from effopd.results.compare import compare
 from effopd.results.export import export_state  # noqa: F401 - imported once, before any fork
 from effopd.results.prune import prune
+from effopd.results.samples import Wanted, samples
 from effopd.results.status import describe, status
 from effopd.results.verify import verify
 from effopd.stages import collect_run  # noqa: F401 - the same
@@ -48,6 +49,8 @@ MANIFESTS = {
     "data": "data/arithmetic/manifest.json",
 }
 
+SAMPLES = "evaluation/effopd/seed0/2.samples.parquet"
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
@@ -55,7 +58,11 @@ def finished(tmp_path_factory) -> Path:
     SmallResults(folder).make()
     for leftover in ("models/base/resume.safetensors", f"{RUN}/.scores.x.part"):
         (folder / leftover).write_bytes(b"left over")
-    describe(status(folder)), prune(folder, 1, False)  # what they work out once, the commands' forks inherit
+    (
+        describe(status(folder)),
+        prune(folder, 1, False),
+        samples(folder, Wanted()),
+    )  # what they work out once, the commands' forks inherit
     return folder
 
 
@@ -82,6 +89,9 @@ def all_commands() -> dict[str, tuple[str, ...]]:
         "status --json": ("status", "--json"),
         "prune": ("prune", "--optimizers", "1"),
         "compare": ("compare", "results", "results"),
+        "samples": ("samples", "results"),
+        "samples --full": ("samples", "results", "--full"),
+        "samples --json": ("samples", "results", "--json"),
         "export": ("export", "--run", "effopd", "--step", "2", "--out", "exported"),
         "collect-run": ("collect-run", "--spec", spec, "--run-folder", folder, "--out", "metrics.parquet"),
         "prune --apply": ("prune", "--optimizers", "1", "--apply"),
@@ -285,7 +295,12 @@ OF_MANIFESTS: dict[str, Callable[[Path], object]] = {
 }
 OF_PLACES: dict[str, Callable[[Path], object]] = {
     f"{target}: {name}": lambda results, path=path, make=make: instead(results / path, make)
-    for target, path in {**MANIFESTS, "claim": ".workflow.lock", "lock": f"{RUN}/state/2/.lock"}.items()
+    for target, path in {
+        **MANIFESTS,
+        "samples": SAMPLES,
+        "claim": ".workflow.lock",
+        "lock": f"{RUN}/state/2/.lock",
+    }.items()
     for name, make in KINDS.items()
 }
 DAMAGES = OF_MANIFESTS | OF_PLACES | LAYOUTS

@@ -146,4 +146,39 @@ def estimate(configfiles: tuple[Path, ...]) -> None:
     _say([*found.table(), f"together: {found.line()}", *found.assumptions(plan), *found.notes])
 
 
-COMMANDS = (export, verify, prune, status, compare, estimate)
+@click.command("samples")
+@click.argument("results", type=PATH, default=Path("results"))
+@click.option("--run", "runs", multiple=True, help="A run or prediction; again for more. Without this, all of them.")
+@click.option("--seed", type=int, help="Seed of the runs.  [default: the first]")
+@click.option("--step", "steps", type=int, multiple=True, help="Only after this step; again for more.")
+@click.option(
+    "--model", "models", multiple=True, help="A model instead of the runs' students and teachers; again for more."
+)
+@click.option("--problem", type=int, help="Only this problem: its row in the test split.")
+@click.option("--task", help="Name of one of `evaluation.tasks`, instead of the task that is trained on.")
+@click.option("--full", is_flag=True, help="Print texts whole, prompts too, instead of a line for each completion.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts; all texts are whole.")
+def samples(
+    results: Path,
+    runs: tuple[str, ...],
+    seed: int | None,
+    steps: tuple[int, ...],
+    models: tuple[str, ...],
+    problem: int | None,
+    task: str | None,
+    full: bool,
+    as_json: bool,
+) -> None:
+    """Print sample completions: students, runs over their steps and teachers side by side, with verdicts.
+
+    RESULTS is the results folder. The problems are those of which every evaluation keeps a completion
+    (`evaluation.kept_samples`).
+    """
+    from effopd.results.samples import Wanted, describe
+    from effopd.results.samples import samples as run
+
+    found = run(results, Wanted(runs, seed, steps, models, problem, task))
+    _say([json.dumps(found, indent=2)] if as_json else describe(found, full))
+
+
+COMMANDS = (export, verify, prune, status, compare, samples, estimate)

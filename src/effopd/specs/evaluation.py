@@ -19,6 +19,7 @@ class EvaluationSettings(Section):
     precision: str | None  # none: a model itself, as it is held when frozen
     split: str
     samples: int = 1
+    kept_samples: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

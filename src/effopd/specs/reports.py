@@ -152,6 +152,15 @@ class WriteConfig(JobSpec):
     config: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class SampledEvaluation(Section):
+    """Whose sample completions the report shows; of a model (`models/<name>`), seed and step are 0."""
+
+    run: str
+    seed: int
+    step: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class WriteReport(JobSpec):
     """`write_report`."""
@@ -164,3 +173,4 @@ class WriteReport(JobSpec):
     dynamics_tables: Sequence[str]
     figures: Sequence[str]
     template: str
+    samples: Sequence[SampledEvaluation] = ()

@@ -7,6 +7,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import torch
 
 from effopd.artifacts.manifests import atomic_path, read_manifest, write_manifest
@@ -15,7 +16,9 @@ from effopd.common.progress import say
 from effopd.common.randomness import seed_of
 from effopd.data.prompts import data_of, load_prompts, other_task
 from effopd.engines.base import build_engine, longest_context
+from effopd.evaluation.kept_samples import RememberingEngine, chosen_positions, samples_of
 from effopd.evaluation.measure import measure
+from effopd.evaluation.sample_files import SUFFIX, write_samples
 from effopd.models.lm_head import restricted
 from effopd.models.models import dtype_of, load_frozen, load_tokenizer, model_with
 from effopd.specs.engines import Sampling
@@ -38,8 +41,8 @@ def evaluate(
     """Evaluate the weights from which training goes on after `state` (a model's manifest for a model itself).
 
     They are asked the problems of the split spec.evaluation["split"]; without a `teacher`, for their accuracy alone.
-    The random numbers depend on the problem alone, so all states meet the same ones. Writes the manifest `out` and the
-    per-item outcomes beside it.
+    The random numbers depend on the problem alone, so all states meet the same ones. Writes the manifest `out`, the
+    per-item outcomes beside it and, of spec.evaluation["kept_samples"] problems, the first completion as text.
     """
     started = time.time()
     settings = spec.evaluation
@@ -57,12 +60,17 @@ def evaluate(
     tokenizer = load_tokenizer(student.parent)
     model = restricted(model, tokenizer)
     asked, limit = problems.select(rows), settings.max_new_tokens
+    table = prompts_manifest.file(f"{settings.split}.parquet")
+    of_split = pq.read_table(table, columns=["row"])["row"].to_pylist()  # the row in the data of each problem asked
+    chosen = chosen_positions(settings.seed, of_split, settings.kept_samples)
+    kept = [position * settings.samples for position in chosen]  # the first completion of each
     context = longest_context(asked.tokens, limit)
     with named_for(other_task(data_of(prompts_manifest))):
         engine = build_engine(spec.engine, model, tokenizer, batch_size=settings.batch_size, context=context)
     with closing(engine):
+        remembering = RememberingEngine(engine, [seeds[position] for position in kept])
         measured = measure(
-            engine,
+            remembering,
             build_task(spec.task),
             tokenizer,
             asked,
@@ -76,6 +84,13 @@ def evaluate(
     items = out.with_suffix(".items.parquet")
     with atomic_path(items) as temporary:
         measured.items.to_parquet(temporary, index=False)
+    files, samples = {items.name: items}, out.with_suffix(SUFFIX)
+    samples.unlink(missing_ok=True)  # of an evaluation that kept some where this one keeps none
+    if kept:
+        found = measured.items.iloc[kept]
+        texts = samples_of(tokenizer, asked.select(kept), [of_split[i] for i in chosen], remembering.remembered, found)
+        write_samples(samples, texts)
+        files[samples.name] = samples
     divergence = math.nan if teacher is None else measured.reverse_kl
     result = {
         "step": point.step,
@@ -90,7 +105,7 @@ def evaluate(
         kind="evaluation",
         spec=spec.content,
         parents=parents,
-        files={items.name: items},
+        files=files,
         result=result,
         cost=measured.cost("evaluation", point.step),
         started=started,

@@ -23,6 +23,7 @@ from effopd.report.dynamics_findings import dynamics_section
 from effopd.report.figures import captions
 from effopd.report.findings import comparison_section
 from effopd.report.labels import label_of, with_interval
+from effopd.report.samples import samples_section
 from effopd.report.table_columns import COLUMNS
 from effopd.report.tables import read_csv
 from effopd.specs.reports import WriteReport
@@ -52,6 +53,7 @@ def write_report(spec: WriteReport, results: Path, out: Path) -> None:
         other_tasks=_other_tasks(config, tables["tasks"]) if config["evaluation"]["tasks"] else [],
         preflights=_preflights(config, spec.preflights, results),
         dynamics=dynamics_section(config, tables) if spec.dynamics_tables else None,
+        samples=samples_section(config, spec.samples, results),
         chain=_chain(config, results),
         config_yaml=as_yaml(config),
         seeds=config["seeds"],

@@ -174,6 +174,8 @@ class Plan(Outline):
         section = self.config["evaluation"]
         evaluation = {k: section[k] for k in ("temperature", "samples", "seed", "batch_size")}
         evaluation |= {"max_new_tokens": max_new_tokens, "precision": precision, "split": split}
+        # of the validation split none: predictions are made from its evaluations, and nobody looks at their texts
+        evaluation["kept_samples"] = section["kept_samples"] if split == "test" else 0
         if task is not None:
             evaluation["samples"] = section["tasks"][task]["samples"]
         return {"evaluation": evaluation, "engine": _engine(section), "task": self._verifier(task)}
@@ -194,7 +196,10 @@ class Plan(Outline):
     def _evaluate_interventions(self, subject: str) -> dict[str, Any]:
         training = self.runs[self.dynamics_run(subject)]["training"]
         spec = self._evaluate(training["max_new_tokens"], training["precision"])
-        del spec["evaluation"]["samples"]  # the interventions have their own
+        del (
+            spec["evaluation"]["samples"],
+            spec["evaluation"]["kept_samples"],
+        )  # the interventions have their own, and none
         return {**spec, "dynamics": self.intervention_settings()}
 
     def intervention_settings(self) -> dict[str, Any]:
@@ -357,8 +362,27 @@ class Plan(Outline):
             "preflights": self.preflights(),
             "dynamics_tables": self.dynamics_tables(),
             "figures": self.figures(),
+            "samples": self._shown_samples(),
             "template": _template_digest("report.html.jinja"),
         }
+
+    def _shown_samples(self) -> list[dict[str, Any]]:
+        """The evaluations whose samples the report shows side by side, of the first seed; none where none are kept.
+
+        Students, the runs of the main group (of the first that has any) at their first, middle and last kept step, and
+        teachers.
+        """
+        if not self.config["evaluation"]["kept_samples"]:
+            return []
+        runs = next(runs for _, runs in groups(self.config["runs"]) if runs)
+        students, teachers = (dict.fromkeys(self.roles(run)[role] for run in runs) for role in (0, 1))
+        steps = {run: self.boundaries(run) for run in runs}
+        chosen = {run: sorted({own[0], own[len(own) // 2], own[-1]}) for run, own in steps.items()}
+        return [
+            *({"run": f"models/{model}", "seed": 0, "step": 0} for model in students),
+            *({"run": run, "seed": self.seeds[0], "step": step} for run, own in chosen.items() for step in own),
+            *({"run": f"models/{model}", "seed": 0, "step": 0} for model in teachers if model not in students),
+        ]
 
     def _verifier(self, task: str | None = None) -> dict[str, Any]:
         """What of a task the verifier depends on."""
