@@ -112,7 +112,7 @@ class _Job:
         return f"SLURM job {self.slurm}, queued or starting" if self.slurm else "starting"
 
     def last_line(self) -> str:
-        """The last line of the job's log, where it says how far it is or what went wrong."""
+        """The last line of the job's log, if it says how far it is or what went wrong."""
         return last_said(
             log
             for log in self.logs
@@ -262,7 +262,7 @@ class LogHandler(LogHandlerBase):
                 self._say(now)
 
     def _doing(self) -> str:
-        """What the running jobs do; nothing where none has anything to say."""
+        """What the running jobs do; nothing if none has anything to say."""
         doing = []
         for job in self.running.values():
             said = job.last_line()

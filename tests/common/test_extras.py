@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OF_SNAKEMAKE = {"snakemake-interface-common", "snakemake-interface-logger-plugins"}  # it brings them
 WITH_ANOTHER = {"tokenizers", "urllib3"}  # parts of transformers' and requests' own interfaces
-BY_TWO = {("accelerate", "trl")}  # commands miss it for `gguf`; where there is TRL, so it is
+BY_TWO = {("accelerate", "trl")}  # commands miss it for `gguf`; if there is TRL, so it is
 NOT_IMPORTED = {"snakemake-executor-plugin-slurm"}
 
 
@@ -83,7 +83,7 @@ def test_other_missing_modules_are_faults(error):
     assert missing_extra(error, "effopd verb") is None
 
 
-# Commands, and the package that each misses first where there is the core alone.
+# Commands, and the package that each misses first if there is the core alone.
 COMMANDS = {
     "make-tables": "pydantic",
     "make-data": "pydantic",

@@ -1,4 +1,4 @@
-"""Responses as text and as token ids: what is learnt, and what is left out and counted."""
+"""Responses as text and as token ids: what is learned, and what is left out and counted."""
 
 import pandas as pd
 import pytest

@@ -63,7 +63,7 @@ STAGED = {
 
 
 def without_config(rules: dict[str, int]) -> dict[str, int]:
-    """The same where no key has changed."""
+    """The same if no key has changed."""
     return {rule: count for rule, count in rules.items() if rule != "write_config"}
 
 

@@ -105,7 +105,7 @@ CASES = {
 def small(folder: Path, mode: str) -> Workflow:
     """The tiny experiment cut down to one run of two steps; with `ranks`, staged and two processes a training job.
 
-    In `bfloat16` two processes share out AdamW's moments and train a segment together. Only where it is `analyzed` are
+    In `bfloat16` two processes share out AdamW's moments and train a segment together. Only if it is `analyzed` are
     its weights looked into: tables and figures of that are most of a run's jobs.
     """
     workflow, ranks = Workflow(folder), 2 if mode in ("ranks", "bfloat16") else 1

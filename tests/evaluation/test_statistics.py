@@ -1,4 +1,4 @@
-"""Intervals against closed forms, and what they are where there is too little to go by."""
+"""Intervals against closed forms, and what they are if there is too little to go by."""
 
 import math
 

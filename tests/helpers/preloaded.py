@@ -233,7 +233,7 @@ class Server:
 
 
 def be_warm_process(channel: socket.socket, parent: int) -> NoReturn:
-    """Serve where the workflow says so; end with it where it does not."""
+    """Serve where the workflow says so; end with it if it does not."""
     os.setpgid(0, 0)
     die_with_parent(parent)
     word, descriptors, _, _ = socket.recv_fds(channel, 1, 1)

@@ -1,4 +1,4 @@
-"""Which tests need vLLM: left out where it is not installed, unless EFFOPD_REQUIRE_VLLM says that it must be."""
+"""Which tests need vLLM: left out if it is not installed, unless EFFOPD_REQUIRE_VLLM says that it must be."""
 
 import importlib.util
 import os

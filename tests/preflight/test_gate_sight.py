@@ -82,7 +82,7 @@ def test_a_line_search_has_as_many_candidates_as_it_doubles():
 
 
 def test_by_hand_at_one_answer():
-    """Right or wrong: a candidate is rejected only where the current weights are right and it is wrong."""
+    """Right or wrong: a candidate is rejected only if the current weights are right and it is wrong."""
     assert CountingGate(1, True, False).chance(0.3) == pytest.approx(1 - 0.3 * 0.7)
     assert CountingGate(1, False, False).chance(0.3) == pytest.approx(0.7 * 0.3)
     assert CountingGate(1, False, False).chance(0.3, 0.4) == pytest.approx(0.7 * 0.7)

@@ -384,7 +384,7 @@ def test_the_lock_is_not_opened_through_a_link(theirs, tmp_path):
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with 32 kB in all; skipped where it cannot be mounted."""
+    """A file system with 32 kB in all; skipped if it cannot be mounted."""
     folder = tmp_path / "small"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", folder], capture_output=True).returncode:

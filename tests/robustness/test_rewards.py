@@ -140,7 +140,7 @@ def trainer(tokenizer, tmp_path_factory):
 
 
 def rewards_of_trl(trainer, functions, weights):
-    """What TRL makes of reward functions: their weighted sum, NaN where none gave a reward."""
+    """What TRL makes of reward functions: their weighted sum, NaN if none gave a reward."""
     trainer.reward_funcs = functions
     trainer.reward_processing_classes = [None] * len(functions)
     trainer.reward_func_names = [str(place) for place in range(len(functions))]

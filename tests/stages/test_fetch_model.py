@@ -1,4 +1,4 @@
-"""Pretrained models: linked, not copied; known by their contents; refused with one line where they cannot be used."""
+"""Pretrained models: linked, not copied; known by their contents; refused with one line if they cannot be used."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: what is learnt and what is not, and that neither ranks, kills nor batches change it."""
+"""Supervised fine-tuning: what is learned and what is not, and that neither ranks, kills nor batches change it."""
 
 import json
 import math

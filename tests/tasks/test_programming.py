@@ -85,7 +85,7 @@ def test_the_reason_names_the_walls(task):
 
 
 def test_fallback_walls_are_named_and_hold(monkeypatch):
-    """The same verdicts where there are no namespaces."""
+    """The same verdicts if there are no namespaces."""
     with sandbox_with(FALLBACK) as sandbox:
         sandbox.refusal = "tried without"
         monkeypatch.setattr("effopd.tasks.programming.borrowed", lambda limits, required: _Kept(sandbox))

@@ -397,7 +397,7 @@ def asked(table):
 
 
 def test_problems_that_were_seen_are_known_across_tasks(tmp_path):
-    """By what counts of them, or where it is all of a problem of the other task, by the question alone."""
+    """By what counts of them, or if it is all of a problem of the other task, by the question alone."""
     train = [
         {"question": "What is 1 + 1?", "final_answer": "2"},
         {"question": "WHAT is\n2+2?", "final_answer": "4"},
@@ -471,7 +471,7 @@ def test_what_is_pretrained_on_is_dropped_from_another_task_too(tmp_path):
 
 
 def test_worked_responses_come_with_the_training_problems_of_sources_that_have_them(tmp_path):
-    """Empty where a row or a source has none, and no problem less; held-out splits have no such column."""
+    """Empty if a row or a source has none, and no problem less; held-out splits have no such column."""
     worked = [
         {**row, "solution": f" It is\n{row['final_answer']}. " if n % 3 else None} for n, row in enumerate(ROWS[:60])
     ]

@@ -103,7 +103,7 @@ def test_a_teacher_that_is_to_be_supplied_is_asked_for(row, monkeypatch, tmp_pat
 @pytest.mark.parametrize("overlay", TRAINED)
 @pytest.mark.parametrize("row", ROWS)
 def test_a_teacher_can_be_trained_with_the_settings_of_the_papers_rl_baselines(row, overlay):
-    """Whichever row: also where its own teacher is to be supplied, or pinned."""
+    """Whichever row: also if its own teacher is to be supplied, or pinned."""
     plan = plan_of(row, "math", PAPER / f"{overlay}.yaml")
     teacher = plan.config["models"]["teacher"]
     assert (plan.model_stage("teacher"), plan.model_files("teacher")) == ("train_rl", [])

@@ -38,8 +38,8 @@ def exclusive(folder: Path) -> Iterator[None]:
 def claim_results(folder: Path, log: str | None = None) -> IO[str]:
     """Claim a results folder for one workflow, for as long as the returned file is open.
 
-    `log` is where the workflow writes what it does, relative to the folder that `folder` is in; where it is None, that
-    of the last workflow stays on record. Raises UserError, naming the holder, where another workflow has the folder.
+    `log` is where the workflow writes what it does, relative to the folder that `folder` is in; if it is None, that
+    of the last workflow stays on record. Raises UserError, naming the holder, if another workflow has the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = _open(folder / CLAIM)
@@ -61,7 +61,7 @@ def claim_results(folder: Path, log: str | None = None) -> IO[str]:
 
 @dataclass(frozen=True)
 class Claim:
-    """The workflow that works on a results folder or, where none does, the last one."""
+    """The workflow that works on a results folder or, if none does, the last one."""
 
     running: bool
     pid: int
@@ -75,7 +75,7 @@ class Claim:
 
 
 def look_at_claim(folder: Path) -> Claim | None:
-    """Who works on a results folder, or did last; None where nobody has."""
+    """Who works on a results folder, or did last; None if nobody has."""
     try:
         with _open(folder / CLAIM, create=False) as handle:
             running = not _try_lock(handle, fcntl.LOCK_SH)
@@ -109,8 +109,8 @@ def _try_lock(handle: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
 def _open(path: Path, create: bool = True) -> IO[str]:
     """A lock file, opened for reading and, with `create`, for writing.
 
-    A link in its place is not followed, or what it leads to would be written over. Raises UserError where something
-    else is there, FileNotFoundError where nothing is and nothing is to be created.
+    A link in its place is not followed, or what it leads to would be written over. Raises UserError if something
+    else is there, FileNotFoundError if nothing is and nothing is to be created.
     """
     flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_RDWR | os.O_CREAT if create else os.O_RDONLY)
     try:
@@ -126,7 +126,7 @@ def _open(path: Path, create: bool = True) -> IO[str]:
 
 
 def _read_claim(handle: IO[str]) -> dict[str, Any]:
-    """What is written in the claim; empty where its holder has not come to writing yet, or where it is damaged."""
+    """What is written in the claim; empty if its holder has not come to writing yet, or if it is damaged."""
     handle.seek(0)
     try:
         entry = parse_json(handle.read(), CLAIM)

@@ -89,7 +89,7 @@ def _schema(form: str) -> dict[str, Any]:
 
 
 def check_seal(entry: Mapping[str, Any], path: Path) -> None:
-    """Raise ArtifactError where a manifest was edited after it was written."""
+    """Raise ArtifactError if a manifest was edited after it was written."""
     if is_sealed(entry["recorded"]) and entry["recorded"].get("digest") != _content_digest(entry):
         raise ArtifactError(
             f"{path} was edited: its digest does not match what it records. Delete it and run the workflow again."

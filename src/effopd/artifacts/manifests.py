@@ -108,7 +108,7 @@ class Manifest:
     recorded: dict[str, Any]
 
     def file(self, name: str) -> Path:
-        """The path of one of the artifact's files. Raises ArtifactError where it is not whole."""
+        """The path of one of the artifact's files. Raises ArtifactError if it is not whole."""
         if name not in self.files:
             raise ArtifactError(f"{self.path} lists no file {name!r} (it lists {', '.join(self.files) or 'none'}).")
         self._check(name, hash_up_to=HASH_ON_READ_BYTES)
@@ -146,7 +146,7 @@ class Manifest:
         return self.path.with_suffix(PRUNED)
 
     def record(self) -> dict[str, Any]:
-        """The record of the files of this very artifact that were deleted on purpose. Empty where there is none."""
+        """The record of the files of this very artifact that were deleted on purpose. Empty if there is none."""
         if self.record_path.exists():
             entry = read_json(self.record_path)
             check_record(entry, self.record_path)
@@ -222,7 +222,7 @@ def write_manifest(
 def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
     """Read a manifest and check its form, that it is of the kind expected, and that nothing in it was edited.
 
-    Whatever reads a manifest does so here. Raises ArtifactError, with the remedy, where it is not valid.
+    Whatever reads a manifest does so here. Raises ArtifactError, with the remedy, if it is not valid.
     """
     path = held_at(path)
     entry = read_json(path)

@@ -11,7 +11,7 @@ from effopd.artifacts.manifests import write_text
 
 
 def _entry(line: bytes) -> tuple[str, Any] | None:
-    """A finished part and its value; None where the line is damaged."""
+    """A finished part and its value; None if the line is damaged."""
     try:
         entry = json.loads(line.decode())
         return str(entry["part"]), entry["value"]

@@ -496,7 +496,7 @@ ENDED_BY_SIGPIPE = 141
 def run_verb(arguments: list[str]) -> int:
     """Run a command. Returns its exit status: 0; 2 after one line about what a person can fix; 1 after a traceback.
 
-    141, without a word, where nobody reads what it says any more (`effopd status | head -1`), as of other programs.
+    141, without a word, if nobody reads what it says any more (`effopd status | head -1`), as of other programs.
     With EFFOPD_TRACEBACK=1 in the environment, the traceback stands before the line, too.
     """
     try:

@@ -37,7 +37,7 @@ def check_machine(device: str, specs: Iterable[str], own_environment: bool) -> N
 
 
 def prepare_device(choice: str, threads: int) -> torch.device:
-    """The torch device of `runtime.device`, with `threads` CPU threads. Raises ConfigError where there is none."""
+    """The torch device of `runtime.device`, with `threads` CPU threads. Raises ConfigError if there is none."""
     import torch
 
     torch.set_num_threads(threads)

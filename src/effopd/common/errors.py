@@ -46,7 +46,7 @@ def named_for(other_task: str | None) -> Iterator[None]:
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line for a failure of the operating system: the file, the reason, and the remedy where there is one."""
+    """One line for a failure of the operating system: the file, the reason, and the remedy if there is one."""
     place = f" ({error.filename})" if error.filename else ""
     kept = "Everything finished so far is kept; run the same command again"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -37,7 +37,7 @@ class Progress:
 
 
 def lines_of(log: str | Path) -> list[str]:
-    """The lines of a log; none where it cannot be read."""
+    """The lines of a log; none if it cannot be read."""
     try:
         return read_regular(Path(log)).decode("utf-8", errors="replace").strip().splitlines()
     except (OSError, ValueError, ArtifactError):
@@ -45,7 +45,7 @@ def lines_of(log: str | Path) -> list[str]:
 
 
 def changed_at(log: str | Path) -> float:
-    """When a log was last written, in seconds since the epoch; 0 where it cannot be read."""
+    """When a log was last written, in seconds since the epoch; 0 if it cannot be read."""
     try:
         return os.stat(log).st_mtime
     except (OSError, ValueError):
@@ -53,7 +53,7 @@ def changed_at(log: str | Path) -> float:
 
 
 def last_said(logs: Iterable[str | Path]) -> str:
-    """The last line of a job's logs: its error where it ended with one, else how far it is. Empty where it has none."""
+    """The last line of a job's logs: its error where it ended with one, else how far it is. Empty if it has none."""
     for log in logs:
         lines = lines_of(log)
         errors = [line for line in lines if line.startswith("error: ")]
@@ -73,7 +73,7 @@ def errors_at_the_end(logs: Iterable[str | Path]) -> list[str]:
 
 
 def as_error(said: str) -> str:
-    """The error of a failed job that said this last, also where it could not say one."""
+    """The error of a failed job that said this last, also if it could not say one."""
     if said.startswith("error: "):
         return said
     return f"error: it ended without a message (killed?) after saying: {said or 'nothing'}"

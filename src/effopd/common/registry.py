@@ -66,7 +66,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         **dict.fromkeys(("random", "always"), "effopd.extrapolation.gate:BlindGate"),
     },
     "predictors": _functions("effopd.extrapolation.predictors", "expo", "relex", "relex_log", "alpha"),
-    "parts": {  # of a run's or model's training, where it has them
+    "parts": {  # of a run's or model's training, if it has them
         "lora": "effopd.training.lora:LoraTrainer",
         "extrapolation": "effopd.distillation.every_step:StepExtrapolation",
     },

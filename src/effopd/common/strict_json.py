@@ -30,7 +30,7 @@ def parse_json(text: str | bytes, source: object) -> Any:
     """The value of a JSON text, its objects as `Entry`.
 
     Raises ArtifactError, which names `source`, unless it is UTF-8 and JSON whose keys are unique and whose numbers are
-    finite; also where it is nested too deeply or holds half a surrogate pair.
+    finite; also if it is nested too deeply or holds half a surrogate pair.
     """
 
     def object_of(pairs: Iterable[tuple[str, Any]]) -> Entry:
@@ -56,14 +56,14 @@ def parse_json(text: str | bytes, source: object) -> Any:
 
 
 def read_json(path: str | Path) -> Any:
-    """Parse a JSON artifact strictly. Raises ArtifactError where it is missing, no regular file or damaged."""
+    """Parse a JSON artifact strictly. Raises ArtifactError if it is missing, no regular file or damaged."""
     return parse_json(read_regular(Path(path)), path)
 
 
 def read_regular(path: Path) -> bytes:
     """The content of a regular file, or of the one that a link leads to; never waits for a pipe.
 
-    Raises ArtifactError where there is none, OSError where it cannot be read.
+    Raises ArtifactError if there is none, OSError if it cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

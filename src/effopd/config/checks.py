@@ -231,7 +231,7 @@ def _has_responses(task: Mapping[str, Any]) -> bool:
 
 
 def _way_between(models: Mapping[str, Any], start: str, end: str) -> list[str]:
-    """Models from `start` to `end`, each made from the next one; empty where there is no such way."""
+    """Models from `start` to `end`, each made from the next one; empty if there is no such way."""
     ways = [[start]]
     seen = set()
     while ways:

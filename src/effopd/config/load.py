@@ -1,4 +1,4 @@
-"""The configuration: defaults filled in, checked, and refused with one clear line where it cannot be run."""
+"""The configuration: defaults filled in, checked, and refused with one clear line if it cannot be run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from effopd.config.schema import fill, listed, main_group, resolve, schema, type
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with all defaults, checked. Keys under their old names are read, too.
 
-    Raises ConfigError, whose one line names the key, the value and the remedy, where it cannot be run.
+    Raises ConfigError, whose one line names the key, the value and the remedy, if it cannot be run.
     """
     filled: dict[str, Any] = fill(typed(_without_nulls(with_new_names(config)[0]), schema()), schema())
     _validate(filled)

@@ -35,7 +35,7 @@ def runtime_options() -> dict[str, Any]:
 
 
 def endpoint_of(teacher: str) -> dict[str, Any]:
-    """Where a teacher is served. Raises ConfigError where nobody said."""
+    """Where a teacher is served. Raises ConfigError if nobody said."""
     endpoints: dict[str, dict[str, Any]] = runtime_options()["endpoints"]
     if not {"url", "model"} <= set(endpoints.get(teacher, ())):
         raise ConfigError(

@@ -71,7 +71,7 @@ def _held_out_problems(task: Mapping[str, Any], key: str) -> Iterator[str]:
 
 
 def split_rows(task: Mapping[str, Any], split: str) -> tuple[str, int | None]:
-    """The key that limits a split's problems, and the limit; None where only the data knows."""
+    """The key that limits a split's problems, and the limit; None if only the data knows."""
     settings = task["splits"][split]
     if not isinstance(settings, Mapping):
         return f"task.splits.{split}", settings

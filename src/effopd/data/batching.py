@@ -15,7 +15,7 @@ FEWEST_POSITIONS = 2**13
 def passes_of(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Lengths of N sequences in tokens -> rows of passes of at most `size` sequences, the longest first.
 
-    A pass also ends where it has `FEWEST_POSITIONS` and the next sequence is shorter than its longest by more than
+    A pass also ends if it has `FEWEST_POSITIONS` and the next sequence is shorter than its longest by more than
     `LARGEST_PADDING`. One pass for all leaves them in their order.
     """
     passes: list[list[int]] = []

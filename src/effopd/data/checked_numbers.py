@@ -44,7 +44,7 @@ def logprobs(values: Sequence[Any] | np.ndarray, place: Place) -> np.ndarray:
 def likeliest(found: np.ndarray, place: Place) -> None:
     """Check the log-probabilities [T, K] of each position's K likeliest tokens, likeliest first.
 
-    `place` says where a position stood. Raises NumberError for the first where they do not descend, or where their
+    `place` says where a position stood. Raises NumberError for the first if they do not descend, or where their
     probabilities add up to more than 1.
     """
     for start in range(0, len(found), POSITIONS_AT_ONCE):

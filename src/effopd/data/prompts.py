@@ -115,14 +115,14 @@ def load_tokens(prompts: Manifest, split: str) -> TokenLists:
 
 
 def load_prompts(prompts: Manifest, split: str) -> Prompts:
-    """A split's prompts with their problems. Raises ArtifactError where the data that they are of is not there."""
+    """A split's prompts with their problems. Raises ArtifactError if the data that they are of is not there."""
     rows = pq.read_table(prompts.file(f"{split}.parquet"), columns=["row"])["row"].to_pylist()
     problems = load_problems(data_of(prompts), split)
     return Prompts(load_tokens(prompts, split), [problems[row] for row in rows])
 
 
 def data_of(prompts: Manifest) -> Manifest:
-    """The data that prompts were made from, one folder up. Raises ArtifactError where it is gone or another."""
+    """The data that prompts were made from, one folder up. Raises ArtifactError if it is gone or another."""
     data = read_manifest(prompts.path.parent.parent / "manifest.json", "data")
     if data.fingerprint != prompts.parents["data"]:
         raise ArtifactError(

@@ -29,7 +29,7 @@ class Responses:
 
 
 def worked_responses(data: Manifest) -> Responses:
-    """The data's own responses to training problems. Raises UserError where there are none."""
+    """The data's own responses to training problems. Raises UserError if there are none."""
     path = data.file("train.parquet")
     if "response" not in pq.read_schema(path).names:
         raise UserError(
@@ -44,7 +44,7 @@ def worked_responses(data: Manifest) -> Responses:
 def chosen_samples(samples: Manifest, keep: str, per_problem: int) -> Responses:
     """Of each problem the first `per_problem` samples that differ, of those that came to an end.
 
-    With `keep` "accepted" only those with the verifier's full reward. Raises UserError where no problem has one.
+    With `keep` "accepted" only those with the verifier's full reward. Raises UserError if no problem has one.
     """
     columns = ["row", "completion", "finished", "reward"]
     table = pq.read_table(samples.file(SAMPLES), columns=columns).to_pydict()
@@ -52,7 +52,7 @@ def chosen_samples(samples: Manifest, keep: str, per_problem: int) -> Responses:
     left_out = {"unfinished": 0, "rejected": 0}
     for row, text, finished, reward in zip(*(table[name] for name in columns), strict=True):
         found = texts.setdefault(row, [])
-        if not finished:  # it would be learnt to end where the limit cut it
+        if not finished:  # it would be learned to end where the limit cut it
             left_out["unfinished"] += 1
         elif keep == "accepted" and reward < 1:
             left_out["rejected"] += 1
@@ -79,7 +79,7 @@ def examples_of(
 
     `prompts` are token ids by row of the training split. Left out are responses to problems that have no prompt (it is
     too long), responses that the tokenizer cannot write, and pairs of more than `max_tokens` tokens. Raises UserError
-    where nothing is left.
+    if nothing is left.
     """
     asked = [(row, text) for row, texts in sorted(responses.texts.items()) for text in texts if row in prompts]
     left_out = dict(responses.left_out)

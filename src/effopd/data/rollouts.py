@@ -94,7 +94,7 @@ class Rollouts:
 
     @staticmethod
     def read(path: Path) -> Rollouts:
-        """The rollouts of a parquet file. Raises pyarrow.ArrowException where it is damaged."""
+        """The rollouts of a parquet file. Raises pyarrow.ArrowException if it is damaged."""
         table = pq.read_table(path)
         columns = {name: table.column(name).to_pylist() for name in _COLUMNS if name != "logprobs"}
         logprobs = [np.asarray(row.as_py(), np.float32) for row in table.column("logprobs")]

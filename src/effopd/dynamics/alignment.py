@@ -28,7 +28,7 @@ def principal_cosines(vectors: np.ndarray, final: np.ndarray) -> np.ndarray:
 def relative_gaps(singular_values: np.ndarray) -> np.ndarray:
     """min(sigma_{i-1} - sigma_i, sigma_i - sigma_{i+1}) / sigma_i: how well the i-th direction is defined.
 
-    The ends have one neighbor. A perturbation of relative size e turns the direction by about e / gap; NaN where
+    The ends have one neighbor. A perturbation of relative size e turns the direction by about e / gap; NaN if
     sigma_i is zero, infinity for a single value.
     """
     steps = np.concatenate([[np.inf], -np.diff(singular_values), [np.inf]])

@@ -43,7 +43,7 @@ def analyse_parameter(
 
     `steps` are increasing; the last is the final checkpoint, with which the others are aligned. `pairs(step)` gives the
     (base, trained) values of that step in blocks of rows, in any float type; a projection matrix's in one block. Holds
-    one such pair at a time. Raises ValueError where a value is not finite.
+    one such pair at a time. Raises ValueError if a value is not finite.
     """
     rows: Rows = {table: [] for table in TABLES}
     place = {"parameter": parameter.name, "layer": parameter.layer, "module": parameter.module}
@@ -131,7 +131,7 @@ def analyse_checkpoints(
     """Compare the checkpoints `trained` (step -> path) with `base`; write <table>.parquet in `out`, and return them.
 
     A killed analysis goes on after its last finished parameter; a finished one of the same files, code and tolerance is
-    read back. Raises UserError where the checkpoints cannot be compared, or `out` is somebody else's folder.
+    read back. Raises UserError if the checkpoints cannot be compared, or `out` is somebody else's folder.
     """
     for path in (base, *trained.values()):
         if out.resolve() in (path.resolve(), path.resolve().parent if path.is_file() else None):

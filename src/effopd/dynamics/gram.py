@@ -32,7 +32,7 @@ class Gram(ABC):
 
     @abstractmethod
     def log_determinant(self, shift: float) -> float:
-        """ln det(G + shift I) = sum_i ln(lambda_i + shift), by Cholesky. Raises ValueError where it is not positive."""
+        """ln det(G + shift I) = sum_i ln(lambda_i + shift), by Cholesky. Raises ValueError if it is not positive."""
 
     @abstractmethod
     def norm_without(self, vectors: np.ndarray, values: np.ndarray) -> float:

@@ -29,8 +29,8 @@ class Kept:
     def open(base: Path, states: Sequence[Path], decisions: Sequence[Path]) -> Kept:
         """Read the manifests `base` (a model), `states` and `decisions` (of the triggers at some of the states).
 
-        A state's weights are those from which training goes on: the accepted candidate's, where there is one. A model
-        among the states stands for its checkpoints and itself. Raises ArtifactError where files are not whole.
+        A state's weights are those from which training goes on: the accepted candidate's, if there is one. A model
+        among the states stands for its checkpoints and itself. Raises ArtifactError if files are not whole.
         """
         first = read_manifest(base, "model")
         decided = {read_manifest(path, "decision").parents["state"]: path for path in decisions}
@@ -53,7 +53,7 @@ class Kept:
         return max(self.trained)
 
     def parameters(self) -> list[Parameter]:
-        """The parameters that all have. Raises UserError where the architectures differ."""
+        """The parameters that all have. Raises UserError if the architectures differ."""
         return shared_parameters([self.base, *self.trained.values()])
 
     def read(self, step: int, parameter: Parameter) -> torch.Tensor:
@@ -69,7 +69,7 @@ def read_whole(checkpoint: Checkpoint, parameter: Parameter) -> torch.Tensor:
 
 
 def model_checkpoint(manifest: Manifest) -> Checkpoint:
-    """A model's own weights. Raises ArtifactError where a file of them is not whole."""
+    """A model's own weights. Raises ArtifactError if a file of them is not whole."""
     return Checkpoint.open(_folder(manifest))
 
 

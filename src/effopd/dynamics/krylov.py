@@ -23,7 +23,7 @@ class Krylov:
 
     basis: torch.Tensor  # [m, P], the first row b / || b ||
     diagonal: np.ndarray  # [m]
-    off_diagonal: np.ndarray  # [m], the last entry leads out of the space; 0 where b has been used up
+    off_diagonal: np.ndarray  # [m], the last entry leads out of the space; 0 if b has been used up
     length: float  # || b ||
 
     def ritz(self) -> RitzPairs:
@@ -54,7 +54,7 @@ class RitzPairs:
 
     @property
     def relative_residuals(self) -> np.ndarray:
-        """Residuals over the eigenvalue; infinite where that is not positive."""
+        """Residuals over the eigenvalue; infinite if that is not positive."""
         above = self.values > 0
         relative = np.full(len(self.values), np.inf)
         np.divide(self.residuals, self.values, out=relative, where=above)
@@ -71,7 +71,7 @@ def lanczos(multiply: Product, start: torch.Tensor, iterations: int) -> Krylov:
     """`iterations` steps of Lanczos from b = `start` [P], with full reorthogonalisation, done twice.
 
     Costs `iterations` products and as many vectors of memory. Stops early where b has no part in more directions.
-    Raises ValueError where b is zero or not finite.
+    Raises ValueError if b is zero or not finite.
     """
     length = float(torch.linalg.vector_norm(start, dtype=torch.float64))
     if not 0 < length < np.inf:

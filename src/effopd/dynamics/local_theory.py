@@ -96,7 +96,7 @@ def quadratic_change_in_basis(krylov: Krylov, coordinates: np.ndarray) -> float:
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The cosine of the angle between two vectors, in float64; NaN where one is zero."""
+    """The cosine of the angle between two vectors, in float64; NaN if one is zero."""
     a, b = a.double(), b.double()
     lengths = float(torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b))
     return float(a @ b) / lengths if lengths else float("nan")

@@ -28,7 +28,7 @@ class Value:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The interval, or the value alone where there is none."""
+        """The interval, or the value alone if there is none."""
         return (self.mean, self.mean) if math.isnan(self.low) else (self.low, self.high)
 
 

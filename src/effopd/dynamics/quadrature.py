@@ -133,7 +133,7 @@ class ExactTraces:
         self.log_determinants: dict[float, float] = {}
 
     def refine(self, quadrature: Quadrature) -> bool:
-        """Add the trace for one more t, at a quantile of `quadrature`. False where no more can help."""
+        """Add the trace for one more t, at a quantile of `quadrature`. False if no more can help."""
         if len(self.log_determinants) == len(SHIFT_QUANTILES):
             return False
         mass = np.cumsum((quadrature.weights * np.sqrt(quadrature.values))[::-1])

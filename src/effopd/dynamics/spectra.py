@@ -69,7 +69,7 @@ def top_count(rank: int, fraction: float = TOP_FRACTION) -> int:
 
 
 def _entropy(masses: np.ndarray, weights: np.ndarray | None) -> float:
-    """-sum_i w_i p_i ln p_i with p_i = m_i / sum_j w_j m_j; NaN where all masses are zero."""
+    """-sum_i w_i p_i ln p_i with p_i = m_i / sum_j w_j m_j; NaN if all masses are zero."""
     weights = np.ones_like(masses) if weights is None else weights
     kept = masses > 0
     if not kept.any():
@@ -96,7 +96,7 @@ class Spectrum:
 
     @property
     def error(self) -> float:
-        """The largest of the errors; NaN where one is."""
+        """The largest of the errors; NaN if one is."""
         return float(np.max([getattr(self, f"{name}_error") for name in WITH_ERRORS]))
 
 
@@ -114,13 +114,13 @@ def spectrum(matrix: torch.Tensor, tolerance: float = TOLERANCE) -> Spectrum:
 
     Takes the cheapest method whose own error estimate allows it: "lanczos" (estimated traces), "gram32", "gram64"
     (eigenvalues of the Gram matrix in that precision), "svd" (LAPACK in float64). Tolerance 0 means "svd".
-    Raises ValueError where an entry is not finite.
+    Raises ValueError if an entry is not finite.
     """
     return decompose(matrix, 0, tolerance)[0]
 
 
 def decompose(matrix: torch.Tensor, directions: int, tolerance: float = TOLERANCE) -> tuple[Spectrum, Directions]:
-    """`spectrum`, and the leading `directions` singular triplets (min(m, n) where there are fewer).
+    """`spectrum`, and the leading `directions` singular triplets (min(m, n) if there are fewer).
 
     Triplets whose singular value is zero, to working precision, are zero.
     """
@@ -216,7 +216,7 @@ def _with_rounding(found: Spectrum, values: np.ndarray, weights: np.ndarray, gra
 
 
 def _estimate(lanczos: BlockLanczos, tolerance: float) -> Spectrum | None:
-    """The metrics from a calibrated quadrature; None where their errors do not come below the tolerance."""
+    """The metrics from a calibrated quadrature; None if their errors do not come below the tolerance."""
     gram, traces = lanczos.gram, ExactTraces(lanczos.gram)
     previous: tuple[Calibration, Spectrum] | None = None
     for steps in LANCZOS_STEPS:

@@ -28,7 +28,7 @@ def numbered(checkpoints: Sequence[str]) -> dict[int, Path]:
     """Checkpoints by step, from texts `STEP=PATH` or `PATH`.
 
     Without a step, the number with which the folder's name ends (checkpoint-200), if all have one; otherwise 1, 2, ...
-    in the order given. Raises UserError where a step comes twice, or only some have one.
+    in the order given. Raises UserError if a step comes twice, or only some have one.
     """
     given = [re.fullmatch(r"(?:(\d+)=)?(.+)", text, re.DOTALL) for text in checkpoints]
     if not all(given):
@@ -96,7 +96,7 @@ def _columns(norms: Rows, sparsity: Rows, spectra: Rows) -> dict[str, float]:
 
 
 def _aligned(shown: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The lines of a table with a heading: names to the left, numbers to the right, blank where they are NaN."""
+    """The lines of a table with a heading: names to the left, numbers to the right, blank if they are NaN."""
     heading = next(iter(shown.values()))
     rows = [["", *heading]]
     rows += [[name, *("" if math.isnan(x) else f"{x:.4g}" for x in row.values())] for name, row in shown.items()]

@@ -26,7 +26,7 @@ def principal_path(vectors: np.ndarray) -> tuple[np.ndarray, float]:
 
     l_i are the squared singular values of the trajectory matrix after its mean over checkpoints is taken off. t points
     span t - 1 dimensions: the EVR of up to 3 checkpoints is 1 whatever they are, so compare equal numbers of them.
-    NaN where all vectors are the same.
+    NaN if all vectors are the same.
     """
     centered = vectors - vectors.mean(axis=0)
     left, values, _ = np.linalg.svd(centered, full_matrices=False)

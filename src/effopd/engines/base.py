@@ -21,7 +21,7 @@ class RolloutEngine(Protocol):
     """
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Replace the weights of its model, and its own, in place. Raises ArtifactError where they do not fit."""
+        """Replace the weights of its model, and its own, in place. Raises ArtifactError if they do not fit."""
 
     def sync_weights(self) -> None:
         """Take up the weights that its model has by now. Nothing else does: call it after each update."""
@@ -48,7 +48,7 @@ def build_engine(
     """The engine of these settings.
 
     `batch_size` prompts make a fixed batch; `context` is the longest prompt with its completion, in tokens. Raises
-    ConfigError where the engine is not installed, or the model cannot see as much.
+    ConfigError if the engine is not installed, or the model cannot see as much.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and context > limit:

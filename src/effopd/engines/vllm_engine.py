@@ -25,7 +25,7 @@ from effopd.models.models import load_weights_into, special_ids, write_checkpoin
 from effopd.specs.engines import Sampling
 
 GIB = 2**30
-MEMORY_FOLDER = Path("/dev/shm")  # weights pass through memory where there is room
+MEMORY_FOLDER = Path("/dev/shm")  # weights pass through memory if there is room
 # Set while vLLM starts. Its scheduler stays in this process; its workers are processes of their own, as the trainer's
 # process group is here, and they end with this one. No network, no reports, and its log goes where the job's own goes.
 ENVIRONMENT = {
@@ -185,7 +185,7 @@ class VllmEngine:
             )
 
     def _placement(self) -> dict[str, str]:
-        """The GPUs, or CPU threads, of vLLM's processes. Raises ConfigError where there are too few GPUs."""
+        """The GPUs, or CPU threads, of vLLM's processes. Raises ConfigError if there are too few GPUs."""
         count, rank = self.options["tensor_parallel"], int(os.environ.get("LOCAL_RANK", "0"))
         if not self._on_gpu:
             return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # other jobs are at work on the same cores
@@ -224,7 +224,7 @@ def roomy_folder(size: int) -> Path | None:
 
 
 def reason_of(error: Exception) -> str:
-    """What an exception says, as a sentence in one line, cut where it is long; its type where it says nothing."""
+    """What an exception says, as a sentence in one line, cut if it is long; its type if it says nothing."""
     said = shortened(" ".join(str(error).split()).rstrip(" ."), LONGEST_REASON) or type(error).__name__
     return said if said.endswith("…") else f"{said}."
 

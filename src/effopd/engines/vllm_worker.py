@@ -22,7 +22,7 @@ class WeightsExtension:
         self.reload_weights(weights_path=folder)
         if self.device.type != "cpu":
             return
-        # On CPUs vLLM computes with a packed copy of the head, which stays the old one where it is tied.
+        # On CPUs vLLM computes with a packed copy of the head, which stays the old one if it is tied.
         for module in self.model_runner.get_model().modules():
             if isinstance(module, ParallelLMHead) and module.weight.numel():
                 dispatch_cpu_unquantized_gemm(module, remove_weight=False)

@@ -225,7 +225,7 @@ def comparison_columns() -> list[str]:
 
 
 def _mean_at(curve: Curve, step: float) -> float:
-    """The mean score over seeds at a kept step; NaN where there is none."""
+    """The mean score over seeds at a kept step; NaN if there is none."""
     return float(curve.score[:, curve.steps.index(int(step))].mean()) if not math.isnan(step) else math.nan
 
 

@@ -21,7 +21,7 @@ def chosen_positions(seed: int, rows: Sequence[int], count: int) -> list[int]:
     """Where the chosen ones stand among `rows`, those of a split's problems that a model is asked; ascending.
 
     Every row draws its own number, so a problem that is too long for one model changes no other model's choice of the
-    rest. All where there are no more than `count`.
+    rest. All if there are no more than `count`.
     """
     drawn = sorted(range(len(rows)), key=lambda position: seed_of(seed, "kept sample", rows[position]))
     return sorted(drawn[:count])

@@ -25,7 +25,7 @@ from effopd.teachers.scoring import measure_reverse_kl
 class Measurement:
     """Per-item outcomes, a row a completion: index, reward, reason, tokens, finished, reverse_kl (sum over its tokens).
 
-    `reverse_kl` is absent where no teacher was asked; `finite` says whether all log-probs were numbers.
+    `reverse_kl` is absent if no teacher was asked; `finite` says whether all log-probs were numbers.
     """
 
     items: pd.DataFrame

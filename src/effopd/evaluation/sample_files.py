@@ -55,7 +55,7 @@ def _storable(value: Any) -> Any:
 
 
 def read_samples(evaluated: Manifest) -> list[Sample] | None:
-    """The samples that an evaluation kept; None where it kept none. Raises ArtifactError where they are not whole."""
+    """The samples that an evaluation kept; None if it kept none. Raises ArtifactError if they are not whole."""
     name = f"{evaluated.path.stem}{SUFFIX}"
     if name not in evaluated.files:
         return None

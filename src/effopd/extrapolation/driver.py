@@ -29,7 +29,7 @@ class Ray(Protocol):
 
 @dataclass(frozen=True)
 class Decision:
-    """What was judged at a trigger, and where the weights are left."""
+    """What was judged at a trigger, and if the weights are left."""
 
     settings: SearchSettings
     result: SearchResult
@@ -86,7 +86,7 @@ def extrapolate(
             search by module once about each candidate that this adds.
         settings: How to search.
         previous: The coefficient that the last search ended with; a line search starts there.
-        warn: What a warning begins with, where one is to be printed.
+        warn: What a warning begins with, if one is to be printed.
 
     Returns:
         The decision. Where all its coefficients are 0 the weights are the current ones.

@@ -45,7 +45,7 @@ class GateValue:
 
 
 class Gate(Protocol):
-    """Judges weights where they are put: a candidate's, or the current ones."""
+    """Judges weights if they are put: a candidate's, or the current ones."""
 
     def judge(self, coefficient: float) -> GateValue:
         """What the weights are worth. `coefficient` (0: the current weights) decides what is drawn for them."""

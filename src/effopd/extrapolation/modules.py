@@ -22,11 +22,11 @@ def by_module(names: Iterable[str]) -> dict[str, list[str]]:
 def refine(
     score: Callable[[Mapping[str, float]], float], line: SearchResult, modules: Iterable[str], accept_ties: bool
 ) -> tuple[dict[str, float], int]:
-    """From where a line search ended, scale the coefficient of one module after the other where that is better.
+    """From where a line search ended, scale the coefficient of one module after the other if that is better.
 
     This project's own. `score` is of a candidate with these coefficients by module, higher is better; as in the line
     search, a tie lengthens no step. Returns the coefficients accepted last, and how many candidates were tried: of each
-    module, up to as many as FACTORS; none where the line search accepted none.
+    module, up to as many as FACTORS; none if the line search accepted none.
     """
     found, tried = dict.fromkeys(modules, line.coefficient), 0
     if line.coefficient == 0:

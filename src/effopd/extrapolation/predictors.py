@@ -19,7 +19,7 @@ class Trajectory:
 
     steps: np.ndarray  # [k], increasing, from 1; the last is t
     updates: np.ndarray  # [k, *shape of the parameter], W_s - W_0, float64
-    accuracies: np.ndarray | None  # [1 + k], of the base and of every kept state; None where the method asks for none
+    accuracies: np.ndarray | None  # [1 + k], of the base and of every kept state; None if the method asks for none
 
     @staticmethod
     def of(updates: Mapping[int, np.ndarray], accuracies: Mapping[int, float] | None = None) -> Trajectory:

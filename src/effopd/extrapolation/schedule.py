@@ -16,7 +16,7 @@ def powers_of_two(steps: int) -> list[int]:
 def trigger_steps(setting: str | Sequence[int], steps: int) -> list[int]:
     """The steps of a run of `steps` steps after which to extrapolate (paper section 2).
 
-    `setting` is "powers_of_two", "every_step", "none" or an increasing list. Raises ValueError where it does not fit
+    `setting` is "powers_of_two", "every_step", "none" or an increasing list. Raises ValueError if it does not fit
     the steps: the message says what to do.
     """
     if setting == "none":
@@ -37,7 +37,7 @@ def trigger_steps(setting: str | Sequence[int], steps: int) -> list[int]:
 def checkpoint_steps(setting: str | Sequence[int], steps: int) -> list[int]:
     """The steps of a run of `steps` steps whose state is kept, besides triggers and the last one.
 
-    `setting` is "powers_of_two" or a list. Raises ValueError where a list does not fit the steps; the message says what
+    `setting` is "powers_of_two" or a list. Raises ValueError if a list does not fit the steps; the message says what
     to do.
     """
     return powers_of_two(steps) if setting == "powers_of_two" else _listed_steps(setting, steps)

@@ -38,7 +38,7 @@ class _SampledGate:
 
     `examples` of the prompts are drawn once, by `seed` (as the workflow draws them from the split `source`), each
     answered `samples` times. `paired`: all candidates of a trigger meet the same random numbers, which takes most of
-    the noise out of their comparison. Raises UserError where there are too few prompts.
+    the noise out of their comparison. Raises UserError if there are too few prompts.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class MasterWeights:
 
     They are the model's own parameters where those are float32 (also under autocast and DDP), and DeepSpeed's float32
     copies where it keeps some. Rank 0 holds what is read, and alone is asked what to write; all ranks must call alike.
-    Raises UserError where there are no float32 weights, or where the model is sharded by other means than ZeRO.
+    Raises UserError if there are no float32 weights, or if the model is sharded by other means than ZeRO.
     """
 
     def __init__(self, model: nn.Module) -> None:

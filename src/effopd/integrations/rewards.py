@@ -91,7 +91,7 @@ class RewardFunctions:
 
 
 def _weights(given: Any, count: int) -> list[float]:
-    """The weights of so many functions as finite floats: each 1 where none are given. Raises UserError."""
+    """The weights of so many functions as finite floats: each 1 if none are given. Raises UserError."""
     remedy = "Give a list with one finite number for each function."
     if given is None:
         return [1.0] * count

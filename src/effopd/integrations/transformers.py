@@ -36,7 +36,7 @@ class EffOPDCallback(TrainerCallback):
     `<output_dir>/extrapolation/<step>/decision.json`; the anchor goes into every checkpoint and comes back on resume.
 
     The arguments are the workflow's `extrapolation` settings. `resume_from` is only needed where the Trainer resumes
-    from a checkpoint outside its `output_dir`. Raises UserError where a setting is unknown.
+    from a checkpoint outside its `output_dir`. Raises UserError if a setting is unknown.
     """
 
     def __init__(

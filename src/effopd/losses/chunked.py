@@ -33,7 +33,7 @@ def chunked_loss(model: Any, batch: PaddedBatch, loss_of: LossAndMetricsOfLogits
     """Loss, for one backward, and metrics of a batch's completion tokens: the sums of what `loss_of` returns.
 
     `model` is the model or what is around it (the DeepSpeed engine, adapters). `loss_of` is called for one chunk of the
-    M positions after the other, and must be a sum over positions. Raises ArtifactError where the batch needs chunks and
+    M positions after the other, and must be a sum over positions. Raises ArtifactError if the batch needs chunks and
     the model's logits are not its head's.
     """
     plain = model

@@ -85,7 +85,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def check_permission(file: Path) -> None:
-    """Raise PermissionError where a file may not be read, of which safetensors says that it does not exist."""
+    """Raise PermissionError if a file may not be read, of which safetensors says that it does not exist."""
     try:
         file.open("rb").close()
     except PermissionError:

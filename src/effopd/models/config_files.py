@@ -23,7 +23,7 @@ _EXPERTS = re.compile(r"(?:num|n)_(?:\w+_)?experts")
 
 
 def check_config(path: Path) -> None:
-    """Raise ArtifactError, naming file, key and value, where a config.json says what no model here can have."""
+    """Raise ArtifactError, naming file, key and value, if a config.json says what no model here can have."""
     entry = read_object(path)
     parts = [entry, *(part for part in entry.values() if isinstance(part, dict))]
     if any(part.get("quantization_config") or part.get("compression_config") for part in parts):
@@ -46,7 +46,7 @@ def check_config(path: Path) -> None:
 
 
 def check_generates(path: Path, model: PreTrainedModel) -> None:
-    """Raise ArtifactError where the config.json `path` is of a model that was not made to write text.
+    """Raise ArtifactError if the config.json `path` is of a model that was not made to write text.
 
     `model` is what transformers makes of it as a causal language model, which it does of encoders, too.
     """

@@ -75,7 +75,7 @@ def extrapolate_folder(
     `anchor` and `current` are folders of safetensors, whole or in shards, or single files; `parameters` is what
     `candidates.moving_parameters` knows. Each operation rounds once to float32, as in `candidates.candidate`, whatever
     the tensors are stored in; the result is stored as `current` is, or in `dtype`. `out` gets the files of `current`,
-    configuration and tokenizer among them, and appears when it is complete. Raises UserError where an input cannot be
+    configuration and tokenizer among them, and appears when it is complete. Raises UserError if an input cannot be
     read, the architectures differ, a result is not finite, or `out` exists.
     """
     _check_arguments(anchor, current, coefficient, out)
@@ -195,7 +195,7 @@ class _Stream:
             yield self.reader.read(file, start + first * dtype.itemsize, block)
 
     def _converted(self, role: str, block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The block in another type, in memory of its own; itself where it has that type."""
+        """The block in another type, in memory of its own; itself if it has that type."""
         if block.dtype == dtype:
             return block
         return self._buffer(role, dtype, BLOCK_ELEMENTS)[: block.numel()].copy_(block)

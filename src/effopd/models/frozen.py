@@ -1,4 +1,4 @@
-"""How a model of the workflow is held where it is not trained. Light to import: estimates ask it, too."""
+"""How a model of the workflow is held if it is not trained. Light to import: estimates ask it, too."""
 
 from __future__ import annotations
 

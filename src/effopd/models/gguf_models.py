@@ -102,7 +102,7 @@ def _scales_positions(config: PretrainedConfig) -> bool:
 
 
 def _check_loaded(file: Path, info: Mapping[str, Any]) -> None:
-    """Raise ArtifactError where transformers made weights up, or could not place some."""
+    """Raise ArtifactError if transformers made weights up, or could not place some."""
     odd = {word: sorted(map(str, info[f"{word}_keys"])) for word in ("missing", "unexpected", "mismatched")}
     if found := [f"{word}: {some(names)}" for word, names in odd.items() if names]:
         raise ArtifactError(

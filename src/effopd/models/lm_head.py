@@ -67,7 +67,7 @@ def restrict(model: Any, tokens: KnownTokens) -> None:
 
 
 def tokens_of(model: PreTrainedModel) -> KnownTokens:
-    """The tokens that a model may say: all of its rows where it is not `restricted`."""
+    """The tokens that a model may say: all of its rows if it is not `restricted`."""
     known: KnownTokens = getattr(model, "known_tokens", KnownTokens(model.config.get_text_config().vocab_size))
     return known
 
@@ -83,7 +83,7 @@ class Head:
 
     @staticmethod
     def of(model: PreTrainedModel) -> Head:
-        """The head of a model, sharing its memory. Raises ArtifactError where the model has none of this form."""
+        """The head of a model, sharing its memory. Raises ArtifactError if the model has none of this form."""
         linear, config = model.get_output_embeddings(), model.config.get_text_config()
         scales = ("logits_scaling", "logit_scale", "output_multiplier")  # of Granite, Cohere and others
         scaled = [key for key in scales if getattr(config, key, 1) not in (1, None)]
@@ -149,7 +149,7 @@ def completion_states(model: PreTrainedModel, batch: PaddedBatch) -> torch.Tenso
 def completion_logits(model: PreTrainedModel, batch: PaddedBatch) -> Logits:
     """The logits that predict the batch's completion tokens, for one chunk after the other.
 
-    Raises ArtifactError where the batch needs chunks and the model has no plain head.
+    Raises ArtifactError if the batch needs chunks and the model has no plain head.
     """
     if fits_at_once(batch, vocabulary_of(model)):
         logits = tokens_of(model)(model(input_ids=batch.tokens[:, :-1], use_cache=False).logits[batch.mask])

@@ -40,7 +40,7 @@ def patterns(model: PretrainedSettings) -> tuple[str, ...]:
 def local_model_files(model: PretrainedSettings) -> list[Path]:
     """The files of a model's local folder, or its one GGUF file; none for one of the hub or of a package.
 
-    Raises ConfigError where the folder does not exist, or holds neither safetensors nor a single GGUF file.
+    Raises ConfigError if the folder does not exist, or holds neither safetensors nor a single GGUF file.
     """
     if model.path is None or not is_local(model.path):
         return []

@@ -100,7 +100,7 @@ class Reader:
     def read(self, file: Path, start: int, block: torch.Tensor) -> torch.Tensor:
         """Fill `block`, a contiguous tensor on the CPU, with the bytes of the file from `start`. Returns it.
 
-        Raises EOFError where the file ends before.
+        Raises EOFError if the file ends before.
         """
         with self._opening:
             if file not in self._open:

@@ -126,7 +126,7 @@ def shared_parameters(checkpoints: Sequence[Checkpoint]) -> list[Parameter]:
     """The parameters of checkpoints of one architecture, in the order of layers.
 
     Of embeddings and heads that some checkpoints have padded with rows, the rows that all have. Raises UserError,
-    naming the parameters, where the architectures differ.
+    naming the parameters, if the architectures differ.
     """
     base = checkpoints[0]
     names = sorted({name for checkpoint in checkpoints for name in checkpoint.tensors})

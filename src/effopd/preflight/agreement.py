@@ -45,7 +45,7 @@ def check_engine(check: str, engine: Logprobs, trainer: Logprobs, precision: str
     measured = f"log-probs of {len(differences)} tokens differ by {mean:.1e} on average, {largest:.1e} at most"
     exact = precision == "float32"
     value, limit = (largest, LARGEST_DIFFERENCE) if exact else (mean, LARGEST_MEAN_DIFFERENCE)
-    if not value <= limit:  # also where it is NaN
+    if not value <= limit:  # also if it is NaN
         return failed(
             check,
             f"{measured} (allowed in {precision}: {limit:g} {'at most' if exact else 'on average'})",

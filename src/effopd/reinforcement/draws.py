@@ -87,7 +87,7 @@ class Validation:
     """
 
     def __init__(self, source: Source, prompts: Prompts, problems: int) -> None:
-        """Draw `problems` of the split. Raises ConfigError where it holds fewer."""
+        """Draw `problems` of the split. Raises ConfigError if it holds fewer."""
         if problems > len(prompts):
             raise ConfigError(
                 f"config: `early_stopping.problems` of a model is {problems}, and the validation split holds "

@@ -15,7 +15,7 @@ SMALLEST_DEVIATION = 1e-6
 def group_advantages(rewards: torch.Tensor, group: int, scale: bool = False) -> torch.Tensor:
     """Rewards less the mean of their group, divided by its sample deviation where `scale` (GRPO section 4.1.2).
 
-    Without it, the "Dr. GRPO" form (arXiv 2503.20783). rewards float32 [N] -> float32 [N]. Raises ValueError where N is
+    Without it, the "Dr. GRPO" form (arXiv 2503.20783). rewards float32 [N] -> float32 [N]. Raises ValueError if N is
     no multiple of `group`.
     """
     if len(rewards) % group:
@@ -29,7 +29,7 @@ def group_advantages(rewards: torch.Tensor, group: int, scale: bool = False) -> 
 
 
 def informative_groups(rewards: torch.Tensor, group: int) -> torch.Tensor:
-    """Whether a group's rewards differ: where they do not, its advantages are zero (DAPO section 3.2).
+    """Whether a group's rewards differ: if they do not, its advantages are zero (DAPO section 3.2).
 
     rewards float32 [N] -> bool [N / group].
     """

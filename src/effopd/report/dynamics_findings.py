@@ -18,8 +18,8 @@ Tables = Mapping[str, pd.DataFrame]
 def dynamics_section(config: dict[str, Any], tables: Tables) -> dict[str, Any]:
     """`findings`, a sentence each, and `tables` with `title`, `note` and `rows`.
 
-    Of means over seeds; of one seed, the intervals are those over problems, where there are any. A difference is
-    claimed only where its interval excludes none.
+    Of means over seeds; of one seed, the intervals are those over problems, if there are any. A difference is
+    claimed only if its interval excludes none.
     """
     means = {name: _over_seeds(table) for name, table in tables.items() if name.startswith("dynamics_")}
     runs = list(dict.fromkeys(means["dynamics_norms"]["run"]))
@@ -56,7 +56,7 @@ def _last(table: pd.DataFrame, run: str) -> pd.DataFrame:
 
 
 def _moved(means: Tables, names: dict[str, str]) -> list[str]:
-    """How runs compare with the models in norm and rank; silent where no model is looked into."""
+    """How runs compare with the models in norm and rank; silent if no model is looked into."""
     sentences = []
     models = [run for run in names if run.startswith("models/")]
     if not models:

@@ -1,6 +1,6 @@
 """What the report says of the comparison: sentences and tables, from those in results/tables/.
 
-A run is called faster, slower, better or worse only where an interval over seeds and problems says so.
+A run is called faster, slower, better or worse only if an interval over seeds and problems says so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Rows = list[dict[str, str]]
 
 
 def verdict(row: pd.Series, measure: str, target: str = ACCURACY) -> str:
-    """What the interval of a run's ratio supports; OPEN where there is none, as of one seed."""
+    """What the interval of a run's ratio supports; OPEN if there is none, as of one seed."""
     low, high = (row[f"{target}{measure}_ratio{bound}"] for bound in ("_low", "_high"))
     reached = row[f"{target}reached"]
     if reached == 0:
@@ -198,7 +198,7 @@ def caveats(config: dict[str, Any], evaluation: pd.DataFrame) -> list[str]:
 def tie_findings(config: dict[str, Any], extrapolation: pd.DataFrame) -> list[str]:
     """A sentence for each run or prediction of which a decision accepted what scored exactly as the current weights."""
     found = []
-    selected = extrapolation[extrapolation["selected"].astype(bool)]  # no truth values where there are no rows
+    selected = extrapolation[extrapolation["selected"].astype(bool)]  # no truth values if there are no rows
     for run, decisions in selected.groupby("run", sort=False):
         if ties := int(decisions["tie"].sum()):
             decided = f"{len(decisions)} decision{'s' if len(decisions) > 1 else ''}"

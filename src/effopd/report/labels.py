@@ -16,7 +16,7 @@ def label_of(config: dict[str, Any], run: str) -> str:
 
 
 def with_interval(row: pd.Series, column: str, scale: float = 1, digits: int = 3, unit: str = "") -> str:
-    """A mean with its interval, where it has one."""
+    """A mean with its interval, if it has one."""
     mean, low, high = (row[f"{column}{bound}"] * scale for bound in ("", "_low", "_high"))
     if math.isnan(low):
         return f"{mean:.{digits}f}{unit}"

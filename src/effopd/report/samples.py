@@ -45,7 +45,7 @@ def _problem(sample: Sample) -> dict[str, Any]:
 
 
 def _row(config: dict[str, Any], evaluation: SampledEvaluation, sample: Sample) -> dict[str, Any]:
-    """A row of a problem's table; `text` is None where `start` is all of the completion."""
+    """A row of a problem's table; `text` is None if `start` is all of the completion."""
     start = one_line(sample.completion, LINE)
     return {
         "name": label_of(config, evaluation.run),

@@ -33,7 +33,7 @@ def write_csv(path: Path, table: pd.DataFrame, digits: int | None = 6) -> None:
 def read_csv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
     """Read a table that `write_csv` wrote. An empty cell is NaN, and nothing else is.
 
-    `text`: columns to read as text besides `NAMES`. Raises ArtifactError where it is missing or no such table, lacks a
+    `text`: columns to read as text besides `NAMES`. Raises ArtifactError if it is missing or no such table, lacks a
     column that a table of its name has, or holds text where a number belongs.
     """
     table: pd.DataFrame = _read(
@@ -59,7 +59,7 @@ def _check_columns(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """Read a table that no manifest lists. Raises ArtifactError where it is missing or damaged."""
+    """Read a table that no manifest lists. Raises ArtifactError if it is missing or damaged."""
     table: pd.DataFrame = _read(lambda: pd.read_parquet(path, columns=columns), path)
     return table
 

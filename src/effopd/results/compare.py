@@ -26,9 +26,9 @@ ABSENT = "(absent)"
 
 
 class Side:
-    """One of the two folders: its plan, and the manifests of what the plan asks for, None where there is none.
+    """One of the two folders: its plan, and the manifests of what the plan asks for, None if there is none.
 
-    Raises ConfigError where the folder is no results folder.
+    Raises ConfigError if the folder is no results folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,7 +73,7 @@ class Side:
         """A row for each evaluated point of a run and seed, the student at step 0 included, and of a prediction.
 
         Columns: run, seed, step, accuracy, reverse_kl, and what getting there cost with its gates: generated_tokens,
-        scored_tokens, trained_tokens, seconds (NaN where a manifest that would say so is missing). A prediction costs
+        scored_tokens, trained_tokens, seconds (NaN if a manifest that would say so is missing). A prediction costs
         what its run did up to that step, and its own gate.
         """
         rows = []
@@ -117,7 +117,7 @@ def _added(cost: dict[str, float], own: dict[str, float]) -> dict[str, float]:
 
 
 def _point(place: Place, measured: Manifest | None, cost: dict[str, float]) -> list[dict[str, Any]]:
-    """The row of a point; none where it is not evaluated."""
+    """The row of a point; none if it is not evaluated."""
     if measured is None:
         return []
     outcome = {name: measured.result[name] for name in OUTCOMES}
@@ -125,7 +125,7 @@ def _point(place: Place, measured: Manifest | None, cost: dict[str, float]) -> l
 
 
 def compare(a: Path, b: Path, out: Path | None = None) -> list[str]:
-    """What differs between two results folders, as lines. Raises ConfigError where one is no results folder.
+    """What differs between two results folders, as lines. Raises ConfigError if one is no results folder.
 
     What is unfinished is said, and what both have is compared. Differences are B less A, paired by seed, with the
     interval over seeds that A's `evaluation.confidence` asks for. `out` is a CSV file for the values: run, seed, step,
@@ -246,7 +246,7 @@ def _run(run: str, both: pd.DataFrame, a: Side, b: Side, confidence: float) -> I
 
 
 def _outcomes(both: pd.DataFrame, seeds: Sequence[int], confidence: float) -> Iterator[str]:
-    """Accuracy and reverse KL step by step, or one line where they are the same throughout."""
+    """Accuracy and reverse KL step by step, or one line if they are the same throughout."""
     whole = (both.groupby("step")["seed"].nunique() == len(seeds)).all()
     if whole and all(both[f"{metric}_a"].equals(both[f"{metric}_b"]) for metric in OUTCOMES):
         yield f"accuracy and reverse KL: the same at steps {', '.join(map(str, sorted(both['step'].unique())))}"
@@ -285,7 +285,7 @@ def _named(seeds: Sequence[int]) -> str:
 
 
 def _difference(pair: Sequence[pd.Series], digits: str, confidence: float) -> str:
-    """The mean of paired differences, B less A, with its interval over seeds where there are several."""
+    """The mean of paired differences, B less A, with its interval over seeds if there are several."""
     differences = (pair[1] - pair[0]).tolist()
     if not any(differences):
         return "0"

@@ -18,7 +18,7 @@ Place = tuple[str, int, int]  # run, seed, step
 
 @dataclass(frozen=True)
 class Holding:
-    """An artifact that the plan asks for: its manifest, where there is a readable one, and whether it is up to date.
+    """An artifact that the plan asks for: its manifest, if there is a readable one, and whether it is up to date.
 
     Up to date: its spec is what the plan would ask for now, and everything that it was made from is up to date too.
     """
@@ -211,7 +211,7 @@ def _made_from(found: Holding, wanted: set[str]) -> Holding:
 
 
 def manifest_at(path: Path) -> Manifest | None:
-    """The manifest at a path; None where there is none that can be read (`effopd verify` says why)."""
+    """The manifest at a path; None if there is none that can be read (`effopd verify` says why)."""
     try:
         return read_manifest(path)
     except ArtifactError:

@@ -17,7 +17,7 @@ from effopd.training.checkpoints import Point
 def export_state(results: Path, run: str, seed: int, step: int, out: Path, dtype: str = "float32") -> None:
     """Write the weights from which `run` went on after `step` as a model folder, rounded to `dtype`.
 
-    Of a prediction, those that it predicted from the states up to `step`. Raises UserError where it cannot.
+    Of a prediction, those that it predicted from the states up to `step`. Raises UserError if it cannot.
     """
     if not is_plain(run):
         raise UserError(f"{run!r} is not the name of a run. Take one from `effopd status`.")

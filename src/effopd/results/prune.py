@@ -65,7 +65,7 @@ def prune(results: Path, optimizers: int, apply: bool) -> list[str]:
     Kept are the weights of all kept states, and the optimizer moments of the last `optimizers` triggers of each run and
     seed (of the kept states, where a run has no triggers) and wherever training may have to go on. Scores that hold
     more than sampled tokens (top-k, hidden states) go once their segment is trained. Only regular files below
-    `results` go: none that is a link, or that a link leads to. Raises UserError where there is no results folder, or
+    `results` go: none that is a link, or that a link leads to. Raises UserError if there is no results folder, or
     where a workflow or one of its jobs is at work on it.
     """
     plan = Plan.of_results(results)

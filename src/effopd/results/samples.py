@@ -39,7 +39,7 @@ class Evaluated:
 
 
 def samples(results: Path, wanted: Wanted) -> dict[str, Any]:
-    """The samples by problem, as JSON values. Raises UserError where there is nothing of that name, or no samples."""
+    """The samples by problem, as JSON values. Raises UserError if there is nothing of that name, or no samples."""
     plan = Plan.of_results(results)
     seed = plan.seeds[0] if wanted.seed is None else wanted.seed
     _check("seed", [seed], plan.seeds, results)

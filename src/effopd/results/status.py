@@ -26,7 +26,7 @@ ENOUGH_DONE = 0.1
 
 
 def status(results: Path) -> dict[str, Any]:
-    """What is done, running and left in a results folder, as JSON values. Raises UserError where it holds no plan."""
+    """What is done, running and left in a results folder, as JSON values. Raises UserError if it holds no plan."""
     claim = look_at_claim(results)
     at_work = claim if claim and claim.running else None
     if at_work and not (results / "config.yaml").is_file():
@@ -89,13 +89,13 @@ def _word(holding: Holding) -> str:
 
 
 def _predictions(inventory: Inventory) -> dict[str, list[int]]:
-    """How many predictions are evaluated, of how many; nothing where the plan has none."""
+    """How many predictions are evaluated, of how many; nothing if the plan has none."""
     evaluated = inventory.prediction_evaluations.values()
     return {"predictions": [sum(h.current for h in evaluated), len(evaluated)]} if evaluated else {}
 
 
 def _other_tasks(inventory: Inventory) -> dict[str, list[int]]:
-    """How many evaluations on other tasks are there, of how many; nothing where the plan has no such task."""
+    """How many evaluations on other tasks are there, of how many; nothing if the plan has no such task."""
     evaluated = inventory.task_evaluations.values()
     return {"other tasks": [sum(h.current for h in evaluated), len(evaluated)]} if evaluated else {}
 
@@ -138,7 +138,7 @@ def _seconds_left(inventory: Inventory, runs: list[dict[str, Any]], started: flo
     Work is what generating, scoring and updating took by the artifacts' own records: a state's steps, a trigger's gate,
     an evaluation; what is left is estimated from the same run's, if there are any. The pace is the work done per
     second since the first of it began, so start-up and waiting count. A run is not over before its own steps and gates
-    are, one after the other. None where there is too little to go by: models are still being trained, some kind of work
+    are, one after the other. None if there is too little to go by: models are still being trained, some kind of work
     has not been done yet, or hardly any.
     """
     if not all(holding.current for holding in inventory.models.values()):
@@ -167,7 +167,7 @@ def _seconds_left(inventory: Inventory, runs: list[dict[str, Any]], started: flo
 
 
 def _work_of_one(inventory: Inventory, holdings: Mapping[Place, Holding], run: str) -> float | None:
-    """The mean work of a step, trigger or evaluation of a run; of all runs where it has none yet."""
+    """The mean work of a step, trigger or evaluation of a run; of all runs if it has none yet."""
     made = {place: h.manifest for place, h in holdings.items() if h.manifest and h.current}
     made = {place: manifest for place, manifest in made.items() if place[0] == run} or made
     units = sum(step - inventory.plan.previous_boundary(name, step) if holdings is inventory.states else 1
@@ -185,7 +185,7 @@ def _finished(manifest: Manifest) -> float:
 
 
 def describe(found: dict[str, Any]) -> list[str]:
-    """The status as lines, of at most 100 characters where names are not too long."""
+    """The status as lines, of at most 100 characters if names are not too long."""
     lines = [*_headline(found), ""]
     lines += aligned([["model", "kind", "trained", "evaluated"], *(row.values() for row in found["models"])], left=4)
     counted = ("steps", "states", "triggers", "evaluations")

@@ -67,8 +67,8 @@ class Sandbox:
 
     Each runs in a process of its own, in an empty folder, with no environment, the standard library alone and the
     `limits`; whatever it started has ended when `run` returns. `isolation` names the further layers that are up.
-    Namespaces come first; where they are not permitted, Landlock and seccomp must hold the program together, and it
-    must not be root's. Raises SandboxError where neither can be had or where, with `required`, namespaces cannot.
+    Namespaces come first; if they are not permitted, Landlock and seccomp must hold the program together, and it
+    must not be root's. Raises SandboxError if neither can be had or where, with `required`, namespaces cannot.
     """
 
     def __init__(self, limits: Limits, *, required: bool = False, layers: Collection[str] = LAYERS) -> None:
@@ -110,7 +110,7 @@ class Sandbox:
                 "kernel with Landlock and with `task.sandbox.isolation: auto`."
             )
         self.isolation: tuple[str, ...] = tuple(hello["layers"])
-        self.refusal: str = hello["refusal"]  # why there are no namespaces; "" where there are
+        self.refusal: str = hello["refusal"]  # why there are no namespaces; "" if there are
 
     def run(self, program: str, given: bytes = b"", later: bytes = b"") -> Outcome:
         """Run a program on standard input `given`, then `later` once it has written to descriptor 3.
@@ -155,7 +155,7 @@ class Sandbox:
         self.close()
 
     def _exchange(self, message: dict[str, Any], seconds: float) -> dict[str, Any] | None:
-        """The reply to a message; None where the supervisor has ended or does not answer in time."""
+        """The reply to a message; None if the supervisor has ended or does not answer in time."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         if self._process.stdin.closed:

@@ -161,7 +161,7 @@ def no_new_privileges() -> None:
 
 
 def landlock_version() -> int:
-    """The kernel's Landlock ABI; 0 where it has none."""
+    """The kernel's Landlock ABI; 0 if it has none."""
     return max(0, int(_LIBC.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1)))
 
 

@@ -21,7 +21,7 @@ def send(descriptor: int, message: dict[str, Any]) -> None:
 
 
 def receive(descriptor: int) -> dict[str, Any] | None:
-    """The next message, or None where the other side has gone."""
+    """The next message, or None if the other side has gone."""
     header = _exactly(descriptor, 4)
     text = _exactly(descriptor, struct.unpack("!I", header)[0]) if header is not None else None
     if text is None:

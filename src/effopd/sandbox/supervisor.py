@@ -65,7 +65,7 @@ def main() -> NoReturn:
 class Supervisor:
     """Runs one program at a time, each in an empty work folder.
 
-    `refusal` is why this is not process 1 of new namespaces; empty where it is.
+    `refusal` is why this is not process 1 of new namespaces; empty if it is.
     """
 
     def __init__(self, settings: dict[str, Any], refusal: str) -> None:
@@ -88,7 +88,7 @@ class Supervisor:
             kernel.adopt_orphans()
 
     def lack(self) -> str:
-        """What is missing to hold a program without namespaces; "" where nothing is."""
+        """What is missing to hold a program without namespaces; "" if nothing is."""
         if not {"landlock", "seccomp"} <= set(self.layers) or kernel.landlock_version() < GOVERNS_TRUNCATION:
             return "without them Landlock (of Linux 6.2 or newer) and seccomp are needed, and this kernel lacks one"
         if os.getuid() == 0 and not self.becomes_nobody:

@@ -20,4 +20,4 @@ class MakeData(JobSpec):
 class TokenizePrompts(JobSpec):
     """`tokenize_prompts`."""
 
-    prompt: Mapping[str, Any] | None  # of the task; none where each problem is its own prompt
+    prompt: Mapping[str, Any] | None  # of the task; none if each problem is its own prompt

@@ -104,7 +104,7 @@ class SamplingSettings(Section):
     max_new_tokens: int
     batch_size: int
     seed: int
-    problems: int | None = None  # all, where none are
+    problems: int | None = None  # all, if none are
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def gate_source(spec: GateSpec, prompts: Manifest, states: Sequence[Path]) -> Pr
 
 
 def rollouts_of(point: Point) -> Rollouts:
-    """The rollouts that the last step before a state trained on. Raises ArtifactError where they are not whole."""
+    """The rollouts that the last step before a state trained on. Raises ArtifactError if they are not whole."""
     path = point.manifest.path.parents[2] / f"rollouts/step{point.step}.json"
     spec = {key: value for key, value in point.manifest.spec.items() if key != "end"} | {"step": point.step}
     manifest = read_manifest(path, ROLLOUTS.name)
@@ -152,7 +152,7 @@ def opened_gate(
 
 
 def _draw(spec: GateSpec, source: Prompts | Rollouts) -> list[int]:
-    """The rows of the source that the gate asks about. Raises ConfigError where there are too few."""
+    """The rows of the source that the gate asks about. Raises ConfigError if there are too few."""
     settings = spec.extrapolation.gate
     eligible, examples = list(range(len(source))), settings.examples
     limited = settings.difficulty != DifficultySettings()

@@ -36,7 +36,7 @@ def fetch_model(spec: FetchModel, out: Path) -> None:
     """Link the files of spec.model into the folder of the manifest `out`, whose fingerprint holds their contents.
 
     A GGUF file is dequantized into that folder instead, and the fingerprint holds the contents of the file. A model of
-    the hub is downloaded to the hub's own cache (HF_HOME), where other projects find it too. Raises UserError where it
+    the hub is downloaded to the hub's own cache (HF_HOME), where other projects find it too. Raises UserError if it
     cannot be had, or is no model that can be used.
     """
     started = time.time()
@@ -94,7 +94,7 @@ def _dequantized(model: PretrainedSettings, sources: list[Path], folder: Path) -
 
 
 def _hub_files(model: PretrainedSettings) -> list[Path]:
-    """Download a model of the hub. Raises UserError, with the remedy, where that fails."""
+    """Download a model of the hub. Raises UserError, with the remedy, if that fails."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -137,7 +137,7 @@ def _hub_files(model: PretrainedSettings) -> list[Path]:
 
 
 def _facts(model: PretrainedSettings, folder: Path) -> dict[str, Any]:
-    """What a model is, from its files' headers. Raises UserError where it could not be used later on."""
+    """What a model is, from its files' headers. Raises UserError if it could not be used later on."""
     architecture = without_weights(folder, trust=model.trust_remote_code)
     names = [path.name for path in folder.iterdir()]
     if not any(fnmatch.filter(names, pattern) for pattern in VOCABULARIES):  # transformers would make up an empty one

@@ -44,7 +44,7 @@ def linearize_student(
 
     Writes beside the manifest `out` these completions, b with its Krylov basis, and two tables: `residuals` (a row a
     kind of residual and singular value) and `eigenspace` (a row a starting vector and eigenpair; the random start is a
-    control, and finds the same eigenvalues where they have converged).
+    control, and finds the same eigenvalues if they have converged).
     """
     started = time.time()
     settings, size = spec.local_theory, spec.batch_size

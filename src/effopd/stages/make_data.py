@@ -19,11 +19,11 @@ TRAINED_ON = ("train", "validation")  # the splits that updates and gates may se
 
 
 def make_data(spec: MakeData, out: Path, files: tuple[Path, ...] = (), training: Path | None = None) -> None:
-    """Write the task's splits and, where it has one, its corpus beside the manifest `out`.
+    """Write the task's splits and, if it has one, its corpus beside the manifest `out`.
 
     `files` are the local files that the task reads: their contents are part of what the data is. Of a task that is
     only evaluated on, `training` is the data that is trained on: what is in it leaves the test split. Raises UserError
-    where nothing is left.
+    if nothing is left.
     """
     started = time.time()
     parents = {}
@@ -60,7 +60,7 @@ def make_data(spec: MakeData, out: Path, files: tuple[Path, ...] = (), training:
 
 
 def _trained_on(data: Manifest) -> list[pd.DataFrame]:
-    """The problems that updates and gates may see and, where there is one, the corpus to pretrain on."""
+    """The problems that updates and gates may see and, if there is one, the corpus to pretrain on."""
     tables = [pd.read_parquet(data.file(f"{split}.parquet")) for split in TRAINED_ON]
     if "corpus.parquet" in data.files:
         corpus = pd.read_parquet(data.file("corpus.parquet"), columns=["prompt"])

@@ -65,7 +65,7 @@ def _sources(data: Path, model: str) -> pd.Series:
 
 
 def _outcomes(evaluated: Manifest, sources: pd.Series, several: bool) -> Iterator[dict[str, Any]]:
-    """What an evaluation found on all problems and, where there are several sources, on those of each."""
+    """What an evaluation found on all problems and, if there are several sources, on those of each."""
     items = pd.read_parquet(evaluated.file(f"{evaluated.path.stem}.items.parquet"))
     yield {"source": ALL, **_outcome(items)}
     if several:

@@ -41,7 +41,7 @@ def predict_weights(
 
     The search asks the gate about the method's prediction at each coefficient it tries; 0 is the last state as it is.
     `validations` are evaluations of the base and of these states, for a method that asks for accuracies. Raises
-    ArtifactError where the states or evaluations are others, ConfigError where no parameter is meant to move.
+    ArtifactError where the states or evaluations are others, ConfigError if no parameter is meant to move.
     """
     started = time.time()
     settings = spec.extrapolation
@@ -119,7 +119,7 @@ class Predictor:
 def _accuracies(kept: Kept, validations: Sequence[Manifest]) -> tuple[dict[int, float] | None, list[Manifest]]:
     """Accuracies by step, and the evaluations that say so, in order.
 
-    None where the method asks for none. Raises ArtifactError where an evaluation is of other weights.
+    None if the method asks for none. Raises ArtifactError if an evaluation is of other weights.
     """
     if not validations:
         return None, []

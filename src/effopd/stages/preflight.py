@@ -126,7 +126,7 @@ class _Subject:
     positions: int | None
     hidden_size: int
     layers: int
-    eos: list[int]  # of the generation config; empty where it says nothing
+    eos: list[int]  # of the generation config; empty if it says nothing
 
     @staticmethod
     def open(folder: Path) -> _Subject:

@@ -120,7 +120,7 @@ def sample_responses(spec: SampleResponses, prompts: Path, model: Path, out: Pat
 
 
 def _chosen(problems: int | None, there: int, seed: int) -> list[int]:
-    """The positions of the prompts that are asked, in order. Raises ConfigError where there are too few."""
+    """The positions of the prompts that are asked, in order. Raises ConfigError if there are too few."""
     if problems is None:
         return list(range(there))
     if problems > there:

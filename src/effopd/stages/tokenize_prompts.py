@@ -18,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 def tokenize_prompts(spec: TokenizePrompts, data: Path, model: Path, out: Path) -> None:
     """Write, beside the manifest `out`, a table for each split: `row` (in the split's data) and `tokens`.
 
-    Prompts longer than `task.prompt.max_tokens` are left out. Raises UserError where a split has none left.
+    Prompts longer than `task.prompt.max_tokens` are left out. Raises UserError if a split has none left.
     """
     started = time.time()
     data_manifest, model_manifest = read_manifest(data, "data"), read_manifest(model, "model")

@@ -34,7 +34,7 @@ def train_sft(spec: TrainSFT, prompts: Path, init: Path, samples: Path | None, o
     """Train the model of the manifest `init` to give responses and write it, and its checkpoints at powers of two.
 
     The responses are those of the data that `prompts` were made from, or those of the manifest `samples`. Raises
-    UserError where none is left to learn.
+    UserError if none is left to learn.
     """
     settings = spec.model
     lora, seed, steps, size = settings.lora, settings.seed, settings.steps, settings.batch_size

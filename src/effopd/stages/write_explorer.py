@@ -21,7 +21,7 @@ from effopd.report.tables import read_parquet
 from effopd.specs.reports import WriteExplorer
 
 SHADES = 24
-# Name, label, unit, whether its colors go by orders of magnitude, and the lowest value of its scale where it has one.
+# Name, label, unit, whether its colors go by orders of magnitude, and the lowest value of its scale if it has one.
 METRICS: tuple[tuple[str, str, str, bool, float | None], ...] = (
     ("frobenius_norm", "norm of the update, ‖ΔW‖", "Frobenius norm", True, None),
     ("relative_norm", "relative norm, ‖ΔW‖ / ‖W‖", "share of the base's norm", True, None),
@@ -48,7 +48,7 @@ def write_explorer(spec: WriteExplorer, results: Path, out: Path) -> None:
 
 
 def explorer_data(spec: WriteExplorer, results: Path) -> dict[str, Any]:
-    """What the page shows: for each subject, metric and step a value for each layer and module, null where none is.
+    """What the page shows: for each subject, metric and step a value for each layer and module, null if none is.
 
     A color scale is fixed for each metric: from its least to its largest value anywhere.
     """

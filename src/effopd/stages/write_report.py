@@ -117,7 +117,7 @@ def by_source(config: dict[str, Any], table: pd.DataFrame) -> list[dict[str, str
 
 
 def _other_tasks(config: dict[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of each task that is only evaluated on, a row for each model and run and, where it has several, each source."""
+    """Of each task that is only evaluated on, a row for each model and run and, if it has several, each source."""
     means = table[table["seed"] == MEAN]
     found = []
     for task, own in means.groupby("task", sort=False):

@@ -84,7 +84,7 @@ class ArithmeticTask(Task):
         )
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
-        """Reward 1 where the text after the only `#` is the sum of the problem's terms."""
+        """Reward 1 if the text after the only `#` is the sum of the problem's terms."""
         working, mark, answer = completion.partition("#")
         if not mark:
             return Verdict(0.0, "no answer: '#' is missing")

@@ -44,7 +44,7 @@ class Task(ABC):
         """The data, and facts on how it came to be.
 
         A table for each of the section's splits (train, validation and test, or test alone), with columns `problem`,
-        `answer` and `difficulty` (the fields of `Problem`), and in train `response` where there are worked ones; tasks
+        `answer` and `difficulty` (the fields of `Problem`), and in train `response` if there are worked ones; tasks
         that a model can be pretrained on add `corpus`, with columns `prompt` and `completion`.
         """
 
@@ -54,14 +54,14 @@ class Task(ABC):
 
     @abstractmethod
     def right_completion(self, problem: Problem) -> str | None:
-        """A completion made from the reference answer, which the verifier must accept; None where none can be made."""
+        """A completion made from the reference answer, which the verifier must accept; None if none can be made."""
 
     @abstractmethod
     def wrong_completion(self, problem: Problem) -> str:
         """A completion with another answer than the reference, which the verifier must reject."""
 
     def make_tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer of models trained from scratch on the task. Raises ConfigError where it has none."""
+        """The tokenizer of models trained from scratch on the task. Raises ConfigError if it has none."""
         raise ConfigError("config: `task.name`: only models of `arithmetic` can be pretrained from scratch.")
 
     def verify_all(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Verdict]:
@@ -73,7 +73,7 @@ class Task(ABC):
             return list(pool.map(lambda pair: self.verify(*pair), pairs))
 
     def self_check(self, problems: Iterable[Problem]) -> list[str]:
-        """What is wrong with the verifier on these problems, a line each; empty where all is well.
+        """What is wrong with the verifier on these problems, a line each; empty if all is well.
 
         The reference answer must get the full reward; another answer and an empty completion must get none.
         """

@@ -55,7 +55,7 @@ class GymTask(Task):
         """The splits, with columns `problem`, `answer`, `difficulty` and `source`; no two problems are the same.
 
         Each split draws from seeds of its own, the held-out ones first: a split's problems do not depend on the sizes
-        of those after it. The facts count what was drawn and left out by split and source. Raises UserError where a
+        of those after it. The facts count what was drawn and left out by split and source. Raises UserError if a
         data set has too few distinct problems, or cannot make any.
         """
         import pandas as pd
@@ -161,7 +161,7 @@ class GymTask(Task):
         return ""
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
-        """Reward 1 where the data set's scorer gives the answer all; with `partial_credit`, what it gives."""
+        """Reward 1 if the data set's scorer gives the answer all; with `partial_credit`, what it gives."""
         answer = answer_of(completion)
         if not answer:
             return Verdict(0.0, f"no answer: nothing stands in {OPENING}{CLOSING} or is boxed")
@@ -171,7 +171,7 @@ class GymTask(Task):
         return Verdict(score if self.section.get("partial_credit") else 0.0, reason or f"the scorer gives {score:g}")
 
     def _score(self, problem: Problem, answer: str) -> tuple[float, str]:
-        """What the scorer gives an answer, and why it is nothing where it fails."""
+        """What the scorer gives an answer, and why it is nothing if it fails."""
         question = {"question": problem.text, "reference": problem.answer, "answer": answer}
         reply = self._workers.ask(question, SECONDS)
         if reply is None:
@@ -198,7 +198,7 @@ def _problem(made: Mapping[str, Any], entry: Mapping[str, Any]) -> Problem:
 
 
 def answer_of(completion: str) -> str | None:
-    r"""The answer that a completion gives; None where it gives none.
+    r"""The answer that a completion gives; None if it gives none.
 
     It stands between the last `<answer>` that is closed and its `</answer>`, wherever boxes are; the box alone where
     one is all that stands there. Without these marks it is what the last complete `\boxed{}` holds.

@@ -23,7 +23,7 @@ OWN_PARAMETERS = {"seed": "`{key}.seed` seeds all of them", "size": "`{key}.spli
 
 
 def check_installed() -> None:
-    """Raises ConfigError, which names the extra, where reasoning-gym is not installed."""
+    """Raises ConfigError, which names the extra, if reasoning-gym is not installed."""
     if find_spec("reasoning_gym") is None:
         raise ConfigError(MISSING)
 

@@ -107,7 +107,7 @@ def make(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reference(answer: Any, metadata: dict[str, Any]) -> str | None:
-    """A right answer; None where the data set has none."""
+    """A right answer; None if the data set has none."""
     found = answer if answer is not None else next((metadata[key] for key in EXAMPLES if key in metadata), None)
     return found if found is None or isinstance(found, str) else json.dumps(found)
 
@@ -120,7 +120,7 @@ def _difficulty(found: Any) -> float | None:
 
 
 def score(question: dict[str, Any]) -> dict[str, Any]:
-    """What the data set's own scorer gives an answer; why, where it gives nothing."""
+    """What the data set's own scorer gives an answer; why, if it gives nothing."""
     reference = json.loads(question["reference"])
     entry = {"question": question["question"], **decoded(reference["entry"])}
     dataset = _dataset(reference["dataset"], json.dumps(reference["parameters"]), 0, 1)

@@ -85,7 +85,7 @@ def find(space: dict[str, Any], name: str) -> Any:
     raise LookupError(f"there is no function {name}")
 
 
-# The solution has a process of its own, which knows nothing of the tests. The tests run here, where nothing of the
+# The solution has a process of its own, which knows nothing of the tests. The tests run here, if nothing of the
 # solution ever runs.
 
 
@@ -283,7 +283,7 @@ def _text(value: object) -> str:
 
 
 def check() -> None:
-    """Judge each line's solution by its tests, and write a line with each report: null where there is none in time."""
+    """Judge each line's solution by its tests, and write a line with each report: null if there is none in time."""
     read = sys.stdin.buffer.readline
     seconds = json.loads(read())
     while line := read():

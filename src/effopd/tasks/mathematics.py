@@ -41,7 +41,7 @@ class MathTask(DatasetTask):
         return Problem(problem, reference), problem
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
-        """Reward 1 where the last boxed answer equals the reference, as text or by math-verify."""
+        """Reward 1 if the last boxed answer equals the reference, as text or by math-verify."""
         answer = last_boxed(completion)
         if not answer:
             return Verdict(0.0, "no answer: nothing is boxed")
@@ -61,7 +61,7 @@ class MathTask(DatasetTask):
         return f"\\boxed{{{Fraction(problem.answer) + 1}}}"
 
     def _compare(self, reference: str, answer: str) -> tuple[bool, str]:
-        """Ask a worker of this process, which is killed and replaced where it takes too long."""
+        """Ask a worker of this process, which is killed and replaced if it takes too long."""
         reply = self._workers.ask({"reference": reference, "answer": answer}, SECONDS)
         if reply is None:
             return False, f"the answer could not be compared with the reference within {SECONDS:g} s"

@@ -73,9 +73,9 @@ class CodeTask(DatasetTask):
         return reasons
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
-        """Reward 1 where the last Python block passes all tests; tests end at the first that fails.
+        """Reward 1 if the last Python block passes all tests; tests end at the first that fails.
 
-        The reason names the walls that stood around the program. Raises SandboxError where there is no sandbox.
+        The reason names the walls that stood around the program. Raises SandboxError if there is no sandbox.
         """
         try:
             code = program_in(completion)
@@ -94,7 +94,7 @@ class CodeTask(DatasetTask):
         return Verdict(1.0, f"passes {len(tests)} tests [{walls}]")
 
     def right_completion(self, problem: Problem) -> str | None:
-        """The reference solution or, where there is none, a program that knows the tests; None for assertions."""
+        """The reference solution or, if there is none, a program that knows the tests; None for assertions."""
         tests = json.loads(problem.answer)
         if "solution" in tests:
             return _block(tests["solution"])
@@ -118,7 +118,7 @@ class CodeTask(DatasetTask):
         return _block("print('no answer')\nraise SystemExit(0)")
 
 
-Test = Callable[[Sandbox], str]  # runs one test; "" where it is passed, else why not
+Test = Callable[[Sandbox], str]  # runs one test; "" if it is passed, else why not
 
 
 def _tests(tests: Mapping[str, Any], code: str, most: int) -> list[Test]:
@@ -227,7 +227,7 @@ module.main({mode!r})
 
 
 def _fault(outcome: Outcome) -> str:
-    """Why a program did not end well; "" where it did."""
+    """Why a program did not end well; "" if it did."""
     if outcome.ended:
         return f"ended by its limit ({outcome.ended})"
     if outcome.code == 0:

@@ -36,7 +36,7 @@ def is_local(dataset: str) -> bool:
 def local_files(source: Row) -> list[Path]:
     """The local files that a source reads; none for a data set of the hub.
 
-    Raises ConfigError where they do not exist or are of an unknown kind.
+    Raises ConfigError if they do not exist or are of an unknown kind.
     """
     if "files" in source:
         paths = [Path(file) for file in source["files"]]

@@ -25,9 +25,7 @@ class Item:
     content: str  # from `content_hash`
     source: str  # name of the source
     question: str  # the same of the question alone, where `content` counts its choices too
-    response: str | None = (
-        None  # a worked response, "" where its row has none; None where the source has no such column
-    )
+    response: str | None = None  # a worked response, "" if its row has none; None if the source has no such column
 
     @property
     def place(self) -> float:

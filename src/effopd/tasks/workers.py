@@ -30,7 +30,7 @@ class Workers:
         self.idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
 
     def ask(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any] | None:
-        """The reply of an idle worker; None where there was none in time, and then that worker is ended.
+        """The reply of an idle worker; None if there was none in time, and then that worker is ended.
 
         Raises UserError if no worker can be started.
         """
@@ -67,7 +67,7 @@ class _Worker:
             )
 
     def ask(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any] | None:
-        """The reply, or None where there was none in time."""
+        """The reply, or None if there was none in time."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(question).encode() + b"\n")

@@ -54,7 +54,7 @@ class Scores:
 
     @property
     def scored_tokens(self) -> int:
-        """The tokens that models were asked about: twice as many where there is a reference."""
+        """The tokens that models were asked about: twice as many if there is a reference."""
         return self.tokens + sum(len(row) for row in self.reference_logprobs)
 
     def select(self, rows: Sequence[int]) -> Scores:
@@ -112,7 +112,7 @@ class LocalTeacher:
     """A transformers model in this process, scoring fixed batches of `batch_size` rollouts.
 
     Beside the sampled tokens' log-probabilities its scores have the `top_k` likeliest tokens of each position (0: none;
-    of `tokens` alone, where they are not all), or its last hidden states. Raises ConfigError where it has no
+    of `tokens` alone, if they are not all), or its last hidden states. Raises ConfigError if it has no
     `top_k` tokens and one more.
     """
 

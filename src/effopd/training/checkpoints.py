@@ -53,7 +53,7 @@ class Point:
 
     @property
     def jumped(self) -> float:
-        """The coefficient that was accepted here; 0 where none was."""
+        """The coefficient that was accepted here; 0 if none was."""
         return 0.0 if self.decision is None else float(self.decision.result["coefficient"])
 
     def raw_weights(self) -> Weights:

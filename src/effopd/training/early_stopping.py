@@ -35,7 +35,7 @@ class EarlyStopping:
 
 
 def best_step(rows: Sequence[Mapping[str, Any]]) -> int:
-    """The first step with the highest accuracy; the last one where none was evaluated."""
+    """The first step with the highest accuracy; the last one if none was evaluated."""
     evaluated = [row for row in rows if METRIC in row]
     best = max(evaluated, key=lambda row: row[METRIC], default=rows[-1])
     return int(best["step"])

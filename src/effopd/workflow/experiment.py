@@ -54,7 +54,7 @@ class Outline:
             self._check_states(prediction)
 
     def _check_states(self, prediction: str) -> None:
-        """Raise ConfigError where there is no step that weights can be predicted from."""
+        """Raise ConfigError if there is no step that weights can be predicted from."""
         method, run = self.predictions[prediction]["method"], self.predicted_from(prediction)
         if not self.prediction_steps(prediction):
             needed = load("predictors", method).states
@@ -80,7 +80,7 @@ class Outline:
     def of_results(cls, results: Path) -> Self:
         """The plan that a results folder was last run with.
 
-        Raises ConfigError where the folder does not say, PermissionError where its configuration may not be read.
+        Raises ConfigError if the folder does not say, PermissionError where its configuration may not be read.
         """
         path = results / "config.yaml"
         if not path.exists():
@@ -147,12 +147,12 @@ class Outline:
 
     @property
     def parts(self) -> list[str]:
-        """What the names of a step's rollouts and scores end with: nothing where they are whole, else the shards'."""
+        """What the names of a step's rollouts and scores end with: nothing if they are whole, else the shards'."""
         shards = self.config["execution"]["shards"]
         return [""] if shards == 1 else [f".shard{index}of{shards}" for index in range(shards)]
 
     def candidates(self, run: str) -> list[float]:
-        """The coefficients that are jobs of their own (0: the weights as they are); none where one job does them all.
+        """The coefficients that are jobs of their own (0: the weights as they are); none if one job does them all.
 
         Other searches than `first_failure` and `all` are one job in any case: what they try depends on what they found.
         """
@@ -190,7 +190,7 @@ class Outline:
         return find("model_kinds", self.config["models"][name]["kind"]).attribute
 
     def model_files(self, name: str) -> list[str]:
-        """The local files that a model is. Raises ConfigError where its folder is none of a model."""
+        """The local files that a model is. Raises ConfigError if its folder is none of a model."""
         if self.config["models"][name]["kind"] != "pretrained":
             return []
         return [str(path) for path in local_model_files(self.pretrained(name))]
@@ -201,7 +201,7 @@ class Outline:
         return found
 
     def check_endpoints(self) -> None:
-        """Raise ConfigError where nobody says at which server a teacher scores (nothing of a results folder does)."""
+        """Raise ConfigError if nobody says at which server a teacher scores (nothing of a results folder does)."""
         for run, settings in self.runs.items():
             teacher = settings["training"]["teacher"]
             if settings["training"]["scored_by"] == "endpoint" and teacher not in self.config["runtime"]["endpoints"]:
@@ -300,7 +300,7 @@ class Outline:
         return next(taught, str(self.config["evaluation"]["baseline"]))
 
     def subject_steps(self, subject: str) -> tuple[int, ...]:
-        """The steps whose weights a subject kept: of a model those of its checkpoints and its last; 1 where unknown."""
+        """The steps whose weights a subject kept: of a model those of its checkpoints and its last; 1 if unknown."""
         folder, name = subject.split("/")
         if folder != "models":
             return self.boundaries(folder)
@@ -352,7 +352,7 @@ class Outline:
         return [(run, seed, self.boundaries(run)[-1]) for run, seed in itertools.product(self.runs, self.seeds)]
 
     def data_files(self, task: str | None = None) -> list[str]:
-        """The local files that a task's data is made from. Raises ConfigError where one does not exist."""
+        """The local files that a task's data is made from. Raises ConfigError if one does not exist."""
         splits = [split for split in self.task(task)["splits"].values() if isinstance(split, Mapping)]
         sources = [source for split in splits for source in split.get("sources", ())]
         with named_for(task if task in self.other_tasks else None):
@@ -364,7 +364,7 @@ class Outline:
 
     @property
     def references(self) -> list[str]:
-        """The runs that all others are compared with: the baseline and, where one is named, the reference."""
+        """The runs that all others are compared with: the baseline and, if one is named, the reference."""
         evaluation = self.config["evaluation"]
         return [evaluation["baseline"], *([evaluation["reference"]] if "reference" in evaluation else [])]
 
@@ -429,7 +429,7 @@ class Outline:
 
     @property
     def linearized(self) -> list[tuple[str, str]]:
-        """(student, teacher) of every run that is compared with the local theory; none where that is off."""
+        """(student, teacher) of every run that is compared with the local theory; none if that is off."""
         if not self.config["dynamics"]["local_theory"]["enabled"]:
             return []
         return list(dict.fromkeys(self.roles(run) for run in self.dynamics_runs))
@@ -441,7 +441,7 @@ class Outline:
 
 
 def _drawn(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a model's `sampling` decides the samples, and not which of them are learnt."""
+    """What of a model's `sampling` decides the samples, and not which of them are learned."""
     return {key: value for key, value in sampling.items() if key not in CHOSEN_BY}
 
 
@@ -450,7 +450,7 @@ def _samples_name(sampling: Mapping[str, Any]) -> str:
 
 
 def groups(runs: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """The groups with their runs: the main one first, even where it has none, then as they are configured."""
+    """The groups with their runs: the main one first, even if it has none, then as they are configured."""
     found: dict[str, list[str]] = {main_group(): []}
     for run, settings in runs.items():
         found.setdefault(settings["group"], []).append(run)

@@ -367,7 +367,7 @@ class Plan(Outline):
         }
 
     def _shown_samples(self) -> list[dict[str, Any]]:
-        """The evaluations whose samples the report shows side by side, of the first seed; none where none are kept.
+        """The evaluations whose samples the report shows side by side, of the first seed; none if none are kept.
 
         Students, the runs of the main group (of the first that has any) at their first, middle and last kept step, and
         teachers.

@@ -30,7 +30,7 @@ def command(ranks: int, *, gpus: int = 0, nodes: int = 1, mpi: str | None = None
     """The words that start a rule's command of effopd, to stand before it in the shell.
 
     `gpus` are those of the whole job, `cpus` those of its part on each node; `mpi` is what starts the parts (srun).
-    Raises UserError where the resources do not fit each other.
+    Raises UserError if the resources do not fit each other.
     """
     if nodes == 1:
         if ranks == 1 and not gpus:
@@ -57,7 +57,7 @@ def _ranks_per_node(ranks: int, nodes: int) -> int:
 
 
 def gpus_here() -> int:
-    """How many GPUs this machine has: EFFOPD_GPUS where it is set, else what nvidia-smi lists."""
+    """How many GPUs this machine has: EFFOPD_GPUS if it is set, else what nvidia-smi lists."""
     if stated := os.environ.get("EFFOPD_GPUS"):
         if not stated.isdecimal():
             raise UserError(f"the environment variable EFFOPD_GPUS is {stated!r}. Set it to a number of GPUs.")
@@ -73,7 +73,7 @@ def claim_gpus(count: int) -> list[int]:
     """Claim GPUs of this machine for this process and for what it turns into, and wait while too few are free.
 
     The claims are locked files, one a GPU, in a folder of this user; they end with the last process that holds them
-    open, however it ends. All or none are claimed, so that two jobs never wait for each other. Raises UserError where
+    open, however it ends. All or none are claimed, so that two jobs never wait for each other. Raises UserError if
     the machine has fewer.
     """
     total = gpus_here()
@@ -116,7 +116,7 @@ def _lock_free_ones(folder: Path, total: int, count: int) -> dict[int, int]:
 def rendezvous(ranks: int, nodes: int) -> list[str]:
     """The options with which this node's launcher meets those of the other nodes.
 
-    Raises UserError where this is not one of as many parts, one a node, that srun started.
+    Raises UserError if this is not one of as many parts, one a node, that srun started.
     """
     started = os.environ.get("SLURM_STEP_NUM_NODES"), os.environ.get("SLURM_STEP_NUM_TASKS")
     if started != (str(nodes), str(nodes)):
@@ -145,7 +145,7 @@ def _first_host(nodes: str) -> str:
 
 
 def start(ranks: int, gpus: int, nodes: int, verb: Sequence[str]) -> NoReturn:
-    """Become the command, or the launcher of its ranks. Raises UserError where that cannot work."""
+    """Become the command, or the launcher of its ranks. Raises UserError if that cannot work."""
     if gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:  # SLURM sets it
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, claim_gpus(gpus)))
     module = ["-m", "effopd", *verb]

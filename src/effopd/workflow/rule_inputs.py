@@ -18,7 +18,7 @@ Place = tuple[str, int, int]  # run or prediction, seed, step
 
 
 class RuleInputs:
-    """The inputs of a plan's jobs. Raises ConfigError where a local file that the plan names does not exist."""
+    """The inputs of a plan's jobs. Raises ConfigError if a local file that the plan names does not exist."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -230,7 +230,7 @@ class RuleInputs:
         return [paths.LINEARIZATION.format(student=s, teacher=t) for s, t in self.plan.linearized]
 
     def local_theories(self) -> list[str]:
-        """What the local theory says of every run and seed that is looked into; nothing where it is off."""
+        """What the local theory says of every run and seed that is looked into; nothing if it is off."""
         runs = self.plan.dynamics_runs if self.plan.linearized else []
         return _expand(paths.LOCAL_THEORY, run=runs, seed=self.plan.dynamics_seeds)
 
@@ -247,23 +247,23 @@ class RuleInputs:
         return _tables(TABLES)
 
     def source_table(self) -> list[str]:
-        """The table by source of the test problems; nothing where they have but one."""
+        """The table by source of the test problems; nothing if they have but one."""
         return _tables(["sources"] if self.plan.several_sources else [])
 
     def task_table(self) -> list[str]:
-        """The table of the other tasks; nothing where there are none."""
+        """The table of the other tasks; nothing if there are none."""
         return _tables(["tasks"] if self.plan.other_tasks else [])
 
     def dynamics_tables(self) -> list[str]:
-        """The tables on weights; nothing where they are not looked into."""
+        """The tables on weights; nothing if they are not looked into."""
         return _tables(self.plan.dynamics_tables())
 
     def local_theory_tables(self) -> list[str]:
-        """The tables of the local theory; nothing where it is off."""
+        """The tables of the local theory; nothing if it is off."""
         return _tables(LOCAL_THEORY_TABLES if self.plan.linearized else [])
 
     def dynamics_pages(self) -> list[str]:
-        """What the report says and links of the weights; nothing where they are not looked into."""
+        """What the report says and links of the weights; nothing if they are not looked into."""
         if not self.plan.dynamics_subjects():
             return []
         return [*_tables(["paper_claims"]), paths.EXPLORER, *self.local_theory_tables()]

@@ -61,7 +61,7 @@ class RuleParams:
     def launch(self, ranks: Ranks | None = None) -> Callable[[Any, int, Any], str]:
         """What starts a command's processes, one or its ranks, with the job's resources.
 
-        Raises UserError where the resources do not fit each other.
+        Raises UserError if the resources do not fit each other.
         """
 
         def params(wildcards: Any, threads: int, resources: Any) -> str:

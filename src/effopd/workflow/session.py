@@ -35,7 +35,7 @@ def announce(runtime: dict[str, Any]) -> None:
 def begin(results: Path, runtime: dict[str, Any], local: bool, log: str | None = None) -> None:
     """Claim the results folder, and start the warm server unless it is off, a GPU is used or a cluster runs the jobs.
 
-    `log` is the path of Snakemake's own log of this run, which `effopd status` reads. Raises UserError where another
+    `log` is the path of Snakemake's own log of this run, which `effopd status` reads. Raises UserError if another
     workflow has claimed the folder.
     """
     global _claim, _server

@@ -57,7 +57,7 @@ class Jobs:
 def jobs_of(log: Path | None) -> Jobs:
     """The jobs of the workflow whose own log Snakemake keeps at `log`; what the plugin wrote beside it is preferred.
 
-    A job that failed and was started again counts as running. Empty where there is no log.
+    A job that failed and was started again counts as running. Empty if there is no log.
     """
     if log is None:
         return Jobs()
@@ -94,7 +94,7 @@ def _from_events(lines: Iterable[str]) -> Jobs:
 
 
 def _job_of(event: Mapping[str, Any]) -> Job | None:
-    """The job that an event is of; None where it is not one that the plugin writes. It may have more keys."""
+    """The job that an event is of; None if it is not one that the plugin writes. It may have more keys."""
     lists = [event.get(key, []) for key in ("wildcards", "outputs", "logs")]
     if not all(isinstance(values, list) and all(isinstance(value, str) for value in values) for values in lists):
         return None

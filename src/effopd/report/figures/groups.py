@@ -52,7 +52,7 @@ def speedups(spec: PlotFigure, results: Path) -> Figure:
 
 
 def _ratio(axes: Axes, row: pd.Series, measure: str, height: float, look: Look) -> None:
-    """A run's ratio; hollow where its interval holds 1, a triangle where it is an upper bound."""
+    """A run's ratio; hollow where its interval holds 1, a triangle if it is an upper bound."""
     mean, low, high = (row[f"{measure}_ratio{bound}"] for bound in ("", "_low", "_high"))
     bound = row["reached"] < row["seeds"]
     shown = look.color if low > 1 or high < 1 else "white"

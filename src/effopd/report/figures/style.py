@@ -106,12 +106,12 @@ def stacked(spec: PlotFigure, count: int) -> int:
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows over seeds. Their columns <name>_low and <name>_high are empty where there is one seed."""
+    """The rows over seeds. Their columns <name>_low and <name>_high are empty if there is one seed."""
     return table[table["seed"] == "mean"]
 
 
 def curve(axes: Axes, rows: pd.DataFrame, x: str, y: str, look: Look, floor: float | None = None) -> None:
-    """A line through the means, and a band for the interval where there is one (above `floor` on a log axis)."""
+    """A line through the means, and a band for the interval if there is one (above `floor` on a log axis)."""
     rows = rows.sort_values(x)
     axes.plot(rows[x], rows[y], color=look.color, marker=look.marker, linestyle=look.line, zorder=3)
     low, high = rows[f"{y}_low"], rows[f"{y}_high"]

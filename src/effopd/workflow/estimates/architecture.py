@@ -60,7 +60,7 @@ class Architecture:
 
 
 def architecture_of(models: Mapping[str, Any], name: str, vocabulary: int, given: Mapping[str, Any]) -> Any:
-    """The architecture of a model of the configuration; None where it is not known before the model is fetched.
+    """The architecture of a model of the configuration; None if it is not known before the model is fetched.
 
     `vocabulary` is that of models trained from scratch, `given` are the shapes in `estimate.architectures`.
     """

@@ -57,7 +57,7 @@ class Estimate:
         return aligned(rows)
 
     def assumptions(self, plan: Plan) -> list[str]:
-        """What the times rest on, in words; nothing where none are given."""
+        """What the times rest on, in words; nothing if none are given."""
         assumed, gpu = plan.config["estimate"], plan.config["estimate"]["gpu"]
         if not self.timed:
             return []

@@ -216,7 +216,7 @@ def of_local_theory(plan: Plan, names: tuple[str, str], student: Architecture) -
 
 
 def frozen_bytes(plan: Plan, name: str, model: Architecture) -> float:
-    """A model's weights where it is not trained."""
+    """A model's weights if it is not trained."""
     return width_of(frozen_dtype(plan.config["models"][name])) * model.parameters
 
 
