@@ -23,6 +23,7 @@ PROGRAM = ROOT / "tests/helpers/core_program.py"
 BROUGHT = {
     "huggingface-hub",
     "jinja2",
+    "pydantic",
     "pyyaml",
     "requests",
     "sympy",
