@@ -133,11 +133,11 @@ def test_the_core_alone_extrapolates_and_analyses(installed, wheel, tmp_path):
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor)
 
-    arguments = ("make-tables", "--spec", "{}", "--results", work, "--out", work / "tables.json")
+    arguments = ("compare", work, work)
     refused = subprocess.run([effopd, *arguments], capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr == (
-        "error: `effopd make-tables` needs pandas, which is not installed here. It comes with the extra `workflow`: "
+        "error: `effopd compare` needs pandas, which is not installed here. It comes with the extra `workflow`: "
         "pip install 'effopd[workflow]'\n"
     )
     shutil.rmtree(tmp_path / "venv")

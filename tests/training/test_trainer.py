@@ -79,6 +79,21 @@ def test_the_optimizer_state_is_a_copy(model):
     assert all(torch.equal(kept[name], tensor) for name, tensor in state.moments.items())
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_what_is_borrowed_equals_the_copies_and_is_none_where_it_lies_in_one_piece(stage):
+    trainer = Trainer(make_model(0), replace(SETTINGS, zero_stage=stage))
+    trainer.step([data(0)], loss_and_metrics, 1e-3)
+    copies, moments = trainer.weights(), trainer.optimizer_state().moments
+    borrowed, lent = trainer.weights(borrowed=True), trainer.optimizer_state(borrowed=True).moments
+    own = dict(trainer.model.named_parameters())
+    for name, tensor in borrowed.items():
+        assert torch.equal(tensor, copies[name])
+        assert copies[name].data_ptr() != own[name].data_ptr()
+        assert (tensor.data_ptr() == own[name].data_ptr()) == (stage == 0)
+    assert lent.keys() == moments.keys()
+    assert all(torch.equal(lent[name], moments[name]) for name in lent)
+
+
 def test_warm_up_is_linear_then_constant():
     assert [warmed_up(2.0, step, 4) for step in (1, 2, 4, 5, 100)] == [0.5, 1.0, 2.0, 2.0, 2.0]
     assert warmed_up(2.0, 1, 0) == 2.0

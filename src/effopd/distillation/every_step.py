@@ -24,7 +24,7 @@ from effopd.extrapolation.driver import extrapolate
 from effopd.extrapolation.gate import BLIND, BlindGate, Gate, gate_rows
 from effopd.extrapolation.modules import by_module
 from effopd.models.lm_head import restrict, tokens_of
-from effopd.models.models import dtype_of, load_model
+from effopd.models.models import dtype_of, load_model, release_weights
 from effopd.specs.extrapolation import ExtrapolationSettings
 from effopd.specs.segments import TrainingSettings
 from effopd.teachers.scoring import ReverseKL
@@ -61,6 +61,7 @@ class StepExtrapolation:
         if extrapolation.gate.metric not in BLIND:
             self.probe = load_model(student, device, dtype_of(training.precision))
             restrict(self.probe, tokens_of(trainer.model))
+            release_weights(self.probe)  # an update has the memory to itself
             self.teacher = teacher()
 
     def __call__(self, rollouts: Rollouts, step: int) -> tuple[dict[str, Any], Rows]:
@@ -73,17 +74,19 @@ class StepExtrapolation:
         `coefficient_<module>`, and how many more candidates that took, `module_trials`.
         """
         started = time.perf_counter()
-        ray = RayInMemory(self.trainer.weights(everywhere=True), self.anchor, self.modules)
+        ray = RayInMemory(self.trainer.weights(everywhere=True, borrowed=True), self.anchor, self.modules)
         warn = f"warning: step {step}: " if self.trainer.first else None
         decision = extrapolate(ray, self._gate(ray, rollouts, step), self.settings, previous=self.previous, warn=warn)
-        self.anchor, self.previous = ray.weights(), decision.coefficient
+        norm, self.previous = ray.update_norm()["moving"], decision.coefficient
+        for name, tensor in self.anchor.items():  # the next step's, in the place of this one's
+            tensor.copy_(ray.tensor(name))
         if decision.coefficient != 0:
             self.trainer.load_weights(self.anchor)
             self.trainer.rescale_optimizer_state(self.moments, decision.coefficient)
         metrics = {
             "coefficient": decision.coefficient,
             "tie": decision.tie,
-            "update_norm": ray.update_norm()["moving"],
+            "update_norm": norm,
             "trial_coefficients": list(decision.values),
             "trial_values": [value.value for value in decision.values.values()],
             "accepted_coefficients": [trial.coefficient for trial in decision.result.trials if trial.accepted],
@@ -110,4 +113,6 @@ class StepExtrapolation:
             temperature=self.temperature,
             shared_tokens=tokens,
         )
-        return RolloutGate(self.probe, ray.weights, divergence, step=step, tokens=tokens, gather=self.trainer.gather)
+        return RolloutGate(
+            self.probe, ray.weights, divergence, step=step, tokens=tokens, gather=self.trainer.gather, lent=True
+        )

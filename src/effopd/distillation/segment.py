@@ -102,7 +102,7 @@ class Segment:
 
         For all ranks together; the first writes.
         """
-        weights, optimizer = trainer.weights(), trainer.optimizer_state()
+        weights, optimizer = trainer.weights(borrowed=True), trainer.optimizer_state(borrowed=True)
         if not trainer.first:
             return
         files = save_state(out.parent, weights, optimizer)

@@ -124,13 +124,18 @@ def known_architecture(folder: Path) -> PreTrainedModel | None:
 
 
 def _model_of(
-    config: PretrainedConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype, trust: bool = False
+    config: PretrainedConfig,
+    weights: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    trust: bool = False,
+    lent: bool = False,
 ) -> PreTrainedModel:
+    """A model with a copy of these weights, or with the very tensors where they are `lent` to it."""
     where = config.name_or_path or "the configuration"
     with reading(where, "a causal language model"), no_init_weights():  # which would take longer than all else
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust)
     model.tie_weights()
-    load_weights_into(model, weights)
+    (lend_weights if lent else load_weights_into)(model, weights)
     return model
 
 
@@ -180,7 +185,7 @@ def save_model(
 
     They replace files and links of these names in `folder`. Raises OSError if they cannot be written.
     """
-    model = _model_of(config, weights, dtype)
+    model = _model_of(config, weights, dtype, lent=True)
     with quiet(), filled(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
         tokenizer.save_pretrained(part)
@@ -207,6 +212,27 @@ def load_weights_into(model: torch.nn.Module, weights: Mapping[str, torch.Tensor
         parameter.copy_(weights[name])
 
 
+@torch.no_grad()
+def lend_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Let a model's parameters be these very tensors, where they have its type and are on its device, else copies.
+
+    What held its parameters before is let go. Raises ArtifactError where names or shapes differ.
+    """
+    parameters = dict(model.named_parameters())
+    check_names(parameters, weights)
+    for name, parameter in parameters.items():
+        tensor = weights[name]
+        check_shape(name, tuple(parameter.shape), tensor)
+        parameter.data = tensor.to(parameter.device, parameter.dtype)
+
+
+@torch.no_grad()
+def release_weights(model: torch.nn.Module) -> None:
+    """Let go of a model's parameters, of which only shapes stay, until others are lent to it."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.new_zeros(1).expand(parameter.shape)
+
+
 def write_checkpoint(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
     """Write a model's weights in `dtype`, named and shaped as its family has them on disk; no tokenizer.
 
@@ -223,13 +249,21 @@ def write_checkpoint(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -
 
 def check_weights(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, torch.Tensor]) -> None:
     """Raise ArtifactError, naming the parameters, unless weights are of a model with these parameters."""
-    if differ := sorted(shapes.keys() ^ weights.keys()):
-        raise ArtifactError(f"the weights are not this model's: {', '.join(differ[:5])} on one side only")
+    check_names(shapes, weights)
     for name, shape in shapes.items():
-        if shape != tuple(weights[name].shape):
-            raise ArtifactError(
-                f"the weights are not this model's: {name} is {tuple(weights[name].shape)}, not {shape}"
-            )
+        check_shape(name, shape, weights[name])
+
+
+def check_names(own: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise ArtifactError, naming the parameters, unless weights have the names that a model's own have."""
+    if differ := sorted(own.keys() ^ weights.keys()):
+        raise ArtifactError(f"the weights are not this model's: {', '.join(differ[:5])} on one side only")
+
+
+def check_shape(name: str, shape: tuple[int, ...], tensor: torch.Tensor) -> None:
+    """Raise ArtifactError unless a parameter's tensor has this shape."""
+    if shape != tuple(tensor.shape):
+        raise ArtifactError(f"the weights are not this model's: {name} is {tuple(tensor.shape)}, not {shape}")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, str] | None = None) -> None:

@@ -42,7 +42,7 @@ from effopd.tasks.base import Task, build_task
 from effopd.teachers.endpoint import EndpointTeacher
 from effopd.teachers.scoring import LocalTeacher, Teacher, measure_logprobs, measure_reverse_kl
 from effopd.training.lora import factors_size
-from effopd.workflow.estimates.memory import beside_bytes, logits_bytes, state_bytes, trained_bytes
+from effopd.workflow.estimates.memory import beside_bytes, logits_bytes, resident_bytes, state_bytes, trained_bytes
 
 # A teacher, which answers here alone, does so in the type that it is held in.
 TEACHERS_ENGINE = EngineSettings("transformers")
@@ -125,6 +125,7 @@ class _Subject:
     rows: int  # of the embedding
     positions: int | None
     hidden_size: int
+    intermediate_size: int
     layers: int
     eos: list[int]  # of the generation config; empty if it says nothing
 
@@ -142,6 +143,7 @@ class _Subject:
             config.vocab_size,
             positions,
             config.hidden_size,
+            getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
             config.num_hidden_layers,
             eos,
         )
@@ -246,18 +248,37 @@ def _check_models(
     )  # fmt: skip
     students, asked = spec.beside
     held = sum(parameter.nbytes for parameter in model.parameters())
-    needed = _update_memory(training, parameters, factors, subjects["student"], longest)
-    needed += beside_bytes(training.precision, parameters, students, asked * held)
+    beside = beside_bytes(training.precision, parameters, students, asked * held)
+    needed = _update_memory(training, parameters, factors, subjects["student"], longest, beside, device)
     available, kind = available_memory(device)
     processes = training.num_processes if device.type == "cpu" else 1  # that share what is available
     checks.run("memory", check_memory, processes * needed, available, kind)
 
 
 def _update_memory(
-    training: CheckedTraining, parameters: int, factors: int | None, student: _Subject, longest: int
+    training: CheckedTraining,
+    parameters: int,
+    factors: int | None,
+    student: _Subject,
+    longest: int,
+    beside: float,
+    device: torch.device,
 ) -> float:
-    """Bytes of an update on each rank's device: the model with its optimizer, activations and logits."""
+    """Bytes of an update on each rank's device: the model with its optimizer, activations, logits, models beside it."""
     positions = (training.micro_batch or training.batch_size) * (longest + training.max_new_tokens)
+    checkpointing = training.gradient_checkpointing
+    if device.type == "cpu" and training.zero_stage == 0 and factors is None and not checkpointing:
+        return resident_bytes(
+            parameters=parameters,
+            hidden_size=student.hidden_size,
+            intermediate_size=student.intermediate_size,
+            layers=student.layers,
+            vocabulary=student.rows,
+            positions=positions,
+            at_once=LOGITS_AT_ONCE,
+            passes=2,  # or more: a step may have several batches
+            beside=beside,
+        )
     held = trained_bytes(
         training,
         parameters=parameters,
@@ -266,7 +287,7 @@ def _update_memory(
         positions=positions,
         factors=factors,
     )
-    return held + logits_bytes(positions, student.rows, LOGITS_AT_ONCE)
+    return held + beside + logits_bytes(positions, student.rows, LOGITS_AT_ONCE)
 
 
 def _states_to_write(results: Path, states: Sequence[tuple[str, int, int]]) -> int:

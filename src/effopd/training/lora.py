@@ -207,8 +207,12 @@ class LoraTrainer(Trainer):
         self.adapters.merge_since(before)
         return result
 
-    def weights(self, everywhere: bool = False) -> Weights:
-        return weights_of(self.model) if self.first or everywhere else {}
+    def weights(self, everywhere: bool = False, borrowed: bool = False) -> Weights:
+        if not (self.first or everywhere):
+            return {}
+        if borrowed:
+            return {name: tensor.to("cpu", torch.float32) for name, tensor in weights_in(self.model).items()}
+        return weights_of(self.model)
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Replace the merged weights; the factors stay, so that the base takes up the difference."""
@@ -217,9 +221,9 @@ class LoraTrainer(Trainer):
     def copy_weights_into(self, model: torch.nn.Module) -> None:
         load_weights_into(model, weights_in(self.model))
 
-    def optimizer_state(self) -> OptimizerState:
-        state = super().optimizer_state()
-        return OptimizerState(state.step, state.moments, self.masters.weights(keep=self.first))
+    def optimizer_state(self, borrowed: bool = False) -> OptimizerState:
+        state = super().optimizer_state(borrowed)
+        return OptimizerState(state.step, state.moments, self.masters.weights(keep=self.first, borrowed=borrowed))
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         self.masters.load_weights(state.factors)

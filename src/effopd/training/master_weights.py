@@ -53,18 +53,25 @@ class Masters:
         self.engine, self.adam, self.stage = engine, adam, stage
         self.parameters: dict[str, torch.nn.Parameter] = dict(engine.module.named_parameters())
 
-    def weights(self, keep: bool) -> Weights:
-        """A copy of the master weights on the CPU, where `keep`; an empty dictionary elsewhere."""
+    def weights(self, keep: bool, borrowed: bool = False) -> Weights:
+        """A copy of the master weights on the CPU, where `keep`; an empty dictionary elsewhere.
+
+        `borrowed`: the very tensors where they lie there as a whole, to be used before anything changes them.
+        """
+        if borrowed and self.stage == 0:
+            found = ((name, parameter.detach()) for name, parameter in self.parameters.items())
+            return _copies(found, keep, copy=False)
         return read_masters(self.parameters.items(), keep)
 
-    def moments(self, keep: bool) -> Weights:
-        """A copy of AdamW's moments on the CPU, named `exp_avg.<parameter>` and so on, where `keep`."""
+    def moments(self, keep: bool, borrowed: bool = False) -> Weights:
+        """AdamW's moments on the CPU, named `exp_avg.<parameter>` and so on, copied or borrowed as `weights` are."""
         if self.stage == 0:
             found = ((m, name, self.adam.state[p][m]) for name, p in self.parameters.items() for m in MOMENTS)
         else:
             read = _utils().safe_get_full_optimizer_state
             found = ((m, name, read(p, m)) for name, p in self.parameters.items() for m in MOMENTS)
-        return _copies(((f"{moment}.{name}", tensor.detach()) for moment, name, tensor in found), keep)
+        copy = not borrowed or self.stage > 0
+        return _copies(((f"{moment}.{name}", tensor.detach()) for moment, name, tensor in found), keep, copy)
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -127,6 +134,9 @@ def _whole(parameter: torch.nn.Parameter, changed: bool = True) -> AbstractConte
     return gathered
 
 
-def _copies(tensors: Iterator[tuple[str, torch.Tensor]], keep: bool) -> Weights:
-    """Copies on the CPU, one after the other; with ZeRO all ranks must ask for each, and one need keep it."""
-    return {name: tensor.to("cpu", torch.float32, copy=True) for name, tensor in tensors if keep}
+def _copies(tensors: Iterator[tuple[str, torch.Tensor]], keep: bool, copy: bool = True) -> Weights:
+    """Copies on the CPU, one after the other; with ZeRO all ranks must ask for each, and one need keep it.
+
+    Without `copy`, only of what is not there in float32.
+    """
+    return {name: tensor.to("cpu", torch.float32, copy=copy) for name, tensor in tensors if keep}

@@ -79,7 +79,7 @@ def train_into_folder(
             places = [folder / f"checkpoints/step{step}.safetensors"] if step in checkpoints else []
             places += [best / f"step{step}.safetensors"] if METRIC in metrics and best_step(rows) == step else []
             if places:
-                weights = _without(trainer.weights(), aside)
+                weights = _without(trainer.weights(borrowed=True), aside)
                 for place in places if trainer.first else ():
                     save_tensors(place, weights)
             if trainer.first:
@@ -91,7 +91,7 @@ def train_into_folder(
             if step < steps and resume.save_if_due(rows) and trainer.first:
                 for outdone in {*best.glob("*")} - {best / f"step{best_step(rows)}.safetensors"}:
                     outdone.unlink()
-        weights = _without(trainer.weights(), aside)
+        weights = _without(trainer.weights(borrowed=True), aside)
         if not trainer.first:
             return
         taken = best_step(rows)

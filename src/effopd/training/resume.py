@@ -76,7 +76,8 @@ class ResumableTraining:
         """Save a resume point if the last one is old enough; returns whether it was."""
         due = self.trainer.broadcast(time.monotonic() - self.saved_at > self.every_seconds)
         if due:
-            weights, optimizer = self.trainer.weights(), self.trainer.optimizer_state()
+            weights = self.trainer.weights(borrowed=True)
+            optimizer = self.trainer.optimizer_state(borrowed=True)
             if self.trainer.first:
                 self.point.save(weights, optimizer, history)
             self.saved_at = time.monotonic()

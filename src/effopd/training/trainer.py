@@ -259,12 +259,13 @@ class Trainer:
             self.engine.backward(loss * self.ranks, scale_wrt_gas=False)
         return float(total.item()), metrics
 
-    def weights(self, everywhere: bool = False) -> Weights:
+    def weights(self, everywhere: bool = False, borrowed: bool = False) -> Weights:
         """A copy of the master weights on the CPU, on the first rank or `everywhere`; nothing on the others.
 
-        For all ranks together.
+        Where they need not last, `borrowed` saves memory: what lies on the CPU in one piece is then no copy, and to be
+        used before the next step. For all ranks together.
         """
-        return self.masters.weights(keep=self.first or everywhere)
+        return self.masters.weights(keep=self.first or everywhere, borrowed=borrowed)
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Replace the master weights. Every rank is given all of them."""
@@ -274,9 +275,12 @@ class Trainer:
         """Give a whole model on every rank the current weights, rounded as its parameters are."""
         self.masters.copy_into(model)
 
-    def optimizer_state(self) -> OptimizerState:
-        """A copy of AdamW's memory on the CPU, on the first rank; no moments on the others. For all ranks together."""
-        return OptimizerState(self.optimizer_steps, self.masters.moments(keep=self.first))
+    def optimizer_state(self, borrowed: bool = False) -> OptimizerState:
+        """A copy of AdamW's memory on the CPU, on the first rank; no moments on the others. For all ranks together.
+
+        `borrowed` as for the weights.
+        """
+        return OptimizerState(self.optimizer_steps, self.masters.moments(keep=self.first, borrowed=borrowed))
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Continue from saved moments; the learning rate is given at each step. Every rank is given all of them."""

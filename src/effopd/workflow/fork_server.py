@@ -25,9 +25,9 @@ from effopd.common.errors import describe_os_error
 from effopd.common.formatting import one_line
 from effopd.common.processes import LOST, die_with_parent
 
-MALLOC = {  # fewer page faults: keep freed memory instead of handing it back; halves a small model's step
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+MALLOC = {  # small tensors are kept when freed, which saves page faults; large ones go back, lest they leave holes
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**28),
 }
 JOBS = {  # what most jobs are, and what they name only where they use it
     "stages": (

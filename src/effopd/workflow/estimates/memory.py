@@ -5,6 +5,7 @@ from __future__ import annotations
 from effopd.specs.updates import HoldingSettings
 
 FLOAT32, BFLOAT16 = 4, 2
+LIBRARIES = 0.62e9  # resident bytes of a job on a CPU before any weights: Python, torch, transformers, DeepSpeed
 
 
 def width_of(dtype: str) -> int:
@@ -83,3 +84,34 @@ def beside_bytes(precision: str, parameters: float, students: int, teacher: floa
     Which these are: effopd.workflow.experiment.Outline.beside_update.
     """
     return students * width_of(precision) * parameters + teacher
+
+
+def resident_bytes(
+    *,
+    parameters: float,
+    hidden_size: int,
+    intermediate_size: int,
+    layers: int,
+    vocabulary: int,
+    positions: float,
+    at_once: float,
+    passes: int = 1,
+    trained: bool = True,
+    beside: float = 0,
+) -> float:
+    """Peak resident memory of a job on a CPU that trains a model in float32, or that only asks it (not `trained`).
+
+    `positions` are those of the largest pass, and at most `at_once` of its logits exist at a time; `beside` are bytes
+    of other weights: a teacher's, a reference's, the anchor's. Training holds weights and two moments, and either the
+    activations of a backward pass with a second gradient of the embedding, or all gradients with two temporary tensors
+    of AdamW's; from the second of several `passes` on, activations and gradients.
+    """
+    embedding = FLOAT32 * vocabulary * hidden_size
+    logits = FLOAT32 * min(positions * vocabulary, at_once)
+    if not trained:
+        return LIBRARIES + FLOAT32 * parameters + beside + 4 * logits
+    kept = FLOAT32 * positions * layers * (13 * hidden_size + 4 * intermediate_size)
+    gradients = FLOAT32 * parameters
+    backward, step = kept + embedding + 3 * logits, gradients + 2 * embedding
+    largest = max(backward, step) if passes == 1 else max(gradients + backward, step)
+    return LIBRARIES + 3 * FLOAT32 * parameters + beside + largest
