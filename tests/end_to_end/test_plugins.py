@@ -89,4 +89,4 @@ def test_a_change_in_the_package_reruns_exactly_what_depends_on_it(done, install
 
 def test_without_the_package_its_names_are_unknown(done):
     output = Workflow(done.folder, done.config).run("--dry-run", status=1)
-    assert "`task.name` is 'reversal'; it must be one of arithmetic, math, choice, code." in output
+    assert "`task.name` is 'reversal'; it must be one of arithmetic, math, choice, code, reasoning_gym." in output
