@@ -164,6 +164,19 @@ def test_buffers_of_old_versions_are_no_parameters(folders, tmp_path):
     shared_parameters([Checkpoint.open(folders / "llama"), Checkpoint.open(old)])
 
 
+@pytest.mark.parametrize("manifest", ["state.json", "decision.json", "prediction.json"])
+def test_what_a_run_keeps_is_a_checkpoint(folders, tmp_path, manifest):
+    weights = load_file(folders / "llama/model.safetensors")
+    save_file(weights, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match="is no folder with"):
+        Checkpoint.open(tmp_path)
+    (tmp_path / manifest).write_text("{}")
+    kept = Checkpoint.open(tmp_path)
+    shared = shared_parameters([Checkpoint.open(folders / "llama"), kept])
+    assert {parameter.name for parameter in shared} >= {name for name in weights if name.endswith("proj.weight")}
+    assert all(torch.equal(kept.read(parameter.name), weights[parameter.name]) for parameter in shared)
+
+
 def test_what_is_no_checkpoint_is_refused_with_a_remedy(folders, tmp_path):
     with pytest.raises(UserError, match="is no folder with model.safetensors or"):
         Checkpoint.open(tmp_path / "nothing")

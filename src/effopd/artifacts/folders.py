@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from effopd.artifacts.locks import LOCK, exclusive
+from effopd.artifacts.permissions import share
 from effopd.common.errors import UserError
 
 _SIGNS = (LOCK, "manifest.json", ".digests.json")  # one of which is in each folder that a model was written to
@@ -89,6 +90,7 @@ def filled(folder: Path, keep: Collection[str] | None = None) -> Iterator[Path]:
             if path.is_file() and not path.is_symlink():
                 with path.open("rb") as written:
                     os.fsync(written.fileno())
+                share(path)
             else:
                 remove(folder / path.name)  # which a folder cannot replace
             os.replace(path, folder / path.name)
@@ -118,6 +120,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(folder)
             raise
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                share(path)
         (folder / LOCK).unlink()
         _check_free(out, f"{out} has appeared meanwhile. What was computed is in {folder}.")
         folder.rename(out)

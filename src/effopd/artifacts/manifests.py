@@ -20,6 +20,7 @@ from typing import Any
 from effopd.artifacts.fingerprints import digest, file_sha256
 from effopd.artifacts.manifest_format import WHEN, check_manifest, check_record, check_seal, is_sealed, seal
 from effopd.artifacts.own_files import delete_own, is_own, numbered
+from effopd.artifacts.permissions import share
 from effopd.common.errors import ArtifactError, PrunedError
 from effopd.common.strict_json import read_json as read_json
 
@@ -45,17 +46,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        share(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@cache
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path: str | Path, text: str) -> None:

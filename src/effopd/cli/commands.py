@@ -422,8 +422,8 @@ for _verb, _text in {
     multiple=True,
     required=True,
     metavar="[STEP=]PATH",
-    help="A checkpoint after training; once or more. Its step is what is before `=`, or the number its name "
-    "ends with, or its place. The last step is the final checkpoint.",
+    help="A checkpoint after training, also a state of a run (`.../state/8`); once or more. Its step is what is before "
+    "`=`, or the number its name ends with, or its place. The last step is the final checkpoint.",
 )
 @_path("out", "The folder to write tables to. The same command goes on where it was killed.")
 @click.option(

@@ -21,6 +21,8 @@ from effopd.models.gguf_header import is_gguf
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+# Weights that a run keeps: of a state, of an accepted candidate, of a prediction (effopd.training.checkpoints).
+OWN, OWN_MANIFESTS = "weights.safetensors", ("state.json", "decision.json", "prediction.json")
 FLOATS = ("F64", "F32", "F16", "BF16")
 REMEDY = "Download or save the checkpoint again."
 
@@ -103,6 +105,8 @@ def _files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     """The files with the weights, and which tensors their index says each one holds."""
     if path.is_file() and path.suffix == ".safetensors":
         return [path], None
+    if (path / OWN).is_file() and any((path / name).is_file() for name in OWN_MANIFESTS):
+        return [path / OWN], None
     single, index = path / SINGLE, path / INDEX
     if os.path.lexists(path / ADAPTER):
         raise ArtifactError(

@@ -81,7 +81,7 @@ class Checkpoint:
 
     @staticmethod
     def open(path: Path, model: PreTrainedModel | None = None) -> Checkpoint:
-        """A Hugging Face folder of safetensors (one file, or shards with their index), or one safetensors file.
+        """A Hugging Face folder of safetensors (one file, or shards with their index), one file, or a state's folder.
 
         A folder has to hold all weights of the architecture `model` (default: of its config.json, if transformers knows
         it) and no others. Raises ArtifactError if it does not, is damaged, or is quantized.
