@@ -174,10 +174,11 @@ def effopd(workflow: Workflow, *arguments: str, status: int = 0) -> str:
 def kill_and_resume(workflow: Workflow, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train the last segment of a finished run (steps 3 and 4, seed 0) again: killed after one step, then to the end."""
     from effopd.distillation import step as distillation
+    from effopd.specs.read import read_spec
     from effopd.stages import segments
 
     out = workflow.path(f"runs/{run}/seed0/state/4/state.json")
-    spec = json.loads(out.read_text())["spec"]
+    spec = read_spec("train_segment", json.loads(out.read_text())["spec"])
     update, steps = distillation.update_policy, list[int]()
 
     def one_update_then_a_kill(trainer, rollouts, scores, training, step, pad_id, teacher_head):
