@@ -191,6 +191,7 @@ def test_a_right_answer_scores_one_and_a_wrong_one_less(task, name):
     check_dataset(task, name)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(DATASETS.keys() - NOT_MADE - set(SAMPLED)))
 def test_every_data_set_of_the_package(task, name):
