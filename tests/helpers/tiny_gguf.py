@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
+import pytest
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedModel
 
 from effopd.models.models import weights_of
 from tiny_models import CHAT_TEMPLATE, make_family
+
+pytest.importorskip("gguf")  # the environment of vLLM has none
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
 
 MERGES = ["h e"]
 TOKENS = ["<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *(pair.replace(" ", "") for pair in MERGES)]
