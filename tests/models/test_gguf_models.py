@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, quants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +14,7 @@ from effopd.common.errors import ArtifactError
 from effopd.models.gguf_models import write_dequantized
 from effopd.models.models import load_model, load_tokenizer, load_weights_into, save_model, weights_of
 from effopd.models.weight_files import Checkpoint
-from tiny_gguf import MERGES, TOKENS, gguf_tensors, tiny_llama, write_gguf
+from tiny_gguf import MERGES, TOKENS, GGMLQuantizationType, gguf_tensors, quants, tiny_llama, write_gguf
 from tiny_models import CHAT_TEMPLATE, byte_tokenizer
 
 CPU = torch.device("cpu")
